@@ -17,7 +17,8 @@ import (
 )
 
 // checkOwner refuses files that belong to another user or are writable by others: whoever can write
-// there decides which commands the server runs. name is the path below DATA.
+// there decides which commands the server runs. name is the path below DATA. The mode of a socket
+// does not matter: the folder around it is closed to others.
 func checkOwner(name string, info fs.FileInfo) error {
 	if owner, own := ownerUID(info), os.Geteuid(); owner != own {
 		return fmt.Errorf("%s belongs to %s and this process is %s; run it as that user, or change the owner with chown -R",
@@ -35,6 +36,7 @@ func checkOwner(name string, info fs.FileInfo) error {
 // ownerUID returns the user ID of a file's owner.
 func ownerUID(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
 
+// userName names a user for errors: "user alice (1000)", or "user 1000" for an ID without a name.
 func userName(uid int) string {
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
 		return fmt.Sprintf("user %s (%d)", u.Username, uid)
@@ -43,7 +45,8 @@ func userName(uid int) string {
 }
 
 // checkedDepth returns how many levels below a folder of DATA are checked. The output folder has a
-// file for each run; those are checked when they are opened.
+// file for each run; those are checked when they are opened. A check of a million of them would cost
+// seconds at each start, and their folder is closed to others.
 func checkedDepth(name string) int {
 	switch name {
 	case dbName, workerName:
@@ -66,6 +69,9 @@ func (f *Folder) checkOwners() error {
 	return f.checkOwnersBelow("", 0)
 }
 
+// checkOwnersBelow calls checkOwner for the content of the folder below, a path below DATA, and of
+// its subfolders down to levels. In DATA itself (below "") it checks only the parts of a data
+// folder, each to its own depth: a "lost+found" belongs to root.
 func (f *Folder) checkOwnersBelow(below string, levels int) error {
 	list, err := os.ReadDir(filepath.Join(f.path, below))
 	if err != nil {
@@ -118,7 +124,8 @@ func isKnownName(name string) bool {
 	return false
 }
 
-// missingPartError is the error for a missing part of a used folder.
+// missingPartError is the error for a missing part of a used folder. It says what was lost and what
+// to do, which differs: without db/ everything is gone, without the others the server can go on.
 func missingPartError(name string) error {
 	switch name {
 	case dbName:
@@ -131,7 +138,8 @@ func missingPartError(name string) error {
 }
 
 // checkComplete refuses a used folder with a missing part. A server that made the part again would
-// start with an empty store and give the IDs of acknowledged runs to new ones.
+// start with an empty store and give the IDs of acknowledged runs to new ones. Such a folder is
+// what a mount that failed, or a half finished copy, leaves. copied says that the folder is a copy.
 func (f *Folder) checkComplete(copied bool) error {
 	for _, name := range []string{dbName, outputName, workerName} {
 		info, err := os.Lstat(f.pathOf(name))
@@ -232,7 +240,9 @@ func checkNotNested(path string) error {
 }
 
 // looksLikeDataFolder recognizes a data folder by an identity file, or by its parts if both
-// identity files are lost.
+// identity files are lost. It reads only the first line: a damaged identity is one, too. "db",
+// "output" and "worker" alone are names that other folders have, so it takes all three and the
+// commit log in db/.
 func looksLikeDataFolder(dir string) bool {
 	for _, name := range []string{identityName, copyName} {
 		f, err := vfs.OpenNoFollow(filepath.Join(dir, name), os.O_RDONLY, 0)

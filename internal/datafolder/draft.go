@@ -10,8 +10,8 @@ import (
 )
 
 // Draft is a data folder that a restore or a salvage fills. No server opens it before Finish has
-// returned. A draft whose process was killed stays partial for good, because it is unknown how much of it
-// was written: delete the folder and restore again.
+// returned. A draft whose process was killed stays partial for good, because it is unknown how much
+// of it was written: delete the folder and restore again.
 type Draft struct {
 	*Folder
 }

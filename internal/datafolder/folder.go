@@ -28,6 +28,9 @@ const (
 )
 
 // Options control how a folder is opened.
+//
+// Without Resume and Pause the folder stays as it was: paused if it was paused. With both, Pause
+// counts.
 type Options struct {
 	Logger *slog.Logger // nil = discard
 	// Resume ends a pause. Pause, if not "", is the reason why the folder is paused from now on. A
@@ -52,14 +55,16 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Folder is an open, locked data folder. Its methods are safe for concurrent use.
+// Folder is an open, locked data folder. Its methods are safe for concurrent use. Only identity
+// changes after it was opened. The lock belongs to dir: Close releases it, and so does the end of
+// the process. Children lose it at their exec, because package os opens files with O_CLOEXEC.
 type Folder struct {
-	path          string // absolute, without symbolic links
-	dir           *os.File
+	path          string   // absolute, without symbolic links
+	dir           *os.File // DATA itself, which carries the lock
 	fs            vfs.FS
 	log           *slog.Logger
 	isCopy        bool
-	identityStale bool    // an identity file must be rewritten
+	identityStale bool    // an identity file must be rewritten; used while the folder is opened
 	problems      []error // by Inspect
 
 	mu sync.Mutex // guards identity
@@ -111,7 +116,10 @@ func Inspect(path string) (*Folder, error) {
 	return f, nil
 }
 
-// openLocked opens and locks the folder, whatever its content.
+// openLocked opens and locks the folder, whatever its content; how is unix.LOCK_EX or LOCK_SH. With
+// create it makes a missing folder, unless that would lie in another data folder. It resolves links
+// first, so that the path of two names for one folder is the same, in the arguments of workers for
+// one. It reads no file before it holds the lock.
 func openLocked(path string, how int, create bool, o *Options) (*Folder, error) {
 	o.setDefaults()
 	wrap := func(err error) error { return fmt.Errorf("data folder %s: %w", path, err) }
@@ -148,7 +156,16 @@ func (f *Folder) wrapError(err error) error { return fmt.Errorf("data folder %s:
 func (f *Folder) pathOf(name string) string { return filepath.Join(f.path, name) }
 
 // prepare checks the folder and adapts it to this server: it creates a new folder and adopts a
-// copy.
+// copy. An error about the content leaves the content unchanged: all checks come before the first
+// write (TestRefusedFolderIsNotChanged). The identity, which makes the changes count, is written
+// last.
+//
+//	identity           state     location   then
+//	missing            -         -          new folder: parts, identity
+//	there              partial   any        error: a restore was interrupted
+//	there              new, used another    copy: new ID, worker/ aside, paused
+//	there              used      the same   all parts must be there
+//	there              new       the same   db/ is emptied
 func (f *Folder) prepare(o *Options) error {
 	info, err := f.dir.Stat()
 	if err != nil {
@@ -245,7 +262,10 @@ func (f *Folder) resetUnused() error {
 	return nil
 }
 
-// adoptCopy turns a copy into a data folder of its own.
+// adoptCopy turns a copy into a data folder of its own, in next, which the caller writes. worker/
+// and slurm/ name processes and jobs of the original, so they are moved to aside/<ID>/, where the
+// user can still look at them. A crash after the move leaves the old identity: the next start takes
+// the folder for a copy again, and finds less to move.
 func (f *Folder) adoptCopy(next *identity) error {
 	if f.identity.state == stateUsed {
 		if err := f.checkComplete(true); err != nil {
@@ -341,6 +361,8 @@ func (f *Folder) MarkUsed() error {
 	return f.updateIdentity(func(i *identity) { i.state = stateUsed })
 }
 
+// updateIdentity changes the identity and stores it, if do changes anything. After an error the
+// former one is in force, in memory; on disk it may be either, and the next write settles it.
 func (f *Folder) updateIdentity(do func(*identity)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -354,5 +376,5 @@ func (f *Folder) updateIdentity(do func(*identity)) error {
 	return nil
 }
 
-// Close releases the lock.
+// Close releases the lock. The caller has closed everything in the folder by then.
 func (f *Folder) Close() error { return f.dir.Close() }

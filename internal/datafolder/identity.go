@@ -19,9 +19,9 @@ import (
 // read increments it.
 const Format = 3
 
-// ID identifies a data folder by 128 random bits. Workers, control groups and jobs of a cluster carry
-// it, so that a server touches only those of its own folder. Two folders must never share one: this is
-// why a copy gets a new ID before anything else happens in it.
+// ID identifies a data folder by 128 random bits. Workers, control groups and jobs of a cluster
+// carry it, so that a server touches only those of its own folder. Two folders must never share
+// one: this is why a copy gets a new ID before anything else happens in it.
 type ID [16]byte
 
 // String returns the ID in hexadecimal digits.
@@ -224,8 +224,9 @@ func (f *Folder) readFile(name string) ([]byte, error) {
 	return io.ReadAll(io.NewSectionReader(file, 0, maxIdentity+1))
 }
 
-// writeIdentity stores next in both files, one after the other: at each moment at least one of them is
-// whole. After an error f.identity is unchanged, and the next opening repairs the file that is behind.
+// writeIdentity stores next in both files, one after the other: at each moment at least one of them
+// is whole. After an error f.identity is unchanged, and the next opening repairs the file that is
+// behind.
 func (f *Folder) writeIdentity(next identity) error {
 	next.revision++
 	text := next.encode()

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// location identifies a folder to the kernel. A copy of the content does not copy these values, so they
-// tell the original from its copy, and paths do not matter.
+// location identifies a folder to the kernel. A copy of the content does not copy these values, so
+// they tell the original from its copy, and paths do not matter.
 type location struct {
 	inode     uint64
 	birthTime int64  // ns since the epoch; 0 = unknown to the file system
@@ -56,8 +56,8 @@ func locationOf(dir *os.File) (h location, err error) {
 // ErrInUse means that another process holds the lock of the folder.
 var ErrInUse = errors.New("in use by another server or command")
 
-// acquireLock locks a folder with unix.LOCK_EX or LOCK_SH. When the wait of vfs.WaitForLock is over it
-// returns ErrInUse, with the process if the kernel tells.
+// acquireLock locks a folder with unix.LOCK_EX or LOCK_SH. When the wait of vfs.WaitForLock is over
+// it returns ErrInUse, with the process if the kernel tells.
 func acquireLock(dir *os.File, how int) error {
 	err := vfs.WaitForLock(dir, how)
 	if !errors.Is(err, vfs.ErrLocked) {
