@@ -2,6 +2,16 @@
 // and exits with 1 if a package is below its floor.
 //
 //	go run ./internal/covercheck -floor 80 -of dag=95 cover.out
+//
+// `make cover` runs it on the profile of all tests but the end-to-end ones, whose server is a
+// process of its own. It prints a line per package:
+//
+//	97.2 %  github.com/caravan-dag/caravan/dag
+//	78.9 %  github.com/caravan-dag/caravan/http  below 80 %
+//
+// Packages outside of the binary (tests' helpers, benchmarks) and generated code do not count. `go
+// test -cover` prints the same figures, and `go tool cover -func` those of functions, but neither
+// has a floor.
 package main
 
 import (
@@ -18,6 +28,8 @@ import (
 	"strings"
 )
 
+// main asks the go command for the packages of the binary, and so must be started in the module's
+// root.
 func main() {
 	linked, err := exec.Command("go", "list", "-deps", "./cmd/caravan").Output()
 	if err == nil {
@@ -29,9 +41,10 @@ func main() {
 	}
 }
 
-// statementCount counts the statements of a package.
+// statementCount counts the statements of a package, and those that a test has executed.
 type statementCount struct{ all, covered int }
 
+// percent returns the covered share; a package without statements is covered.
 func (t statementCount) percent() float64 {
 	if t.all == 0 {
 		return 100
@@ -39,11 +52,13 @@ func (t statementCount) percent() float64 {
 	return 100 * float64(t.covered) / float64(t.all)
 }
 
-// run is the program; linked lists the import paths of the binary's packages.
+// run is the program; linked lists the import paths of the binary's packages, of other modules too.
+// It prints all packages before it returns an error about some. A floor of -of that fits no package
+// is an error as well: after a renaming it would silently be gone.
 func run(args, linked []string, out io.Writer) error {
 	flags := flag.NewFlagSet("covercheck", flag.ContinueOnError)
 	floor := flags.Float64("floor", 80, "least `percentage` of any package")
-	special := map[string]float64{}
+	special := map[string]float64{} // floors by the end of an import path
 	flags.Func("of", "`package=percentage`: another floor for one package", func(s string) error {
 		name, value, ok := strings.Cut(s, "=")
 		p, err := strconv.ParseFloat(value, 64)
@@ -104,7 +119,11 @@ func run(args, linked []string, out io.Writer) error {
 }
 
 // parseProfile counts the statements of a profile by package. A block that occurs several times
-// counts once, as covered if any occurrence is.
+// counts once, as covered if any occurrence is: with -coverpkg each package of tests has its own
+// line for it. After the line with the mode, a line is a block, its number of statements, and how
+// often it was executed (golang.org/x/tools/cover):
+//
+//	github.com/caravan-dag/caravan/dag/run.go:41.33,43.2 1 17
 func parseProfile(profile string) (map[string]statementCount, error) {
 	type block struct {
 		statements int
@@ -135,6 +154,7 @@ func parseProfile(profile string) (map[string]statementCount, error) {
 		if strings.HasSuffix(file, ".pb.go") {
 			continue // generated
 		}
+		// The part before the colon is the import path and the file, with slashes on every system.
 		t := tallies[path.Dir(file)]
 		t.all += b.statements
 		if b.covered {

@@ -14,10 +14,10 @@ func Append(dst, b []byte) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
 }
 
-// Cut is the inverse of Append: it returns the byte string at the start of b and what follows it. ok is
-// false if b is too short for the length that it claims, or for a length at all; then the other
-// results are nil. head shares the memory of b, and its capacity ends with it, so that an append to
-// head does not overwrite rest. An empty string is an empty slice, not nil.
+// Cut is the inverse of Append: it returns the byte string at the start of b and what follows it.
+// ok is false if b is too short for the length that it claims, or for a length at all; then the
+// other results are nil. head shares the memory of b, and its capacity ends with it, so that an
+// append to head does not overwrite rest. An empty string is an empty slice, not nil.
 //
 // The length comes from a disk or a network. It is compared as an unsigned number, before it becomes
 // an int: a length above the largest int would be negative and pass the other comparison.

@@ -4,6 +4,10 @@
 // not become dependencies of Caravan.
 //
 // Usage, in a //go:generate line: go -C PATH/TO/protogen run . FOLDER FILE.proto
+//
+// FOLDER is relative to this folder, because of -C. The code is written next to the .proto file,
+// and checked in, so that a build can do without this program. `make generated` fails when it
+// differs.
 package main
 
 import (
@@ -21,9 +25,13 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
-// generator is a tool of this module that speaks protoc's protocol for plugins.
+// generator is a tool of this module that speaks protoc's protocol for plugins: a
+// CodeGeneratorRequest on its standard input, a CodeGeneratorResponse on its standard output. The
+// go.mod of this folder lists the tools.
 type generator struct{ tool, options string }
 
+// generators run one after the other; each writes files of its own. vtprotobuf makes the encoding
+// that frames use, without reflection, with pools for the two messages that are sent most.
 var generators = []generator{
 	{"google.golang.org/protobuf/cmd/protoc-gen-go", "paths=source_relative"},
 	{"google.golang.org/grpc/cmd/protoc-gen-go-grpc", "paths=source_relative"},
@@ -43,7 +51,8 @@ func main() {
 	}
 }
 
-// run writes what the generators make of the file into its folder.
+// run writes what the generators make of the file into its folder. Imports of the file are looked
+// up there, too.
 func run(folder, name string) error {
 	compiler := protocompile.Compiler{
 		Resolver:       &protocompile.SourceResolver{ImportPaths: []string{folder}},
@@ -65,7 +74,9 @@ func run(folder, name string) error {
 	return nil
 }
 
-// run gives the request to the generator and writes the files of its answer.
+// run gives the request to the generator and writes the files of its answer. The generator's own
+// messages go to standard error. It changes the parameter of the request, and leaves the rest for
+// the next generator.
 func (g generator) run(request *pluginpb.CodeGeneratorRequest, folder string) error {
 	request.Parameter = proto.String(g.options)
 	input, err := proto.Marshal(request)

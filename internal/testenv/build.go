@@ -9,7 +9,8 @@ import (
 )
 
 // Build builds the binary into dir and returns its path. With race it has the race detector, which
-// needs a C compiler. The module is the one of the working directory.
+// needs a C compiler. The module is the one of the working directory. A package of tests builds
+// once, in TestMain: it takes seconds, with a warm cache of the toolchain.
 func Build(dir string, race bool) (string, error) { return BuildAs(dir, race, "") }
 
 // BuildAs is Build for a binary with another version number ("" = its own) and build tags. The tag
@@ -20,6 +21,7 @@ func BuildAs(dir string, race bool, version string, tags ...string) (string, err
 		return "", err
 	}
 	bin := filepath.Join(dir, "caravan")
+	// As `make build` has it, apart from the version, so that the tests run what is released.
 	args, cgo := []string{"build", "-trimpath", "-o", bin}, "CGO_ENABLED=0"
 	if race {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
@@ -33,13 +35,15 @@ func BuildAs(dir string, race bool, version string, tags ...string) (string, err
 	cmd := exec.Command("go", append(args, "./cmd/caravan")...)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), cgo)
+	// The compiler's messages are the cause; "exit status 1" alone is not.
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the binary: %w\n%s", err, out)
 	}
 	return bin, nil
 }
 
-// ModuleRoot returns the folder of the module that contains the working directory.
+// ModuleRoot returns the folder of the module that contains the working directory, which is that of
+// the package in a test. The go command says "/dev/null" outside of a module.
 func ModuleRoot() (string, error) {
 	out, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {

@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// The functions of this file look at a process from outside, in /proc (proc(5)) and at /metrics.
+// They need no help of the process, and so work for a binary of any version, and for a worker.
+
 // FDs counts the open descriptors of the server.
 func (s *Server) FDs() (int, error) {
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.PID()))
@@ -75,20 +78,23 @@ func (s *Server) Written() (int64, error) {
 	return sum, nil
 }
 
-// clockTick is the unit of CPU times in /proc, fixed by the kernel's interface.
+// clockTick is the unit of CPU times in /proc, fixed by the kernel's interface: USER_HZ is 100 on
+// every architecture that Go supports. So CPU is right to 10 ms, and a test measures seconds.
 const clockTick = 10 * time.Millisecond
 
 // CPU returns the CPU time of the server itself, and of its children that have exited, user and
 // system together.
 func (s *Server) CPU() (own, children time.Duration, err error) { return CPU(s.PID()) }
 
-// CPU is Server.CPU for any process.
+// CPU is Server.CPU for any process that runs, or whose parent has not waited for it yet.
 func CPU(pid int) (own, children time.Duration, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, 0, fmt.Errorf("read CPU time: %w", err)
 	}
-	// The name of the command is in parentheses and may contain anything.
+	// The name of the command is in parentheses and may contain anything, so the fields are counted
+	// from the last parenthesis: utime is number 14 of the line, and the third field of the line is
+	// f[0].
 	f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 	if len(f) < 15 {
 		return 0, 0, fmt.Errorf("read CPU time: %q is too short", text)
@@ -134,7 +140,8 @@ func ContextSwitches(pid int) (n int64, err error) {
 }
 
 // Quantile estimates a quantile (0 to 1) of a histogram without labels, by its full name, linearly
-// within a bucket.
+// within a bucket, as histogram_quantile of Prometheus does. For a value beyond the last bound it
+// returns that bound. An empty histogram is an error.
 func (s *Server) Quantile(name string, q float64) (float64, error) {
 	type bucket struct{ le, n float64 }
 	var buckets []bucket
@@ -168,7 +175,9 @@ func (s *Server) Quantile(name string, q float64) (float64, error) {
 	return below.le, nil // or more
 }
 
-// eachMetricLine yields the lines of /metrics.
+// eachMetricLine yields the lines of /metrics, in the text format of Prometheus, until yield
+// returns an error. The connection is closed after that, so that it does not count among those of
+// the server.
 func (s *Server) eachMetricLine(yield func(string) error) error {
 	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(s.URL + "/metrics")
@@ -188,11 +197,14 @@ func (s *Server) eachMetricLine(yield func(string) error) error {
 	return nil
 }
 
-// Metric returns the sum of all series of a metric, by its full name.
+// Metric returns the sum of all series of a metric, by its full name: name{state="RUNNING"} and
+// name{state= "QUEUED"} together, or the one without labels. A metric that is missing is an error,
+// not 0.
 func (s *Server) Metric(name string) (float64, error) {
 	sum, found := 0.0, false
 	err := s.eachMetricLine(func(line string) error {
 		rest, ok := strings.CutPrefix(line, name)
+		// Another metric may have a longer name with the same begin.
 		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
 			return nil
 		}

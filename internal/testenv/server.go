@@ -19,16 +19,18 @@ import (
 type Config struct {
 	Binary string
 	Data   string        // its data folder; required
-	Listen string        // address; default 127.0.0.1:0
+	Listen string        // address; default 127.0.0.1:0, a free port
 	Dir    string        // its working directory; default: this process's
 	Args   []string      // further arguments of `caravan serve`
 	Env    []string      // added to the environment of this process
 	Ready  time.Duration // deadline for the first answer of /ready; default 30 s
 }
 
-// Server is a server process, running or exited.
+// Server is a server process, running or exited. Its methods are safe for concurrent use, except
+// AwaitReady, which sets URL. A process that has exited stays a Server, with its log and exit code;
+// Again makes a new one.
 type Server struct {
-	URL string // http://127.0.0.1:port
+	URL string // http://127.0.0.1:port; "" until AwaitReady has found it
 	cfg Config
 	cmd *exec.Cmd
 	log *logBuffer
@@ -37,7 +39,8 @@ type Server struct {
 	err   error         // result of Wait; read it after ended
 }
 
-// addressPattern matches the address in the first lines of a server's log.
+// addressPattern matches the address in the first lines of a server's log, in both formats of the
+// log. Port 0 does not match: the port is the one that the kernel has assigned.
 var addressPattern = regexp.MustCompile(`(?:127\.0\.0\.1|localhost|\[::1\]):[1-9][0-9]*`)
 
 // Start starts a server and returns when /ready answers 200.
@@ -54,7 +57,8 @@ func Start(cfg Config) (*Server, error) {
 }
 
 // Launch starts a server and returns at once, before it serves. Use it with AwaitReady to test the
-// start itself, or a start that must fail. The caller ends the server; it ends with this process, too.
+// start itself, or a start that must fail. The caller ends the server, by Stop or Kill; it ends
+// with this process, too. Its worker does not: call EndWorkers.
 func Launch(cfg Config) (*Server, error) {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
@@ -91,8 +95,8 @@ func Launch(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// runProcess starts the process and waits for it on one thread, because the kernel sends the parent-death
-// signal when the thread that started the child exits.
+// runProcess starts the process and waits for it on one thread, because the kernel sends the
+// parent-death signal when the thread that started the child exits.
 func (s *Server) runProcess(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -107,10 +111,12 @@ func (s *Server) runProcess(started chan<- error) {
 }
 
 // AwaitReady waits for the address in the log and for /ready. A server that exits before that is an
-// error with its log.
+// error with its log, and so is one that is not ready within Config.Ready. It is called once,
+// before the methods that need URL.
 func (s *Server) AwaitReady() error {
 	deadline := time.NewTimer(s.cfg.Ready)
 	defer deadline.Stop()
+	// Short, because tests start servers hundreds of times, and benchmarks measure the start.
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	client := &http.Client{Timeout: s.cfg.Ready, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -198,7 +204,7 @@ func (s *Server) ExitCode() int {
 	return s.cmd.ProcessState.ExitCode()
 }
 
-// logBuffer collects the output of a process.
+// logBuffer collects the output of a process, all of it: a test that fails prints the whole log.
 type logBuffer struct {
 	mu   sync.Mutex
 	text []byte
@@ -223,8 +229,8 @@ func (l *logBuffer) readFrom(r *os.File) {
 	}
 }
 
-// waitForEnd waits a second at most for the rest of the output of a process that has exited. A process
-// that it started may keep the pipe open.
+// waitForEnd waits a second at most for the rest of the output of a process that has exited. A
+// process that it started may keep the pipe open.
 func (l *logBuffer) waitForEnd() {
 	timer := time.NewTimer(time.Second)
 	defer timer.Stop()

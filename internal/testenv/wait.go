@@ -2,14 +2,17 @@ package testenv
 
 import "time"
 
-// Patience is the deadline for what happens at once if it happens at all. It bounds how long a failing
-// test hangs, and is far above what a busy machine needs, so that a passing test never meets it.
+// Patience is the deadline for what happens at once if it happens at all. It bounds how long a
+// failing test hangs, and is far above what a busy machine needs, so that a passing test never
+// meets it.
 const Patience = 10 * time.Second
 
-// pollInterval is the time between two looks at a state that has no signal.
+// pollInterval is the time between two looks at a state that has no signal. It is short, since most
+// states are reached within milliseconds, and a look costs little.
 const pollInterval = 2 * time.Millisecond
 
-// TB is the part of testing.TB that the functions of this package need.
+// TB is the part of testing.TB that the functions of this package need. Their own tests pass one
+// that records the failure. Fatalf must not return, as that of testing.T does not.
 type TB interface {
 	Helper()
 	Fatalf(format string, args ...any)
@@ -45,7 +48,8 @@ func EventuallyWithin(t TB, limit time.Duration, what string, condition func() b
 	}
 }
 
-// Poll reports whether a condition holds within limit.
+// Poll reports whether a condition holds within limit. It looks at once, and once more at the end,
+// so that a machine which was asleep for the whole limit does not decide.
 func Poll(limit time.Duration, condition func() bool) bool {
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()

@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// Workers lists the running worker processes of a data folder. It leaves out children of a worker
-// between fork and exec, which look like workers.
+// Workers lists the running worker processes of a data folder, by their arguments: worker --data
+// DATA. data may be relative, and must not lead through links, because a server resolves them. It
+// leaves out children of a worker between fork and exec, which look like workers.
 func Workers(data string) (pids []int) {
 	if abs, err := filepath.Abs(data); err == nil {
 		data = abs
