@@ -21,10 +21,10 @@ import (
 )
 
 // writeBackup writes all rows and all output as of one moment. It holds back the deletion of
-// output, so that every file that a row refers to still exists when it is copied. The store goes on: the
-// rows are those of its newest commit when writeBackup begins, and the files may have more at their end
-// than those rows refer to, which a restore keeps and no read ever shows. GET /v1/backup and `caravan backup --data` both
-// use it.
+// output, so that every file that a row refers to still exists when it is copied. The store goes
+// on: the rows are those of its newest commit when writeBackup begins, and the files may have more
+// at their end than those rows refer to, which a restore keeps and no read ever shows. GET
+// /v1/backup and `caravan backup --data` both use it.
 //
 // Tables are verified after the rows are written and before the trailer is. The order matters: Badger
 // takes a damaged block for the end of its rows, so a backup may lack rows without an error; then the
@@ -61,9 +61,10 @@ func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *
 	return sum, errors.Join(err, buffered.Flush())
 }
 
-// backupCommand writes a backup of a running server (over REST, with the scope control) or of the folder of
-// a stopped one. With "-" standard output has the backup alone; the summary is on standard error in both
-// cases. A failure has the exit code 1 (or 7, 9 of the server's answer) and leaves FILE as it was.
+// backupCommand writes a backup of a running server (over REST, with the scope control) or of the
+// folder of a stopped one. With "-" standard output has the backup alone; the summary is on
+// standard error in both cases. A failure has the exit code 1 (or 7, 9 of the server's answer) and
+// leaves FILE as it was.
 func (m *Main) backupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backup FILE",
@@ -118,8 +119,8 @@ func checkOutsideDataFolders(path string) error {
 }
 
 // checkBackupTarget refuses paths that a backup must not replace: devices, pipes and anything in a
-// data folder. The final rename would put a regular file in the place of /dev/null or of a pipe. It runs
-// before the server is asked, so that a mistake does not cost the time of a backup.
+// data folder. The final rename would put a regular file in the place of /dev/null or of a pipe. It
+// runs before the server is asked, so that a mistake does not cost the time of a backup.
 func checkBackupTarget(path string) error {
 	if path == "-" {
 		return nil
@@ -136,9 +137,9 @@ func checkBackupTarget(path string) error {
 	return checkOutsideDataFolders(path)
 }
 
-// backupStoppedFolder writes a backup of the data folder of a stopped server. It opens the folder and its
-// store as a server does, so a running one is an error, and so the last commits are applied to the
-// tables. Inspect comes first, because Open would create a missing folder and adopt a copy.
+// backupStoppedFolder writes a backup of the data folder of a stopped server. It opens the folder
+// and its store as a server does, so a running one is an error, and so the last commits are applied
+// to the tables. Inspect comes first, because Open would create a missing folder and adopt a copy.
 func backupStoppedFolder(ctx context.Context, data string, w io.Writer) (err error) {
 	look, err := datafolder.Inspect(data)
 	if err != nil {
@@ -168,9 +169,9 @@ func backupStoppedFolder(ctx context.Context, data string, w io.Writer) (err err
 }
 
 // saveBackup calls write and puts its output in place as the file path, once it is verified and
-// synced. For "-" it goes to standard output, where a reader learns of a failure by the exit code and by
-// the missing trailer. The temporary file lies in the folder of path, because rename(2) does not cross
-// file systems; it has the mode 0600, since a backup holds what tasks have printed.
+// synced. For "-" it goes to standard output, where a reader learns of a failure by the exit code
+// and by the missing trailer. The temporary file lies in the folder of path, because rename(2) does
+// not cross file systems; it has the mode 0600, since a backup holds what tasks have printed.
 func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 	if path == "-" {
 		sum, err := verifyWhileWriting(m.Stdout, write)
@@ -236,8 +237,8 @@ func verifyWhileWriting(w io.Writer, write func(io.Writer) error) (sum backup.Su
 	return sum, err
 }
 
-// restoreCommand prints a summary on standard error. A backup that is truncated or damaged has the exit
-// code 1, and DATA stays empty or missing.
+// restoreCommand prints a summary on standard error. A backup that is truncated or damaged has the
+// exit code 1, and DATA stays empty or missing.
 func (m *Main) restoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore FILE DATA",
@@ -258,8 +259,8 @@ func (m *Main) restoreCommand() *cobra.Command {
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !only {
-			// This comes before the backup is read. datafolder.CreateDraft refuses DATA itself when it is
-			// a data folder.
+			// This comes before the backup is read. datafolder.CreateDraft refuses DATA itself when
+			// it is a data folder.
 			if err := checkOutsideDataFolders(args[1]); err != nil && !datafolder.IsDataFolder(args[1]) {
 				return err
 			}
@@ -292,10 +293,10 @@ func (m *Main) restoreCommand() *cobra.Command {
 }
 
 // withRestoreChecks wraps a sink with the checks that make a backup restorable: the format and the
-// ID of the data folder, the form of each row, and one file at most for each run. Package backup proves
-// that the stream is what a writer wrote; these checks prove that this program understands it. They hold
-// for a new backup, too: better an error at once than one years later. It keeps 8 bytes for each run
-// with a file.
+// ID of the data folder, the form of each row, and one file at most for each run. Package backup
+// proves that the stream is what a writer wrote; these checks prove that this program understands
+// it. They hold for a new backup, too: better an error at once than one years later. It keeps 8
+// bytes for each run with a file.
 func withRestoreChecks(to backup.Sink) backup.Sink {
 	row, files := 0, map[uint64]bool{}
 	return backup.Sink{
@@ -331,8 +332,8 @@ func withRestoreChecks(to backup.Sink) backup.Sink {
 	}
 }
 
-// contextReader is a reader that fails once its context ends, with the cause of that end. A read that has
-// begun is not interrupted.
+// contextReader is a reader that fails once its context ends, with the cause of that end. A read
+// that has begun is not interrupted.
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader
@@ -346,11 +347,11 @@ func (u *contextReader) Read(p []byte) (int, error) {
 }
 
 // restore creates the data folder data from the backup that in yields; name is what errors call the
-// backup. One goroutine reads the backup and writes output files; another one, in persistence.Restore,
-// writes rows. Rows pass between the two through a channel, so that reading, unpacking and the sync of
-// a commit overlap. The folder is valid only when Draft.Finish has returned, which happens last: after
-// the trailer of the backup is verified and both writers have ended without an error. Any failure
-// before that leaves data empty.
+// backup. One goroutine reads the backup and writes output files; another one, in
+// persistence.Restore, writes rows. Rows pass between the two through a channel, so that reading,
+// unpacking and the sync of a commit overlap. The folder is valid only when Draft.Finish has
+// returned, which happens last: after the trailer of the backup is verified and both writers have
+// ended without an error. Any failure before that leaves data empty.
 //
 // openOutputs is outputs.Open, except in tests.
 func restore(in io.Reader, name, data string, resume bool, openOutputs func(dir string) (*outputs.Store, error)) (sum backup.Summary, err error) {
@@ -366,8 +367,8 @@ func restore(in io.Reader, name, data string, resume bool, openOutputs func(dir 
 		}
 	}()
 	var out *outputs.Store
-	// Both ends of rows are in this function. The goroutine takes all rows, also after an error of the
-	// store, so that the reader of the backup never blocks; stored then has that error.
+	// Both ends of rows are in this function. The goroutine takes all rows, also after an error of
+	// the store, so that the reader of the backup never blocks; stored then has that error.
 	rows := make(chan [2][]byte, 1024) // key and value
 	stored := make(chan error, 1)
 	begin := func(h backup.Header) (err error) {

@@ -24,13 +24,13 @@ import (
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 )
 
-// check and salvage read a data folder without a server, and never write to it. They look at more than a
-// server's start does: every row and every block of output, where a start proves only that the files of
-// the store are whole. Both hold the shared lock of the folder (datafolder.Inspect), so no server can have
-// it open.
+// check and salvage read a data folder without a server, and never write to it. They look at more
+// than a server's start does: every row and every block of output, where a start proves only that
+// the files of the store are whole. Both hold the shared lock of the folder (datafolder.Inspect),
+// so no server can have it open.
 
-// finding is one defect in a data folder. File, Offset and Run are set where they are known. Text is a
-// whole sentence, which names them, too.
+// finding is one defect in a data folder. File, Offset and Run are set where they are known. Text
+// is a whole sentence, which names them, too.
 type finding struct {
 	Text   string  `json:"text"`
 	File   string  `json:"file,omitempty"`
@@ -51,9 +51,9 @@ type checkReport struct {
 	Findings []finding `json:"findings"`    // in the order in which they were found
 }
 
-// addFinding adds a defect, of one run or (nil) of the folder. The place comes from the first error in the
-// chain of err that knows one: each package below has a type of its own for damage. An offset below 0
-// means that the file as a whole is damaged.
+// addFinding adds a defect, of one run or (nil) of the folder. The place comes from the first error
+// in the chain of err that knows one: each package below has a type of its own for damage. An
+// offset below 0 means that the file as a whole is damaged.
 func (c *checkReport) addFinding(err error, run *uint64) {
 	f := finding{Text: err.Error(), Run: run}
 	var table *badgerguard.Damage
@@ -84,8 +84,9 @@ func (c *checkReport) addFinding(err error, run *uint64) {
 
 // inspectFolder opens a data folder read-only, damaged or not, and calls fn with it and the
 // readable part of its store. It is an error if a server has the folder open. Temporary files go
-// into scratch ("" = the system's folder for them), which must lie outside all data folders: they hold
-// the content of the commit log and of damaged tables. Both arguments of fn are closed when it returns.
+// into scratch ("" = the system's folder for them), which must lie outside all data folders: they
+// hold the content of the commit log and of damaged tables. Both arguments of fn are closed when it
+// returns.
 func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolder.Folder, *persistence.Offline) error) (err error) {
 	data, err := datafolder.Inspect(path)
 	if err != nil {
@@ -103,12 +104,12 @@ func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolde
 	return fn(data, store)
 }
 
-// checkFolder verifies a data folder and lists its defects. It calls whole for each intact run, with the
-// run's state, by ascending IDs; an error of whole ends the check. The report is nil after an error, which
-// means that the folder could not be read, and not that it is damaged.
+// checkFolder verifies a data folder and lists its defects. It calls whole for each intact run,
+// with the run's state, by ascending IDs; an error of whole ends the check. The report is nil after
+// an error, which means that the folder could not be read, and not that it is damaged.
 //
-// A run is damaged by a defect in any of its rows or in its output. Other defects, such as a damaged file
-// of a worker, count for the folder and leave its runs intact.
+// A run is damaged by a defect in any of its rows or in its output. Other defects, such as a
+// damaged file of a worker, count for the folder and leave its runs intact.
 func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistence.Offline, whole func(messages.RunID, dag.RunState) error) (*checkReport, error) {
 	c := &checkReport{Data: data.Path(), Bytes: store.TableBytes(), Damaged: []uint64{}, Findings: []finding{}}
 	for _, err := range slices.Concat(data.Problems(), store.DamagedFiles, workers.CheckFolder(data.Worker())) {
@@ -144,13 +145,14 @@ func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistenc
 	return c, nil
 }
 
-// checkRun verifies one run and its output, after ScanRows has verified each of its rows. complete says
-// that the summary was among them. It stops at the first kind of defect, since a damaged journal leaves
-// the later checks without what they compare. Its error is one of reading or of whole, not of damage.
+// checkRun verifies one run and its output, after ScanRows has verified each of its rows. complete
+// says that the summary was among them. It stops at the first kind of defect, since a damaged
+// journal leaves the later checks without what they compare. Its error is one of reading or of
+// whole, not of damage.
 //
-// It replays the run as a start of the server would, and so reads what no checksum can prove: that the
-// records fit together. replay.CheckRun yields the attempts on the way, and their output is verified
-// after that.
+// It replays the run as a start of the server would, and so reads what no checksum can prove: that
+// the records fit together. replay.CheckRun yields the attempts on the way, and their output is
+// verified after that.
 func (c *checkReport) checkRun(data *datafolder.Folder, store *persistence.Offline, id messages.RunID, complete bool,
 	bad map[messages.RunID]bool, blame func(messages.RunID, error), whole func(messages.RunID, dag.RunState) error) error {
 	switch {
@@ -185,9 +187,9 @@ func (c *checkReport) checkRun(data *datafolder.Folder, store *persistence.Offli
 	return whole(id, state)
 }
 
-// checkCommand prints the findings on standard output, because they are its result, and with damage one
-// more line, on standard error, with the exit code 1. A folder that cannot be read has the same code, and
-// standard output then stays empty.
+// checkCommand prints the findings on standard output, because they are its result, and with damage
+// one more line, on standard error, with the exit code 1. A folder that cannot be read has the same
+// code, and standard output then stays empty.
 func (m *Main) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check DATA",
@@ -221,8 +223,8 @@ func (m *Main) checkCommand() *cobra.Command {
 	return cmd
 }
 
-// printReport prints a report for people or as JSON. A finding takes one line; its text comes from the
-// packages that found it, with paths quoted where they need it.
+// printReport prints a report for people or as JSON. A finding takes one line; its text comes from
+// the packages that found it, with paths quoted where they need it.
 func (m *Main) printReport(c *checkReport) error {
 	if m.jsonOutput {
 		return m.printJSON(c)
@@ -235,9 +237,9 @@ func (m *Main) printReport(c *checkReport) error {
 }
 
 // salvageMargin is how many run IDs are skipped when the highest used ID is unknown. A server
-// writes its highest ID down every minute, and takes fewer runs than this in a minute: 10 million in a
-// minute would be 167,000 in a second. An ID that is used twice would make a client, or a repeated
-// submission, take one run for another.
+// writes its highest ID down every minute, and takes fewer runs than this in a minute: 10 million
+// in a minute would be 167,000 in a second. An ID that is used twice would make a client, or a
+// repeated submission, take one run for another.
 const salvageMargin = 10_000_000
 
 // salvageReport is the result of `caravan salvage`, in the form that -o json prints: the members of
@@ -252,8 +254,8 @@ type salvageReport struct {
 	KeptKeys int `json:"keptKeys"`
 }
 
-// salvageCommand exits with 0 when the new folder is valid, also when runs were left out: the report says
-// which. After any error the new folder is empty.
+// salvageCommand exits with 0 when the new folder is valid, also when runs were left out: the
+// report says which. After any error the new folder is empty.
 func (m *Main) salvageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "salvage DATA INTO",
@@ -294,9 +296,9 @@ func salvage(ctx context.Context, from, into, scratch string) (s *salvageReport,
 	return s, err
 }
 
-// checkOutsideFolder refuses a path inside the data folder data, which has no links in it; those of path
-// are resolved. data itself counts as inside. Unlike checkOutsideDataFolders it recognizes a folder
-// whatever its content: a damaged one may no longer look like a data folder.
+// checkOutsideFolder refuses a path inside the data folder data, which has no links in it; those of
+// path are resolved. data itself counts as inside. Unlike checkOutsideDataFolders it recognizes a
+// folder whatever its content: a damaged one may no longer look like a data folder.
 func checkOutsideFolder(data, path string) error {
 	real, err := resolveLinks(path)
 	if err != nil {
@@ -308,8 +310,9 @@ func checkOutsideFolder(data, path string) error {
 	return nil
 }
 
-// resolveLinks returns an absolute path without links. The last elements of path may be missing, and are
-// kept as they are: filepath.EvalSymlinks alone would fail for a folder that a command is to create.
+// resolveLinks returns an absolute path without links. The last elements of path may be missing,
+// and are kept as they are: filepath.EvalSymlinks alone would fail for a folder that a command is
+// to create.
 func resolveLinks(path string) (real string, err error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return "", err
@@ -325,8 +328,8 @@ func resolveLinks(path string) (real string, err error) {
 	return real, err
 }
 
-// salvageInto creates the folder into and fills it from old. A failure leaves into empty. The store is
-// closed, and so durable, before the draft is finished; until then no server opens the folder.
+// salvageInto creates the folder into and fills it from old. A failure leaves into empty. The store
+// is closed, and so durable, before the draft is finished; until then no server opens the folder.
 func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, into string) (s *salvageReport, err error) {
 	if err := checkOutsideFolder(data.Path(), into); err != nil {
 		return nil, err
@@ -354,8 +357,8 @@ func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.
 	return s, draft.Close()
 }
 
-// copyWholeRuns copies all intact runs and the keys of deleted runs, in one pass with the check: a run is
-// copied when it has just proved whole. Output is copied before the rows that refer to it.
+// copyWholeRuns copies all intact runs and the keys of deleted runs, in one pass with the check: a
+// run is copied when it has just proved whole. Output is copied before the rows that refer to it.
 func copyWholeRuns(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, draft *datafolder.Draft, store *persistence.Badger) (*salvageReport, error) {
 	s := &salvageReport{Into: draft.Path(), LeftOut: []uint64{}}
 	c, err := checkFolder(ctx, data, old, func(id messages.RunID, state dag.RunState) error {

@@ -64,9 +64,9 @@ const envConfig = "CARAVAN_CONFIG"
 // --config and may lack the flags of some options, as those of `caravan run` do: such an option comes
 // from the other sources. lookup is os.LookupEnv, or a table in tests.
 //
-// Each layer is a koanf.Provider of texts. koanf merges them, and remembers neither who set a value nor
-// where, so the merge function notes the origin of each value beside it. That is why a mistake in a
-// value names the line of the file, or the variable, that the value really came from.
+// Each layer is a koanf.Provider of texts. koanf merges them, and remembers neither who set a value
+// nor where, so the merge function notes the origin of each value beside it. That is why a mistake
+// in a value names the line of the file, or the variable, that the value really came from.
 func resolveConfig(flags *pflag.FlagSet, lookup func(string) (string, bool), all []option) (Config, error) {
 	path := flags.Lookup("config").Value.String()
 	if v, ok := lookup(envConfig); ok && path == "" {
@@ -132,15 +132,16 @@ func asText(name, value string) (string, any) { return name, value }
 
 // configFile is a configuration file as a koanf.Provider: one YAML mapping of option names to
 // values. Read reports every mistake with its line and column. The parsers of koanf would give Go
-// values instead: without positions, and with "1e3" or "0644" already taken for a number. Here a scalar stays the text that the user wrote.
+// values instead: without positions, and with "1e3" or "0644" already taken for a number. Here a
+// scalar stays the text that the user wrote.
 type configFile struct {
 	path      string            // "" = no file
 	options   []option          // the keys that may occur
 	positions map[string]string // by option: where its value begins, as "line 2, column 12"; filled by parse
 }
 
-// Read implements koanf.Provider. Its values are strings, as flags would have them. The file is a regular
-// one of at most vfs.MaxUserFileBytes: a FIFO would make the start wait for its writer.
+// Read implements koanf.Provider. Its values are strings, as flags would have them. The file is a
+// regular one of at most vfs.MaxUserFileBytes: a FIFO would make the start wait for its writer.
 func (f *configFile) Read() (map[string]any, error) {
 	if f.path == "" {
 		return nil, nil
@@ -166,9 +167,9 @@ func (f *configFile) origin(name string) string {
 	return fmt.Sprintf("configuration %s: %s: %s", f.path, f.positions[name], name)
 }
 
-// parse returns the entries of a configuration file, by option. An empty file, or one of comments alone,
-// has no entries and gives nil. Mistakes in several entries are one error, in the order of the file;
-// after an error the entries are nil. FuzzConfigFile holds it to that.
+// parse returns the entries of a configuration file, by option. An empty file, or one of comments
+// alone, has no entries and gives nil. Mistakes in several entries are one error, in the order of
+// the file; after an error the entries are nil. FuzzConfigFile holds it to that.
 func (f *configFile) parse(text []byte) (map[string]any, error) {
 	f.positions = map[string]string{}
 	file, err := parser.ParseBytes(text, 0)
@@ -243,8 +244,8 @@ func (f *configFile) parseEntry(key, value ast.Node, values map[string]any) erro
 	return nil
 }
 
-// scalarText returns the text of a scalar as written in the file: 1e3 stays "1e3". It returns false for
-// null, collections and aliases. An anchor or a tag before the scalar is ignored.
+// scalarText returns the text of a scalar as written in the file: 1e3 stays "1e3". It returns false
+// for null, collections and aliases. An anchor or a tag before the scalar is ignored.
 func scalarText(node ast.Node) (string, bool) {
 	switch n := node.(type) {
 	case *ast.StringNode:

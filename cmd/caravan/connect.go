@@ -14,9 +14,10 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// serverFlags holds the flags with which a command finds its server and authenticates to it. Each value
-// comes from the flag, else from the environment, else it is the default; there is no configuration
-// file. addServerFlags makes one for each command, and pflag fills it before the command runs.
+// serverFlags holds the flags with which a command finds its server and authenticates to it. Each
+// value comes from the flag, else from the environment, else it is the default; there is no
+// configuration file. addServerFlags makes one for each command, and pflag fills it before the
+// command runs.
 type serverFlags struct {
 	main          *Main
 	server        string // URL, host:port or unix:/path
@@ -26,8 +27,8 @@ type serverFlags struct {
 	cmd           *cobra.Command
 }
 
-// The environment variables of clients. They differ from those of the options of `caravan serve`, so that
-// one environment can have both.
+// The environment variables of clients. They differ from those of the options of `caravan serve`,
+// so that one environment can have both.
 const (
 	envServer = "CARAVAN_SERVER"
 	envToken  = "CARAVAN_TOKEN"
@@ -58,8 +59,8 @@ func (r *serverFlags) address() (server string, named bool) {
 }
 
 // flagOrEnv returns the value of a flag, else of the environment variable, else the flag's default.
-// named tells whether the user set either. An empty variable counts as unset, and an empty flag as set,
-// as for options of a server.
+// named tells whether the user set either. An empty variable counts as unset, and an empty flag as
+// set, as for options of a server.
 func (r *serverFlags) flagOrEnv(flag, value, env string) (v string, named bool) {
 	if r.cmd.Flags().Changed(flag) {
 		return value, true
@@ -71,8 +72,8 @@ func (r *serverFlags) flagOrEnv(flag, value, env string) (v string, named bool) 
 }
 
 // newClient returns a client of the server that the user named, or of the default one. It does not
-// connect. Its errors are usageErrors: a wrong address, a file that cannot be read, or a token that would
-// travel unencrypted.
+// connect. Its errors are usageErrors: a wrong address, a file that cannot be read, or a token that
+// would travel unencrypted.
 func (r *serverFlags) newClient() (*client.Client, error) { return r.newClientWith(client.Config{}) }
 
 // newClientWith is newClient with further settings, such as the number of retries.
@@ -98,9 +99,9 @@ func (r *serverFlags) newClientWith(c client.Config) (*client.Client, error) {
 }
 
 // readToken returns the token to send, or "". It comes from the file of --token-file, else from
-// CARAVAN_TOKEN. A file that others can read is refused, as ssh does with keys: the token may be known to
-// them. A pipe, such as /dev/fd/63 of <(pass caravan), has no such mode and is accepted. The text is
-// trimmed, since editors and echo end a file with a line break.
+// CARAVAN_TOKEN. A file that others can read is refused, as ssh does with keys: the token may be
+// known to them. A pipe, such as /dev/fd/63 of <(pass caravan), has no such mode and is accepted.
+// The text is trimmed, since editors and echo end a file with a line break.
 func (r *serverFlags) readToken() (string, error) {
 	if r.tokenFile == "" {
 		v, _ := r.main.LookupEnv(envToken)

@@ -8,9 +8,9 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// The commands of this file ask for a change of state. They print only errors: the change is durable
-// when they exit with 0. A change that the state does not allow now, such as resuming a run that is not
-// paused, is the server's 409, whose exit code is 1.
+// The commands of this file ask for a change of state. They print only errors: the change is
+// durable when they exit with 0. A change that the state does not allow now, such as resuming a run
+// that is not paused, is the server's 409, whose exit code is 1.
 
 // killCommand kills a run or one task. Its result does not say that the processes have ended.
 func (m *Main) killCommand() *cobra.Command {
@@ -41,9 +41,9 @@ func (m *Main) killCommand() *cobra.Command {
 	return cmd
 }
 
-// stateCommand makes the commands pause, resume and restart: each asks for one change of state, to PAUSED,
-// RUNNING or QUEUED, as PATCH /v1/dagrun/ID/state/STATE has it. pause and resume also exist for the whole
-// server (--all); restarting all runs at once is not a command.
+// stateCommand makes the commands pause, resume and restart: each asks for one change of state, to
+// PAUSED, RUNNING or QUEUED, as PATCH /v1/dagrun/ID/state/STATE has it. pause and resume also exist
+// for the whole server (--all); restarting all runs at once is not a command.
 func (m *Main) stateCommand(name, state string) *cobra.Command {
 	about := map[string]string{
 		client.Paused:  "Pause a run: no task starts, running ones finish",
@@ -72,8 +72,8 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 			return argCount(1, 1, "the ID of a run, or --all")(cmd, given)
 		}
 	}
-	// The states from which the change is possible. The shell completes runs in these states; the server
-	// decides.
+	// The states from which the change is possible. The shell completes runs in these states; the
+	// server decides.
 	from := map[string][]string{
 		client.Paused:  nil, // every unfinished run
 		client.Running: {client.Paused},

@@ -11,7 +11,7 @@
 //
 //	command            standard output                      with -o json
 //	serve, worker      -                                    (the log has --log-format)
-//	run                "run 7 COMPLETED: 2 COMPLETED, …"     the run's record, as GET /v1/dagrun/7 has it
+//	run                "run 7 COMPLETED: 2 COMPLETED, …"    the run's record, as GET /v1/dagrun/7 has it
 //	submit             7                                    {"runID": 7}
 //	submit --wait      7, then the line of wait             the run's summary
 //	submit --lines     7 or - per line                      {"runID":7} or {"valid":false,…} per line
@@ -21,14 +21,14 @@
 //	get --task         a fact per line                      {"name", "state", and the task's definition}
 //	logs               the raw bytes                        -
 //	events             a line per change                    an object per line: client.Event
-//	wait               "run 7 ERRORED: …"                    the run's summary
+//	wait               "run 7 ERRORED: …"                   the run's summary
 //	kill, pause, …     -                                    -
 //	check              a line per finding, then the sum     checkReport
 //	salvage            the same, then what was left out     salvageReport
 //	backup -           the backup                           -
 //	restore            -                                    -
 //	token new          the secret                           -
-//	version            "caravan v1.2.3 …"                    {"version", …, "server": {…}}
+//	version            "caravan v1.2.3 …"                   {"version", …, "server": {…}}
 //	completion, help   the script, the text                 -
 //
 // # Exit codes
@@ -66,11 +66,11 @@
 //	environment  CARAVAN_KILL_GRACE=10s
 //	flag         --kill-grace 10s
 //
-// The closer a place is to the one start of the server, the stronger it is: a unit file or a container
-// image sets the environment, and a person at a shell adds a flag to override it once. Values are text
-// until all places are merged (config.go), and then each option is parsed once. Hence all places have
-// the same notation, and a mistake in a value that a stronger place replaces is not an error. A list
-// is replaced as a whole.
+// The closer a place is to the one start of the server, the stronger it is: a unit file or a
+// container image sets the environment, and a person at a shell adds a flag to override it once.
+// Values are text until all places are merged (config.go), and then each option is parsed once.
+// Hence all places have the same notation, and a mistake in a value that a stronger place replaces
+// is not an error. A list is replaced as a whole.
 //
 // The commands that talk to a server have a flag, then a variable, then a default, and no file
 // (connect.go).
@@ -87,10 +87,10 @@
 //	outputs        output files (internal/outputs)
 //	engine         executors, then the actors of unfinished runs (actors)
 //
-// Both functions say what another order would break. The worker is not in the list: it is a process of
-// its own that the engine's executor starts or finds (executor/remote), in a session of its own, so
-// that signals to the server's process group do not reach it. serve detaches from it, and its tasks go
-// on; run closes it, and its tasks end.
+// Both functions say what another order would break. The worker is not in the list: it is a process
+// of its own that the engine's executor starts or finds (executor/remote), in a session of its own,
+// so that signals to the server's process group do not reach it. serve detaches from it, and its
+// tasks go on; run closes it, and its tasks end.
 //
 // # Reading order
 //

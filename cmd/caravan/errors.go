@@ -25,8 +25,8 @@ const (
 	exitInterrupted = 130 // 128 + SIGINT, as shells report a program that the signal ended
 )
 
-// usageError marks a mistake in the command line, the environment or the configuration file, and a file
-// named there that cannot be read. It keeps the error that it wraps.
+// usageError marks a mistake in the command line, the environment or the configuration file, and a
+// file named there that cannot be read. It keeps the error that it wraps.
 type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
@@ -46,9 +46,9 @@ type invalidError struct {
 
 func (e *invalidError) Error() string { return e.text }
 
-// runEndedError is the error for a run that ended in a state other than COMPLETED. It carries the exit
-// code to Run. reported means that the command has already shown the outcome; then printError prints
-// nothing more.
+// runEndedError is the error for a run that ended in a state other than COMPLETED. It carries the
+// exit code to Run. reported means that the command has already shown the outcome; then printError
+// prints nothing more.
 type runEndedError struct {
 	run      uint64
 	state    string
@@ -62,10 +62,10 @@ type timeoutError struct{ text string }
 
 func (e *timeoutError) Error() string { return e.text }
 
-// exitCode maps an error to the exit code of the program. An error may match several cases: the first
-// one counts, so the order is part of the contract. Mistakes that the user has to correct come first
-// (usage, the graph, credentials). An interrupt comes before "unreachable", because ending a request breaks
-// its connection.
+// exitCode maps an error to the exit code of the program. An error may match several cases: the
+// first one counts, so the order is part of the contract. Mistakes that the user has to correct
+// come first (usage, the graph, credentials). An interrupt comes before "unreachable", because
+// ending a request breaks its connection.
 func exitCode(err error) int {
 	var (
 		usage   *usageError

@@ -13,9 +13,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// This file and nofaults.go are the two variants of what a test can disturb: with the build tag faults
-// the binary takes its wall clock and the errors of its files from the test (internal/e2e). Programs that
-// are released are built without it.
+// This file and nofaults.go are the two variants of what a test can disturb: with the build tag
+// faults the binary takes its wall clock and the errors of its files from the test (internal/e2e).
+// Programs that are released are built without it.
 
 // engineClock returns the system clock with an adjustable wall clock, for tests: the file named by
 // CARAVAN_FAULT_CLOCK holds the duration to add.
@@ -23,8 +23,8 @@ func engineClock() actors.Clock {
 	return faultyClock{actors.SystemClock(), os.Getenv("CARAVAN_FAULT_CLOCK")}
 }
 
-// faultyClock is a clock whose wall time the file at path shifts. The monotonic time stays right, as it
-// does when an administrator sets the clock of a machine.
+// faultyClock is a clock whose wall time the file at path shifts. The monotonic time stays right,
+// as it does when an administrator sets the clock of a machine.
 type faultyClock struct {
 	actors.Clock
 	path string // of a file with a duration, such as "-1h"; it may be missing

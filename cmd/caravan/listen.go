@@ -21,8 +21,9 @@ import (
 )
 
 // listeners is the set of addresses that a server listens on, with its rules of access. As a
-// net.Listener it stands for the first of them, except that Close closes all. runServer opens and shuts
-// it down; localServer serves it in between. The fields do not change after openListeners has returned.
+// net.Listener it stands for the first of them, except that Close closes all. runServer opens and
+// shuts it down; localServer serves it in between. The fields do not change after openListeners has
+// returned.
 type listeners struct {
 	net.Listener
 	entrances    []net.Listener      // each an *http.Entrance, in the order of --listen
@@ -33,12 +34,12 @@ type listeners struct {
 }
 
 // openListeners listens on all addresses. It refuses addresses beyond the loopback interface when
-// callers there would need no credentials: a request can make the server run any command as its user.
-// Mistakes in the options are usageErrors, an address that cannot be had is not. After an error all that
-// was opened is closed. Otherwise the caller calls shutDown in the end.
+// callers there would need no credentials: a request can make the server run any command as its
+// user. Mistakes in the options are usageErrors, an address that cannot be had is not. After an
+// error all that was opened is closed. Otherwise the caller calls shutDown in the end.
 //
-// Files are checked and read before the first address is taken, so that a server with a mistake in its
-// token file is never reachable without tokens.
+// Files are checked and read before the first address is taken, so that a server with a mistake in
+// its token file is never reachable without tokens.
 func openListeners(c Config, log *slog.Logger) (_ *listeners, err error) {
 	d := &listeners{log: log, auditDropped: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "caravan_audit_lost_total", Help: "Entries that could not be written to the audit log.",
@@ -72,8 +73,8 @@ func openListeners(c Config, log *slog.Logger) (_ *listeners, err error) {
 }
 
 // checkOutsideData refuses a token file or an audit log inside a data folder, for the reason that
-// checkOutsideDataFolders gives. The server's own data folder may not exist yet, so it is compared by its
-// path; other data folders are recognized by their content.
+// checkOutsideDataFolders gives. The server's own data folder may not exist yet, so it is compared
+// by its path; other data folders are recognized by their content.
 func checkOutsideData(c Config) error {
 	data, err := resolveLinks(c.Data)
 	if err != nil {
@@ -90,8 +91,8 @@ func checkOutsideData(c Config) error {
 	return nil
 }
 
-// loadAccess reads origins, tokens and certificates, and opens the audit log. After an error d has the
-// parts that were opened, for shutDown.
+// loadAccess reads origins, tokens and certificates, and opens the audit log. After an error d has
+// the parts that were opened, for shutDown.
 func (d *listeners) loadAccess(c Config) (err error) {
 	if len(c.CORSOrigins) > 0 {
 		if d.access.Origins, err = access.NewOrigins(c.CORSOrigins...); err != nil {
@@ -119,8 +120,9 @@ func (d *listeners) loadAccess(c Config) (err error) {
 	return err
 }
 
-// configureTCP sets the allowed hosts and TLS of a TCP listener; address is as the user wrote it, tcp as
-// the kernel resolved it. Every address is judged by the latter: "localhost" may resolve to anything.
+// configureTCP sets the allowed hosts and TLS of a TCP listener; address is as the user wrote it,
+// tcp as the kernel resolved it. Every address is judged by the latter: "localhost" may resolve to
+// anything.
 //
 //	                loopback                             beyond
 //	Host header     loopback names, the address itself,  any, or --allow-host
@@ -128,9 +130,9 @@ func (d *listeners) loadAccess(c Config) (err error) {
 //	credentials     optional                             tokens, client certificates or --insecure
 //	without TLS     fine                                 a warning
 //
-// The check of the Host header on loopback addresses protects the server of a user without tokens from
-// web pages in that user's browser (access.Hosts). Beyond them it cannot: names of the server are
-// unknown, and credentials protect it.
+// The check of the Host header on loopback addresses protects the server of a user without tokens
+// from web pages in that user's browser (access.Hosts). Beyond them it cannot: names of the server
+// are unknown, and credentials protect it.
 func (d *listeners) configureTCP(c Config, e *http.Entrance, address string, tcp *net.TCPAddr) (err error) {
 	names := c.AllowHosts
 	loopback := tcp.IP.IsLoopback()
@@ -189,10 +191,10 @@ func (d *listeners) isReloadable() bool {
 	return d.access.Keys != nil || d.access.Audit != nil || d.certificate != nil
 }
 
-// reload reads the token file and the certificates again, and reopens the audit log, which logrotate may
-// have renamed. A file with a mistake leaves the former content in force: a server without tokens would
-// refuse or admit everyone. The three are independent of each other. The goroutine of reloadOnHangup
-// calls it.
+// reload reads the token file and the certificates again, and reopens the audit log, which
+// logrotate may have renamed. A file with a mistake leaves the former content in force: a server
+// without tokens would refuse or admit everyone. The three are independent of each other. The
+// goroutine of reloadOnHangup calls it.
 func (d *listeners) reload() {
 	if d.access.Keys != nil {
 		if err := d.access.Keys.Reload(); err != nil {
@@ -238,8 +240,8 @@ func (d *listeners) logAddresses(c Config, log *slog.Logger) {
 // unixPrefix begins the address of a unix socket, of a server (--listen) as of a client (--server).
 const unixPrefix = "unix:"
 
-// listenOn listens on one address, as checkAddress accepts it, and explains why when the address is in
-// use: most often another server of the same user has it.
+// listenOn listens on one address, as checkAddress accepts it, and explains why when the address is
+// in use: most often another server of the same user has it.
 func listenOn(address string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
 		return listenUnix(path)
@@ -265,11 +267,12 @@ func addressCause(err error) error {
 }
 
 // maxSocketPath is the longest path of a unix socket that the kernel accepts, in bytes: sun_path of
-// unix(7) has 108 with the zero at the end. Package net's error for a longer one is "invalid argument".
+// unix(7) has 108 with the zero at the end. Package net's error for a longer one is "invalid
+// argument".
 const maxSocketPath = 107
 
-// unixListener is a unix socket and the lock that reserves its path. The HTTP server and listeners both
-// close it; only the first call acts.
+// unixListener is a unix socket and the lock that reserves its path. The HTTP server and listeners
+// both close it; only the first call acts.
 type unixListener struct {
 	net.Listener
 	lock *os.File // PATH.lock, held until Close
@@ -278,9 +281,9 @@ type unixListener struct {
 
 // listenUnix listens on a unix socket that only this user and root can connect to. The lock beside
 // the socket tells a running server from the leftover socket of a killed one: only the holder of
-// the lock removes or creates the socket. Connecting to the socket would not tell them apart: a running
-// server may have a full queue, and between the question and the removal another one may start. flock(2)
-// is released by the kernel when its process ends, however it ends.
+// the lock removes or creates the socket. Connecting to the socket would not tell them apart: a
+// running server may have a full queue, and between the question and the removal another one may
+// start. flock(2) is released by the kernel when its process ends, however it ends.
 //
 // A file at path that is not a socket stays: the user may have mistyped the path.
 func listenUnix(path string) (_ net.Listener, err error) {

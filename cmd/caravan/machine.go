@@ -12,16 +12,16 @@ import (
 	"sync"
 )
 
-// machine is the capacity that tasks and the server share, within the limits of the container. It gives
-// the defaults of --cores and --memory-mb, and the pace of the garbage collector.
+// machine is the capacity that tasks and the server share, within the limits of the container. It
+// gives the defaults of --cores and --memory-mb, and the pace of the garbage collector.
 type machine struct {
 	cpus     int64 // whole cores, at least 1
 	memoryMB int64 // MiB, at least 1
 }
 
-// thisMachine asks the kernel: the cores that this process may be scheduled on (runtime.NumCPU follows
-// sched_getaffinity(2)) and MemTotal, lowered by the limits of every control group that the process is
-// in. A file that cannot be read does not limit. root is "/" except in tests.
+// thisMachine asks the kernel: the cores that this process may be scheduled on (runtime.NumCPU
+// follows sched_getaffinity(2)) and MemTotal, lowered by the limits of every control group that the
+// process is in. A file that cannot be read does not limit. root is "/" except in tests.
 func thisMachine(root string) machine {
 	m := machine{cpus: int64(runtime.NumCPU()), memoryMB: totalMemory(root) >> 20}
 	for _, dir := range cgroups(root) {
@@ -29,8 +29,8 @@ func thisMachine(root string) machine {
 			// A fraction of a core counts as a whole one: tasks ask for one core by default.
 			m.cpus = min(m.cpus, int64(math.Ceil(quota/period)))
 		}
-		// The files of cgroup version 2 and 1. Without a limit the former says "max", which is not a number, and
-		// the latter has a number near the largest int64.
+		// The files of cgroup version 2 and 1. Without a limit the former says "max", which is not
+		// a number, and the latter has a number near the largest int64.
 		for _, name := range []string{"memory.max", "memory.limit_in_bytes"} {
 			if limit, ok := readInt(path.Join(dir, name)); ok {
 				m.memoryMB = min(m.memoryMB, limit>>20)
@@ -60,8 +60,8 @@ func totalMemory(root string) int64 {
 }
 
 // cgroups lists the directories whose limits apply to this process: its control groups and all
-// their ancestors, of versions 1 and 2 (cgroups(7)). A directory of the list may be missing. A line of
-// /proc/self/cgroup is "hierarchy:controllers:path":
+// their ancestors, of versions 1 and 2 (cgroups(7)). A directory of the list may be missing. A line
+// of /proc/self/cgroup is "hierarchy:controllers:path":
 //
 //	0::/system.slice/caravan.service        version 2: below /sys/fs/cgroup
 //	4:cpu,cpuacct:/system.slice             version 1: below /sys/fs/cgroup/cpu and …/cpuacct
@@ -88,9 +88,9 @@ func cgroups(root string) []string {
 	return dirs
 }
 
-// cpuMax returns the quota and the period of a group, in the same unit (microseconds): quota/period is
-// how many cores the group may use. ok is false for a group without a limit: version 2 then has "max
-// 100000" in cpu.max, version 1 a quota of -1.
+// cpuMax returns the quota and the period of a group, in the same unit (microseconds): quota/period
+// is how many cores the group may use. ok is false for a group without a limit: version 2 then has
+// "max 100000" in cpu.max, version 1 a quota of -1.
 func cpuMax(dir string) (quota, period float64, ok bool) {
 	if text, err := os.ReadFile(path.Join(dir, "cpu.max")); err == nil {
 		f := strings.Fields(string(text))
@@ -126,11 +126,11 @@ func readInt(name string) (int64, bool) {
 // second.
 //
 // The memory limit is a quarter of the machine's memory, at least 512 MiB, because the rest belongs
-// to the tasks. It is a soft one: near it the collector works harder, and beyond it the process goes on
-// (runtime/debug.SetMemoryLimit).
+// to the tasks. It is a soft one: near it the collector works harder, and beyond it the process
+// goes on (runtime/debug.SetMemoryLimit).
 //
-// It changes the process, so a command calls it once, before it opens a server. The result is the heap size in bytes below which the collector stays idle, for
-// newGCTuner; 0 where GOGC is set.
+// It changes the process, so a command calls it once, before it opens a server. The result is the
+// heap size in bytes below which the collector stays idle, for newGCTuner; 0 where GOGC is set.
 func tuneRuntime(m machine, lookup func(string) (string, bool)) (heapFloor int64) {
 	set := func(name string) bool {
 		v, ok := lookup(name)
@@ -174,9 +174,10 @@ type gcTuner struct {
 // pressure low.
 const pressurePercent = 25
 
-// newGCTuner starts from the percentage that the runtime has: that of tuneRuntime, or of GOGC. Setting
-// a percentage is the only way to read it, and the second call puts it back. floor is Config.HeapFloor.
-// A tuner with a floor follows the collections until the process ends; it has no Close.
+// newGCTuner starts from the percentage that the runtime has: that of tuneRuntime, or of GOGC.
+// Setting a percentage is the only way to read it, and the second call puts it back. floor is
+// Config.HeapFloor. A tuner with a floor follows the collections until the process ends; it has no
+// Close.
 func newGCTuner(floor int64) *gcTuner {
 	c := &gcTuner{floorBytes: floor, defaultPercent: debug.SetGCPercent(100)}
 	c.currentPercent = 100
@@ -226,8 +227,8 @@ func (c *gcTuner) percent() int {
 	return c.defaultPercent
 }
 
-// apply sets the runtime's percentage. Setting it stops the world, so changes of less than a tenth are
-// skipped, except the one back to the default. The caller holds c.mu.
+// apply sets the runtime's percentage. Setting it stops the world, so changes of less than a tenth
+// are skipped, except the one back to the default. The caller holds c.mu.
 func (c *gcTuner) apply() {
 	if p := c.percent(); p != c.currentPercent && (p < c.currentPercent*9/10 || p > c.currentPercent*11/10 || p == c.defaultPercent) {
 		c.currentPercent = p

@@ -18,10 +18,10 @@ import (
 // toolchain records.
 var version, commit, date string
 
-// Main is one invocation of the program, with everything that it uses of its process: a test fills the
-// exported fields and calls Run, and so runs a command line without a process, a terminal or signals
-// of its own. Run is called once. After that only the goroutine of Run changes exported fields: it sets
-// a missing OpenServer, and stopWithTerminal wraps Stdout, Stderr and Terminal.
+// Main is one invocation of the program, with everything that it uses of its process: a test fills
+// the exported fields and calls Run, and so runs a command line without a process, a terminal or
+// signals of its own. Run is called once. After that only the goroutine of Run changes exported
+// fields: it sets a missing OpenServer, and stopWithTerminal wraps Stdout, Stderr and Terminal.
 type Main struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -103,9 +103,10 @@ func main() {
 	os.Exit(m.Run(context.Background(), os.Args[1:]))
 }
 
-// Run executes one command line, args without the program's name, and returns the exit code. It writes
-// an error as one line to Stderr. Its goroutine that handles signals has ended or is about to when Run
-// returns; a server that a second signal abandoned in the middle of its start may still be working.
+// Run executes one command line, args without the program's name, and returns the exit code. It
+// writes an error as one line to Stderr. Its goroutine that handles signals has ended or is about
+// to when Run returns; a server that a second signal abandoned in the middle of its start may still
+// be working.
 func (m *Main) Run(ctx context.Context, args []string) int {
 	if m.OpenServer == nil {
 		m.OpenServer = openServer

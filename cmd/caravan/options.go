@@ -18,8 +18,9 @@ import (
 )
 
 // option is one configurable setting. It has the same name everywhere: --kill-grace,
-// CARAVAN_KILL_GRACE, `kill-grace:`. A new option is one entry of serverOptions with a field of Config,
-// and a row in docs/cli.md; TestConfigurationPrecedence and TestCommandsAreDocumented ask for the rest.
+// CARAVAN_KILL_GRACE, `kill-grace:`. A new option is one entry of serverOptions with a field of
+// Config, and a row in docs/cli.md; TestConfigurationPrecedence and TestCommandsAreDocumented ask
+// for the rest.
 type option struct {
 	name string
 	// value is the placeholder of the value in the help, and its kind: "switch" makes the flag usable
@@ -27,9 +28,9 @@ type option struct {
 	value   string
 	usage   string
 	initial string // the default, in the notation of a user
-	// set parses a value and stores it. It is the only parser of the option, whatever place the value
-	// comes from. Its error describes the value and leaves the place to the caller. After an error the
-	// Config is not used.
+	// set parses a value and stores it. It is the only parser of the option, whatever place the
+	// value comes from. Its error describes the value and leaves the place to the caller. After an
+	// error the Config is not used.
 	set func(*Config, string) error
 	// ofMachine means that the default depends on the machine; the help then does not print it.
 	ofMachine bool
@@ -40,8 +41,9 @@ func (o option) env() string {
 	return "CARAVAN_" + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
 }
 
-// serverOptions lists all options of a server. hw provides the defaults of cores and memory. Each call
-// returns a new slice, which the caller may change: run has its own default for the level of the log.
+// serverOptions lists all options of a server. hw provides the defaults of cores and memory. Each
+// call returns a new slice, which the caller may change: run has its own default for the level of
+// the log.
 func serverOptions(hw machine) []option {
 	return []option{
 		{"listen", "addresses", "addresses to listen on: host:port (port 0 takes a free one) or unix:path", "127.0.0.1:2503",
@@ -107,8 +109,8 @@ func serverOptions(hw machine) []option {
 	}
 }
 
-// addOptionFlags gives a command a flag for every option, and --config, which is not an option: a file
-// cannot name another file.
+// addOptionFlags gives a command a flag for every option, and --config, which is not an option: a
+// file cannot name another file.
 func addOptionFlags(flags *pflag.FlagSet, all []option) {
 	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
 	for _, o := range all {
@@ -122,9 +124,9 @@ func addOptionFlags(flags *pflag.FlagSet, all []option) {
 	}
 }
 
-// optionValue is the value of an option's flag, as text: resolveConfig parses it when it has merged all
-// sources. So a mistake in it is reported like one in a variable or a file, and not by pflag in another
-// form.
+// optionValue is the value of an option's flag, as text: resolveConfig parses it when it has merged
+// all sources. So a mistake in it is reported like one in a variable or a file, and not by pflag in
+// another form.
 type optionValue struct {
 	value string // the default until Set is called
 	kind  string // option.value; pflag prints it in the help
@@ -179,9 +181,9 @@ func parseNonEmpty(s string) (string, error) {
 	return s, nil
 }
 
-// parseListen parses a list of addresses: "127.0.0.1:2503,unix:/run/caravan". It refuses an address that
-// is given twice, which could only fail later, as "in use". Port 0 may occur several times: each is
-// another free port.
+// parseListen parses a list of addresses: "127.0.0.1:2503,unix:/run/caravan". It refuses an address
+// that is given twice, which could only fail later, as "in use". Port 0 may occur several times:
+// each is another free port.
 func parseListen(s string) ([]string, error) {
 	addresses := parseList(s)
 	if len(addresses) == 0 {
@@ -198,9 +200,9 @@ func parseListen(s string) ([]string, error) {
 	return addresses, nil
 }
 
-// checkAddress accepts host:port and unix:path. The port is a plain number: package net would also take
-// a name ("http") or a sign, and then the address in the log would differ from the one that was given.
-// An empty host means all interfaces.
+// checkAddress accepts host:port and unix:path. The port is a plain number: package net would also
+// take a name ("http") or a sign, and then the address in the log would differ from the one that
+// was given. An empty host means all interfaces.
 func checkAddress(s string) error {
 	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
 		if path == "" {
@@ -230,8 +232,8 @@ func parseThousandths(s string) (int64, error) {
 	return int64(math.Round(f * 1000)), nil
 }
 
-// parseMiB parses a positive decimal number of MiB and returns bytes, at most the largest int64: "512"
-// is 536,870,912.
+// parseMiB parses a positive decimal number of MiB and returns bytes, at most the largest int64:
+// "512" is 536,870,912.
 func parseMiB(s string) (int64, error) {
 	milli, err := parseThousandths(s)
 	if err != nil {
@@ -253,8 +255,8 @@ func parseCount(s string, least, most int64) (int, error) {
 }
 
 // parseDuration parses the format of time.ParseDuration, days ("30d"), and 0, which needs no unit.
-// Retention is counted in days, for which Go has no unit, because a day of a calendar may have 23 or 25
-// hours; here it has 24. At most 36,500 days: more would overflow a time.Duration.
+// Retention is counted in days, for which Go has no unit, because a day of a calendar may have 23
+// or 25 hours; here it has 24. At most 36,500 days: more would overflow a time.Duration.
 func parseDuration(s string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		f, err := strconv.ParseFloat(days, 64)
@@ -288,8 +290,8 @@ func (d *duration) Set(s string) (err error) {
 	return err
 }
 
-// maxSize is the largest size that an option may have, in bytes: 1 TiB, more than any document and far
-// from an overflow.
+// maxSize is the largest size that an option may have, in bytes: 1 TiB, more than any document and
+// far from an overflow.
 const maxSize = 1 << 40
 
 // parseSize parses a number of bytes with an optional unit, decimal (kB, MB) or binary (KiB, MiB):
@@ -314,9 +316,9 @@ func parseLevel(s string) (slog.Level, error) {
 	return l, nil
 }
 
-// parseSwitch accepts on and off, and their synonyms in YAML and other tools, in any case. A flag without
-// a value is "on" (addOptionFlags), so a switch that a file or a variable has turned on can be turned
-// off again: --slurm=off.
+// parseSwitch accepts on and off, and their synonyms in YAML and other tools, in any case. A flag
+// without a value is "on" (addOptionFlags), so a switch that a file or a variable has turned on can
+// be turned off again: --slurm=off.
 func parseSwitch(s string) (bool, error) {
 	switch strings.ToLower(s) {
 	case "on", "true", "yes", "1":
@@ -347,7 +349,8 @@ func parseList(s string) []string {
 	return out
 }
 
-// parseHosts and parseOrigins only check the items. openListeners builds the sets, one for each listener.
+// parseHosts and parseOrigins only check the items. openListeners builds the sets, one for each
+// listener.
 func parseHosts(s string) ([]string, error) {
 	names := parseList(s)
 	_, err := access.NewHosts(names...)

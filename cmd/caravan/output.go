@@ -19,8 +19,9 @@ import (
 )
 
 // table prints rows in aligned columns. It prints in batches, so that a long list appears as it
-// arrives, and its memory stays bounded. The columns grow from batch to batch: text/tabwriter would align
-// the whole list, and so hold it until its end. It counts bytes or runes, too, where a terminal has columns.
+// arrives, and its memory stays bounded. The columns grow from batch to batch: text/tabwriter would
+// align the whole list, and so hold it until its end. It counts bytes or runes, too, where a
+// terminal has columns.
 type table struct {
 	w      io.Writer
 	paint  func(word string) string // adds colour to a state; keeps its text
@@ -38,8 +39,8 @@ func newTable(w io.Writer, paint func(string) string, heads ...string) *table {
 	return t
 }
 
-// add adds a row with as many cells as there are heads, and changes cells. It prints when a batch is full;
-// the error is that of w.
+// add adds a row with as many cells as there are heads, and changes cells. It prints when a batch
+// is full; the error is that of w.
 func (t *table) add(cells ...string) error {
 	for i, c := range cells {
 		cells[i] = printable(c)
@@ -52,8 +53,8 @@ func (t *table) add(cells ...string) error {
 	return nil
 }
 
-// flush prints the rows that are left. Columns are two blanks apart, and lines end without blanks. Widths are
-// counted without colours, which take no columns.
+// flush prints the rows that are left. Columns are two blanks apart, and lines end without blanks.
+// Widths are counted without colours, which take no columns.
 func (t *table) flush() error {
 	w := bufio.NewWriter(t.w)
 	for _, row := range t.rows {
@@ -71,15 +72,16 @@ func (t *table) flush() error {
 	return w.Flush()
 }
 
-// displayWidth returns the number of terminal columns that s takes: "構築" takes 4, and a combining accent 0.
+// displayWidth returns the number of terminal columns that s takes: "構築" takes 4, and a combining
+// accent 0.
 func displayWidth(s string) int {
 	width := runewidth.Condition{StrictEmojiNeutral: true} // independent of the locale
 	return width.StringWidth(s)
 }
 
-// statePainter returns a function that colours states on stream if that is a terminal, unless NO_COLOR is
-// set (no-color.org) or TERM is dumb. It colours only a text that is a state as a whole; a task with the
-// name "RUNNING" is coloured, too, and still readable.
+// statePainter returns a function that colours states on stream if that is a terminal, unless
+// NO_COLOR is set (no-color.org) or TERM is dumb. It colours only a text that is a state as a
+// whole; a task with the name "RUNNING" is coloured, too, and still readable.
 func (m *Main) statePainter(stream io.Writer) func(string) string {
 	plain := func(s string) string { return s }
 	if v, _ := m.LookupEnv("NO_COLOR"); v != "" || !m.Terminal(stream) {
@@ -100,8 +102,8 @@ func (m *Main) statePainter(stream io.Writer) func(string) string {
 	}
 }
 
-// printJSON prints v on standard output as an indented document with a line break. "<" and "&" stay as they
-// are: commands hold many of them, and the reader is not a web page.
+// printJSON prints v on standard output as an indented document with a line break. "<" and "&" stay
+// as they are: commands hold many of them, and the reader is not a web page.
 func (m *Main) printJSON(v any) error {
 	e := json.NewEncoder(m.Stdout)
 	e.SetEscapeHTML(false)
@@ -125,7 +127,8 @@ func printable(s string) string {
 	var b strings.Builder
 	for i, r := range s {
 		switch {
-		// A byte that is not UTF-8 also gives RuneError; a U+FFFD in the text is a letter like others.
+		// A byte that is not UTF-8 also gives RuneError; a U+FFFD in the text is a letter like
+		// others.
 		case r == utf8.RuneError && !strings.HasPrefix(s[i:], "\uFFFD"):
 			fmt.Fprintf(&b, `\x%02x`, s[i])
 		case unicode.IsPrint(r):
@@ -154,8 +157,8 @@ func (m *Main) formatTime(n client.Nanos) string {
 	return n.Time().In(m.Zone).Format("2006-01-02 15:04:05")
 }
 
-// formatDuration formats a duration with about three digits, cut and not rounded, so that 59.96 s is not
-// shown as 60.0s:
+// formatDuration formats a duration with about three digits, cut and not rounded, so that 59.96 s
+// is not shown as 60.0s:
 //
 //	950us  12ms  2.5s  3m07s  3h45m  5d03h
 //
@@ -178,13 +181,14 @@ func formatDuration(d time.Duration) string {
 	return fmt.Sprintf("%dd%02dh", int(d.Hours())/24, int(d.Hours())%24)
 }
 
-// taskStatesInOrder lists the states in the order in which counts are shown: progress first, failures last.
+// taskStatesInOrder lists the states in the order in which counts are shown: progress first,
+// failures last.
 func taskStatesInOrder() []string {
 	return []string{client.Completed, client.Running, client.Retry, client.Queued, client.Errored, client.Killed}
 }
 
-// formatStateCounts formats the numbers of tasks by state: "11 COMPLETED, 14 RUNNING". States without tasks
-// are left out.
+// formatStateCounts formats the numbers of tasks by state: "11 COMPLETED, 14 RUNNING". States
+// without tasks are left out.
 func formatStateCounts(by map[string]int) string {
 	var parts []string
 	for _, s := range taskStatesInOrder() {
@@ -204,7 +208,8 @@ func pluralize(n int, word string) string {
 }
 
 // progress shows a run on Stderr while it goes on: a bar on a terminal, otherwise a line per change
-// of state and at most one a second. So the log of a build stays short, and still shows that the run moves.
+// of state and at most one a second. So the log of a build stays short, and still shows that the
+// run moves.
 //
 //	run 7  12/25 [=========>-----------] RUNNING: 11 COMPLETED, 14 QUEUED, 3.5 tasks/s
 //	run 7 RUNNING: 12 of 25 tasks ended (11 COMPLETED, 13 QUEUED, 1 ERRORED), 3.5 tasks/s
@@ -234,8 +239,8 @@ func (m *Main) newProgress(run uint64) *progress {
 	return p
 }
 
-// pollInterval returns how often the display needs a new summary: as often as the bar is drawn, or a few
-// times as often as a line may be printed.
+// pollInterval returns how often the display needs a new summary: as often as the bar is drawn, or
+// a few times as often as a line may be printed.
 func (p *progress) pollInterval() time.Duration {
 	if p.bars != nil {
 		return 100 * time.Millisecond
@@ -243,9 +248,9 @@ func (p *progress) pollInterval() time.Duration {
 	return 250 * time.Millisecond
 }
 
-// show displays a new summary. The rate is that of the tasks that have ended since the first summary, and
-// appears after a second: a command that joins late does not count what ended before it. It is not safe
-// for concurrent use.
+// show displays a new summary. The rate is that of the tasks that have ended since the first
+// summary, and appears after a second: a command that joins late does not count what ended before
+// it. It is not safe for concurrent use.
 func (p *progress) show(s *client.Summary) {
 	now := p.now()
 	if p.firstSeen.IsZero() {
@@ -294,13 +299,14 @@ func (p *progress) drawBar(s *client.Summary, rate string) {
 			mpb.PrependDecorators(decor.Name(fmt.Sprintf("run %d ", p.run)), decor.CountersNoUnit("%d/%d")),
 			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return *p.barText.Load() })))
 	}
-	// The total grows when a generator ends. false: the bar does not end when it is full, close ends it.
+	// The total grows when a generator ends. false: the bar does not end when it is full, close
+	// ends it.
 	p.bar.SetTotal(int64(s.Total()), false)
 	p.bar.SetCurrent(int64(s.Ended()))
 }
 
-// close leaves the last state of the bar on the screen, and returns when the goroutine of mpb has drawn it.
-// Without Abort, Wait would wait for a bar that is not full.
+// close leaves the last state of the bar on the screen, and returns when the goroutine of mpb has
+// drawn it. Without Abort, Wait would wait for a bar that is not full.
 func (p *progress) close() {
 	if p.bars == nil {
 		return

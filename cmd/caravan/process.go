@@ -27,8 +27,8 @@ func forwardedSignals() []os.Signal {
 	return []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
 }
 
-// runAsInit runs the program as a child and returns its exit code, after the child has exited. An error
-// means that the child was not started; then the code is exitInternal.
+// runAsInit runs the program as a child and returns its exit code, after the child has exited. An
+// error means that the child was not started; then the code is exitInternal.
 func runAsInit(args, environment []string) (code int, err error) {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, forwardedSignals()...)
@@ -46,9 +46,9 @@ func runAsInit(args, environment []string) (code int, err error) {
 	return reapUntil(child), nil
 }
 
-// reapUntil waits for processes until child has exited, and returns the exit code of child: its own, or
-// 128 and the number of the signal that ended it, as shells have it. Orphans of the container are
-// reaped on the way.
+// reapUntil waits for processes until child has exited, and returns the exit code of child: its
+// own, or 128 and the number of the signal that ended it, as shells have it. Orphans of the
+// container are reaped on the way.
 func reapUntil(child int) (code int) {
 	for {
 		var status syscall.WaitStatus
@@ -87,9 +87,9 @@ func closeInheritedFDs() {
 
 // hideProcessFromTasks protects the tokens and keys in the server's environment and memory from its
 // tasks, which are processes of the same user. A process that is not dumpable (prctl(2),
-// PR_SET_DUMPABLE) has its /proc/PID/environ, mem, fd and others owned by root, can be traced by root
-// only (ptrace(2)), and dumps no core. An exec resets the flag: a child is not protected by it. Without
-// the protection the server starts all the same, with a warning.
+// PR_SET_DUMPABLE) has its /proc/PID/environ, mem, fd and others owned by root, can be traced by
+// root only (ptrace(2)), and dumps no core. An exec resets the flag: a child is not protected by
+// it. Without the protection the server starts all the same, with a warning.
 func hideProcessFromTasks(log *slog.Logger) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		log.Warn("tasks can read the server's environment and memory", "err", err)
@@ -122,7 +122,8 @@ func maxConnections(descriptors uint64) int {
 	return max(8, n-n/5)
 }
 
-// descriptorLimit returns how many descriptors this process may have: the soft limit of RLIMIT_NOFILE.
+// descriptorLimit returns how many descriptors this process may have: the soft limit of
+// RLIMIT_NOFILE.
 func descriptorLimit() uint64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

@@ -18,9 +18,9 @@ import (
 // newRootCommand builds the command tree for one invocation. Values of flags live in the closures of
 // the commands, so a tree is executed once.
 //
-// cobra neither prints errors (SilenceErrors) nor follows them with the usage (SilenceUsage): Run prints
-// one line, and maps the error to the exit code. Therefore the root takes any arguments: cobra's own
-// error for an unknown command would lack the type usageError, and so the code 2.
+// cobra neither prints errors (SilenceErrors) nor follows them with the usage (SilenceUsage): Run
+// prints one line, and maps the error to the exit code. Therefore the root takes any arguments:
+// cobra's own error for an unknown command would lack the type usageError, and so the code 2.
 func (m *Main) newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "caravan",
@@ -71,8 +71,8 @@ func argCount(least, most int, names string) cobra.PositionalArgs {
 	}
 }
 
-// addOutputFlag gives cmd the flag -o/--output, which sets m.jsonOutput, and returns cmd. All commands
-// share the one field: only one of them runs.
+// addOutputFlag gives cmd the flag -o/--output, which sets m.jsonOutput, and returns cmd. All
+// commands share the one field: only one of them runs.
 func (m *Main) addOutputFlag(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().VarP((*outputFormat)(&m.jsonOutput), "output", "o", "output `format`: table or json")
 	completeFlag(cmd, "output", "table", "json")
@@ -128,8 +128,8 @@ func (m *Main) readDocument(ctx context.Context, path string) ([]byte, error) {
 }
 
 // readStdin reads until the end of the stream or of the context: input from a terminal may never
-// end, and a read of it cannot be interrupted. After the end of the context the goroutine stays in its
-// read until the process exits. The error is then the cause of the context.
+// end, and a read of it cannot be interrupted. After the end of the context the goroutine stays in
+// its read until the process exits. The error is then the cause of the context.
 func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 	type result struct {
 		b   []byte

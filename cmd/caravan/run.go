@@ -24,8 +24,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// runCommand runs one graph to its end. It takes the options of a server that matter to a server without
-// an address, which lives as long as one run, and has the flags of a client for a server that is there:
+// runCommand runs one graph to its end. It takes the options of a server that matter to a server
+// without an address, which lives as long as one run, and has the flags of a client for a server
+// that is there:
 //
 //	--data given                            a server of its own, on that folder
 //	a server answers at --server            that one; options of a server have no effect
@@ -34,8 +35,8 @@ import (
 //
 // The last two differ because a user who names another machine wants the tasks to run there.
 //
-// The exit code is that of the run: 0, 3 or 4. After an interrupt the run is KILLED, and so is the code 4
-// when the command has waited for that, and 130 when a second interrupt ended the wait.
+// The exit code is that of the run: 0, 3 or 4. After an interrupt the run is KILLED, and so is the
+// code 4 when the command has waited for that, and 130 when a second interrupt ended the wait.
 func (m *Main) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "run FILE",
@@ -58,8 +59,9 @@ func (m *Main) runCommand() *cobra.Command {
 			all[i].initial = "warn"
 		}
 	}
-	// The options left out here are about an address, or about more than one run. They can still come from
-	// the environment or a file, which a server on the same machine may share, and then do no harm.
+	// The options left out here are about an address, or about more than one run. They can still
+	// come from the environment or a file, which a server on the same machine may share, and then
+	// do no harm.
 	addOptionFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
 		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "retain-keys", "allow-host", "cors-origin",
 			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log"}, o.name)
@@ -117,9 +119,9 @@ func changedOptions(flags *pflag.FlagSet, all []option) []string {
 	return given
 }
 
-// isLocalAddress reports whether a server's address belongs to this machine, by its form alone: a unix
-// socket, localhost, or a loopback address. Other names and addresses of this machine count as remote; the
-// command then reports that no server answers there, which is true.
+// isLocalAddress reports whether a server's address belongs to this machine, by its form alone: a
+// unix socket, localhost, or a loopback address. Other names and addresses of this machine count as
+// remote; the command then reports that no server answers there, which is true.
 func isLocalAddress(server string) bool {
 	if strings.HasPrefix(server, unixPrefix) {
 		return true
@@ -141,9 +143,10 @@ func isLocalAddress(server string) bool {
 // temporary folder is removed last. When the server fails, the cause ends ctx, and
 // so the wait for the run.
 //
-// The server is closed and not detached: its tasks end with the command that started them. With --data the
-// runs of a former command in that folder are recovered and go on while this command lives; closing
-// makes their attempts lost, not failed, so they run again with the next server of the folder.
+// The server is closed and not detached: its tasks end with the command that started them. With
+// --data the runs of a former command in that folder are recovered and go on while this command
+// lives; closing makes their attempts lost, not failed, so they run again with the next server of
+// the folder.
 func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, strict bool) (err error) {
 	if config.Data == "" {
 		var temporary *os.File
@@ -171,8 +174,8 @@ func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, stri
 	if err != nil {
 		return err
 	}
-	// A paused server would accept the graph and never start it, and this command is the only one that could
-	// resume it.
+	// A paused server would accept the graph and never start it, and this command is the only one
+	// that could resume it.
 	if state, err := c.ServerState(ctx); err == nil && state.State == client.Paused {
 		return fmt.Errorf("data folder %s is paused: %s; resume it with --resume", config.Data, state.Reason)
 	}
@@ -199,9 +202,10 @@ const (
 	temporaryData   = "data"
 )
 
-// hasLiveWorker reports whether the worker of a killed command may still run, in the folder temporary. A
-// worker holds the lock of its folder for life, and exits soon after its last task. Until then its
-// journal and the output of its tasks lie in that folder, so the folder stays. In doubt it is in use.
+// hasLiveWorker reports whether the worker of a killed command may still run, in the folder
+// temporary. A worker holds the lock of its folder for life, and exits soon after its last task.
+// Until then its journal and the output of its tasks lie in that folder, so the folder stays. In
+// doubt it is in use.
 func hasLiveWorker(temporary string) bool {
 	paths, err := worker.ListFolders(datafolder.WorkerIn(filepath.Join(temporary, temporaryData)))
 	return err != nil || slices.ContainsFunc(paths, func(path string) bool {
@@ -214,10 +218,10 @@ func hasLiveWorker(temporary string) bool {
 }
 
 // runGraph submits a graph, waits for its end and reports the outcome: progress and failed tasks on
-// standard error, one line or the record of the run on standard output. It has a key of its own, so that
-// the client may repeat a submission whose answer was lost without starting a second run. Its error
-// carries the exit code, also for a run that was not COMPLETED. ctx ends at the first interrupt; the run
-// is then killed under m.forced.
+// standard error, one line or the record of the run on standard output. It has a key of its own, so
+// that the client may repeat a submission whose answer was lost without starting a second run. Its
+// error carries the exit code, also for a run that was not COMPLETED. ctx ends at the first
+// interrupt; the run is then killed under m.forced.
 func (m *Main) runGraph(ctx context.Context, c *client.Client, spec []byte, strict bool) error {
 	id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: keyOrRandom(""), Strict: strict, Warned: m.printWarnings})
 	if err != nil {
@@ -251,7 +255,8 @@ func (m *Main) runGraph(ctx context.Context, c *client.Client, spec []byte, stri
 }
 
 // killAndWait kills a run after an interrupt and waits until it has ended, or until the second
-// interrupt. The kill is durable when the wait begins, so the run ends also if this command stops waiting.
+// interrupt. The kill is durable when the wait begins, so the run ends also if this command stops
+// waiting.
 func (m *Main) killAndWait(c *client.Client, id uint64) (*client.Summary, error) {
 	fmt.Fprintf(m.Stderr, "caravan: interrupted: killing run %d (interrupt again to stop waiting)\n", id)
 	if err := c.Kill(m.forced, id); err != nil {
@@ -264,12 +269,12 @@ func (m *Main) killAndWait(c *client.Client, id uint64) (*client.Summary, error)
 	return s, err
 }
 
-// maxShownFailures is how many failed tasks are printed: a graph that is wrong as a whole fails in all
-// tasks alike.
+// maxShownFailures is how many failed tasks are printed: a graph that is wrong as a whole fails in
+// all tasks alike.
 const maxShownFailures = 5
 
-// printFailures prints the failed tasks, on standard error, with the last lines of what their last attempt
-// has said: standard error and the executor's reason, or without those standard output.
+// printFailures prints the failed tasks, on standard error, with the last lines of what their last
+// attempt has said: standard error and the executor's reason, or without those standard output.
 //
 //	task b: rc 3 after 2 attempts
 //	  | cannot open x: permission denied

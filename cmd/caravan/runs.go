@@ -17,14 +17,15 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// The commands of this file show runs: they read, once, and change nothing on the server. Tables and
-// arrays are printed as the pages of the server arrive, so the first runs of a long list appear at once,
-// and a list that breaks off has shown its begin. The exit code of a run's state is only for commands that
-// wait: `caravan get` of an ERRORED run exits with 0.
+// The commands of this file show runs: they read, once, and change nothing on the server. Tables
+// and arrays are printed as the pages of the server arrive, so the first runs of a long list appear
+// at once, and a list that breaks off has shown its begin. The exit code of a run's state is only
+// for commands that wait: `caravan get` of an ERRORED run exits with 0.
 
-// lsCommand lists runs: as a table, or as a JSON array of summaries with an element per line. An empty
-// list is a table with its head alone, and a word on standard error, or "[]". Runs that cannot be read are
-// rows with the state "damaged", and make the exit code 1 after all rows are printed.
+// lsCommand lists runs: as a table, or as a JSON array of summaries with an element per line. An
+// empty list is a table with its head alone, and a word on standard error, or "[]". Runs that
+// cannot be read are rows with the state "damaged", and make the exit code 1 after all rows are
+// printed.
 func (m *Main) lsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "ls",
@@ -59,7 +60,8 @@ func (m *Main) lsCommand() *cobra.Command {
 		if o.States, err = parseRunStates(states); err != nil {
 			return err
 		}
-		// The size of a page. The server's own bound is 1,000, and c.Runs asks for page after page.
+		// The size of a page. c.Runs asks for page after page of 1,000 runs; a shorter list is one
+		// request.
 		if limit > 0 && limit < 1000 {
 			o.Limit = limit
 		}
@@ -98,8 +100,8 @@ func (m *Main) lsCommand() *cobra.Command {
 	return cmd
 }
 
-// runDuration returns how long a run has taken so far, or took, since it was accepted. The time so far is by
-// the clock of this machine, while the server's clock has set the start.
+// runDuration returns how long a run has taken so far, or took, since it was accepted. The time so
+// far is by the clock of this machine, while the server's clock has set the start.
 func runDuration(s *client.Summary) time.Duration {
 	if client.Final(s.State) {
 		return time.Duration(s.LastUpdate - s.StartTime)
@@ -115,8 +117,8 @@ func orDash(s string) string {
 	return s
 }
 
-// runStateNames and taskStateNames list the valid states, in the order of a life: for completion, and for
-// the error about an unknown one. A run can be PAUSED and a task can wait in RETRY.
+// runStateNames and taskStateNames list the valid states, in the order of a life: for completion,
+// and for the error about an unknown one. A run can be PAUSED and a task can wait in RETRY.
 func runStateNames() []string {
 	return []string{client.Queued, client.Running, client.Paused, client.Completed, client.Errored, client.Killed}
 }
@@ -125,9 +127,9 @@ func taskStateNames() []string {
 	return []string{client.Queued, client.Running, client.Retry, client.Completed, client.Errored, client.Killed}
 }
 
-// parseRunStates and parseTaskStates check states that the user typed, in any case, and return them in
-// capitals as the API has them. The error is a usageError that lists the valid ones: the server would
-// answer 400, which is the code of an invalid graph.
+// parseRunStates and parseTaskStates check states that the user typed, in any case, and return them
+// in capitals as the API has them. The error is a usageError that lists the valid ones: the server
+// would answer 400, which is the code of an invalid graph.
 func parseRunStates(words []string) ([]string, error) { return parseStates(words, runStateNames()...) }
 
 func parseTaskStates(words []string) ([]string, error) {
@@ -194,9 +196,9 @@ func writeJSONArray[T any](m *Main, seq iter.Seq2[T, error]) error {
 	return err
 }
 
-// getCommand shows one run, or with --task one task of it. With -o json the record of the run is passed on
-// byte by byte: a run of a million tasks is never in the memory of this program. The record has all tasks,
-// so the flags that select some apply to the table only.
+// getCommand shows one run, or with --task one task of it. With -o json the record of the run is
+// passed on byte by byte: a run of a million tasks is never in the memory of this program. The
+// record has all tasks, so the flags that select some apply to the table only.
 func (m *Main) getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "get ID",
@@ -244,8 +246,8 @@ func (m *Main) getCommand() *cobra.Command {
 	return cmd
 }
 
-// printRawRun prints the record of a run as the server streams it, and a line break. An answer that breaks
-// off is an error, and the JSON before it is incomplete.
+// printRawRun prints the record of a run as the server streams it, and a line break. An answer that
+// breaks off is an error, and the JSON before it is incomplete.
 func (m *Main) printRawRun(ctx context.Context, c *client.Client, id uint64) error {
 	body, err := c.GetRaw(ctx, id)
 	if err != nil {
@@ -258,8 +260,8 @@ func (m *Main) printRawRun(ctx context.Context, c *client.Client, id uint64) err
 	return err
 }
 
-// printRun prints a summary and a table with at most limit tasks (0 = all). The two come from separate
-// requests, so the table may be newer.
+// printRun prints a summary and a table with at most limit tasks (0 = all). The two come from
+// separate requests, so the table may be newer.
 //
 //	run      7
 //	tag      nightly
@@ -333,9 +335,9 @@ func attemptDuration(a client.Attempt) time.Duration {
 	return time.Duration(a.StopTime - a.StartTime)
 }
 
-// printTask prints the state and the definition of one task, as facts, a line each, or as the object of the
-// API with the members "name" and "state" in front. Both requests name the task, so the state may be newer
-// than the definition; a definition does not change.
+// printTask prints the state and the definition of one task, as facts, a line each, or as the
+// object of the API with the members "name" and "state" in front. Both requests name the task, so
+// the state may be newer than the definition; a definition does not change.
 func (m *Main) printTask(ctx context.Context, c *client.Client, id uint64, name string) error {
 	t, err := c.Task(ctx, id, name)
 	if err != nil {
@@ -370,7 +372,8 @@ func (m *Main) printTask(ctx context.Context, c *client.Client, id uint64, name 
 	return nil
 }
 
-// formatRetries describes the retries of a task: "up to 3, after 1s, each time 2 times as long, at most 60s".
+// formatRetries describes the retries of a task: "up to 3, after 1s, each time 2 times as long, at
+// most 60s".
 func formatRetries(t *client.Task) string {
 	if t.MaxRetries == 0 {
 		return "none"

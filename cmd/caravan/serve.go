@@ -21,8 +21,9 @@ import (
 // server stops within both, because a kill -9 makes the next start replay more.
 const stopTimeout = 10 * time.Second
 
-// serveCommand runs a server in this process until a signal. It prints only its log, on standard error.
-// It is the only command that leaves a worker behind, for the next server of the data folder.
+// serveCommand runs a server in this process until a signal. It prints only its log, on standard
+// error. It is the only command that leaves a worker behind, for the next server of the data
+// folder.
 func (m *Main) serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "serve",
@@ -61,9 +62,9 @@ func (m *Main) serveCommand() *cobra.Command {
 	return cmd
 }
 
-// runServer runs a server until a signal arrives or the server fails. It returns nil after the first
-// signal when everything was closed within stopTimeout, and otherwise an error whose exit code is 1, or 2
-// for a mistake in the rules of access. The order of its steps:
+// runServer runs a server until a signal arrives or the server fails. It returns nil after the
+// first signal when everything was closed within stopTimeout, and otherwise an error whose exit
+// code is 1, or 2 for a mistake in the rules of access. The order of its steps:
 //
 //  1. The listeners come first, before the data folder. A port that is taken, or a token file with a
 //     mistake, then leaves the folder as it is: opening the folder may adopt a copy or end a pause. And
@@ -73,8 +74,8 @@ func (m *Main) serveCommand() *cobra.Command {
 //  3. Hangups are handled before the server opens: to a process without a handler SIGHUP is the end.
 //  4. The server opens, and answers 503 until it is ready.
 //
-// The deferred calls run in the other order: hangups last as long as the server, and the listeners are
-// shut down last, because the audit log records requests until the last answer.
+// The deferred calls run in the other order: hangups last as long as the server, and the listeners
+// are shut down last, because the audit log records requests until the last answer.
 func (m *Main) runServer(ctx context.Context, c Config) error {
 	log := newLogger(m.Stderr, c.LogFormat, c.LogLevel)
 	d, err := openListeners(c, log)
@@ -113,9 +114,9 @@ func (m *Main) runServer(ctx context.Context, c Config) error {
 }
 
 // reloadOnHangup reloads tokens, certificates and the audit log at each SIGHUP, until the caller
-// calls stop, which returns when the last reload is over. A server without any of the three does not
-// catch SIGHUP, so that the end of its terminal ends it, as is usual. Reloads happen on one goroutine of
-// their own, one after the other.
+// calls stop, which returns when the last reload is over. A server without any of the three does
+// not catch SIGHUP, so that the end of its terminal ends it, as is usual. Reloads happen on one
+// goroutine of their own, one after the other.
 func (m *Main) reloadOnHangup(d *listeners) (stop func()) {
 	if m.Hangups == nil || !d.isReloadable() {
 		return func() {}
@@ -136,9 +137,9 @@ func (m *Main) reloadOnHangup(d *listeners) (stop func()) {
 	return func() { ignore(); close(done); <-ended }
 }
 
-// errForcedStop means that a second signal arrived. Its exit code is 1, unlike that of errInterrupted:
-// the server has not stopped in order, and the next one recovers as after a kill -9. Acknowledged runs
-// and running tasks are safe.
+// errForcedStop means that a second signal arrived. Its exit code is 1, unlike that of
+// errInterrupted: the server has not stopped in order, and the next one recovers as after a kill
+// -9. Acknowledged runs and running tasks are safe.
 var errForcedStop = errors.New("stopped at once by a second signal; running work was abandoned")
 
 // startServer starts a server and returns when it is ready. The second signal ends the wait with
@@ -163,10 +164,10 @@ func (m *Main) startServer(c Config, l net.Listener, log *slog.Logger) (server, 
 	}
 }
 
-// stopServer calls end, which is Close or Detach of a server, and returns its result. It gives up, with
-// an error, after limit or at the second signal; then end goes on until the process exits, which may lose
-// only what was never acknowledged. The context of end is a second shorter than limit and ends at the
-// second signal, too.
+// stopServer calls end, which is Close or Detach of a server, and returns its result. It gives up,
+// with an error, after limit or at the second signal; then end goes on until the process exits,
+// which may lose only what was never acknowledged. The context of end is a second shorter than
+// limit and ends at the second signal, too.
 func (m *Main) stopServer(end func(context.Context) error, limit time.Duration) error {
 	// A second is reserved for steps that do not watch the context.
 	ctx, cancel := context.WithTimeout(m.forced, limit-time.Second)
@@ -186,9 +187,9 @@ func (m *Main) stopServer(end func(context.Context) error, limit time.Duration) 
 	}
 }
 
-// newLogger returns the logger of a server or a worker: a line per record on w, in the format "json", or
-// as text for any other. Names, tags and paths come from clients, so both formats keep control
-// characters from the terminal that shows the log (TestJSONLogEscapesControlCharacters).
+// newLogger returns the logger of a server or a worker: a line per record on w, in the format
+// "json", or as text for any other. Names, tags and paths come from clients, so both formats keep
+// control characters from the terminal that shows the log (TestJSONLogEscapesControlCharacters).
 func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	if format == "json" {
@@ -217,18 +218,19 @@ func (m *Main) taskUmask() (string, error) {
 	return fmt.Sprintf("%04o", m.Umask), nil
 }
 
-// workerCommand is the process that forks the tasks of a server, and outlives it. The server starts it
-// (executor/remote, spawnWorker) as
+// workerCommand is the process that forks the tasks of a server, and outlives it. The server starts
+// it (executor/remote, spawnWorker) as
 //
 //	caravan worker --data DATA --name w-…
 //
-// with the lock and the socket of the worker's folder as descriptors 3 and 4, so users cannot run it. It
-// is the same binary, so that the two always speak one protocol; a server of another version drains it
-// and starts its own. It is in a session of its own: the terminal's signals, and those to the server's
-// process group, do not reach it. Its environment is as small as that of a task, so its configuration is
-// a file in its folder, and its log is another one, at level Info.
+// with the lock and the socket of the worker's folder as descriptors 3 and 4, so users cannot run
+// it. It is the same binary, so that the two always speak one protocol; a server of another version
+// drains it and starts its own. It is in a session of its own: the terminal's signals, and those to
+// the server's process group, do not reach it. Its environment is as small as that of a task, so
+// its configuration is a file in its folder, and its log is another one, at level Info.
 //
-// Its exit code is 0 when it was idle, drained or told to stop, and 1 otherwise. Only its log tells why.
+// Its exit code is 0 when it was idle, drained or told to stop, and 1 otherwise. Only its log tells
+// why.
 func (m *Main) workerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:    "worker",

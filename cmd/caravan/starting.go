@@ -12,17 +12,18 @@ import (
 
 // startingEngine stands in for the engine while the engine recovers, so that a starting server
 // answers every request. It answers with 503 until setEngine is called, and forwards all calls from
-// then on. A call loads the engine once: it either gets 503 or runs on the recovered engine as a whole.
-// Any goroutine of the HTTP server may call it, and no call waits: a client that polls /ready learns of the
-// start at once, and the others repeat their request (package http adds Retry-After).
+// then on. A call loads the engine once: it either gets 503 or runs on the recovered engine as a
+// whole. Any goroutine of the HTTP server may call it, and no call waits: a client that polls
+// /ready learns of the start at once, and the others repeat their request (package http adds
+// Retry-After).
 //
-// Recovery reads the unfinished runs of the store. It may take seconds after a kill -9, while the queue
-// of a listener holds a few thousand connections at most.
+// Recovery reads the unfinished runs of the store. It may take seconds after a kill -9, while the
+// queue of a listener holds a few thousand connections at most.
 //
-// Each method has the same three lines. TestStartingEngineRefusesUntilTheEngineIsSet calls all methods of
-// the interface by reflection, so that a new one cannot be left out. Three are exceptions: Healthy and
-// Damaged answer nil, because a starting server is neither ill nor known to be damaged, and a service
-// manager would restart one that says so; Paused cannot return an error.
+// Each method has the same three lines. TestStartingEngineRefusesUntilTheEngineIsSet calls all
+// methods of the interface by reflection, so that a new one cannot be left out. Three are
+// exceptions: Healthy and Damaged answer nil, because a starting server is neither ill nor known to
+// be damaged, and a service manager would restart one that says so; Paused cannot return an error.
 type startingEngine struct {
 	engine atomic.Pointer[http.Engine]
 }

@@ -18,8 +18,8 @@ import (
 //
 //	run=$(caravan submit graph.json) && caravan wait "$run"
 //
-// The ID is printed when the run is durable. Warnings about the graph go to standard error. With --wait the
-// command goes on as wait does, and its exit code is that of the run.
+// The ID is printed when the run is durable. Warnings about the graph go to standard error. With
+// --wait the command goes on as wait does, and its exit code is that of the run.
 func (m *Main) submitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "submit FILE",
@@ -69,13 +69,14 @@ func (m *Main) submitCommand() *cobra.Command {
 	return cmd
 }
 
-// submitLines submits a graph per line, and prints the result of each as soon as it is known: line n of the
-// output is about line n of the input. A refused graph does not stop the others; the exit code is then 5. An
-// error of the request as a whole, such as a server that stops, ends the command: the lines without a
-// result may or may not have been accepted, and repeating them with the same key is safe.
+// submitLines submits a graph per line, and prints the result of each as soon as it is known: line
+// n of the output is about line n of the input. A refused graph does not stop the others; the exit
+// code is then 5. An error of the request as a whole, such as a server that stops, ends the
+// command: the lines without a result may or may not have been accepted, and repeating them with
+// the same key is safe.
 //
-// The input is sent while it is read, so it may be longer than the memory, or a pipe that grows. With -o json
-// each line is {"runID":7}, or what /validate answers for a refused graph.
+// The input is sent while it is read, so it may be longer than the memory, or a pipe that grows.
+// With -o json each line is {"runID":7}, or what /validate answers for a refused graph.
 func (m *Main) submitLines(ctx context.Context, r *serverFlags, path string, o client.SubmitOptions) error {
 	in := m.Stdin
 	if path != "-" {
@@ -129,9 +130,9 @@ type runIDResult struct {
 	RunID uint64 `json:"runID"`
 }
 
-// keyOrRandom returns the user's idempotency key, or a unique one: 128 bits from crypto/rand. With it the
-// client may repeat a submission whose answer was lost. A key of the user's own also covers a repetition of
-// the whole command.
+// keyOrRandom returns the user's idempotency key, or a unique one: 128 bits from crypto/rand. With
+// it the client may repeat a submission whose answer was lost. A key of the user's own also covers
+// a repetition of the whole command.
 func keyOrRandom(key string) string {
 	if key != "" {
 		return key
@@ -148,10 +149,10 @@ func (m *Main) printRunID(id uint64) error {
 	return err
 }
 
-// validateCommand prints "valid", or the problems on standard error with the exit code 5. With -o json the
-// judgement is on standard output in both cases, and the problems are on standard error, too. A named server
-// that does not answer is an error (7), because its limits are what the user asks about; the default
-// address without a server is not.
+// validateCommand prints "valid", or the problems on standard error with the exit code 5. With -o
+// json the judgement is on standard output in both cases, and the problems are on standard error,
+// too. A named server that does not answer is an error (7), because its limits are what the user
+// asks about; the default address without a server is not.
 func (m *Main) validateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "validate FILE",
@@ -202,9 +203,9 @@ func (m *Main) validateCommand() *cobra.Command {
 	return cmd
 }
 
-// checkSpecOffline checks a document as a server would, without the limits of the server's machine: cores,
-// memory, the executors it has, the longest command that its kernel takes. strict makes errors of the
-// warnings.
+// checkSpecOffline checks a document as a server would, without the limits of the server's machine:
+// cores, memory, the executors it has, the longest command that its kernel takes. strict makes
+// errors of the warnings.
 func checkSpecOffline(doc []byte, strict bool) *client.Validation {
 	c := specjson.Check(doc, dag.Limits{})
 	if strict {
@@ -224,14 +225,15 @@ func toClientProblems(list dag.Problems) (out []client.Problem) {
 	return out
 }
 
-// addStrictFlag gives a command the flag that turns warnings into errors. Warnings are about members of a
-// job that this version does not know: they may be a typing mistake, or meant for another executor.
+// addStrictFlag gives a command the flag that turns warnings into errors. Warnings are about
+// members of a job that this version does not know: they may be a typing mistake, or meant for
+// another executor.
 func (m *Main) addStrictFlag(cmd *cobra.Command, strict *bool) {
 	cmd.Flags().BoolVar(strict, "strict", false, "unknown members of jobs are errors instead of warnings")
 }
 
-// printWarnings prints the warnings about a graph that is accepted, a line each, on standard error. They do
-// not change the exit code.
+// printWarnings prints the warnings about a graph that is accepted, a line each, on standard error.
+// They do not change the exit code.
 func (m *Main) printWarnings(warnings []client.Problem) {
 	for _, w := range warnings {
 		text := printable(w.Message)

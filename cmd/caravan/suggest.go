@@ -60,9 +60,9 @@ func commandsBySynonym(root *cobra.Command) (names map[string]string, synonyms [
 	return names, synonyms
 }
 
-// flagError names the command that a mistaken flag was given to, and the flag that
-// may be meant. It turns pflag's error into a usageError, as cobra's SetFlagErrorFunc allows. A mistaken
-// short flag gets no suggestion: any other letter is as close.
+// flagError names the command that a mistaken flag was given to, and the flag that may be meant. It
+// turns pflag's error into a usageError, as cobra's SetFlagErrorFunc allows. A mistaken short flag
+// gets no suggestion: any other letter is as close.
 func flagError(cmd *cobra.Command, err error) error {
 	hint := ""
 	var unknown *pflag.NotExistError
@@ -76,14 +76,15 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageErrorf("%s%w%s", commandPrefix(cmd), err, hint)
 }
 
-// maxSuggestedTasks bounds the tasks of a run that are compared with a misspelled name: one page of the
-// server. A hint is not worth reading a million names.
+// maxSuggestedTasks bounds the tasks of a run that are compared with a misspelled name: one page of
+// the server. A hint is not worth reading a million names.
 const maxSuggestedTasks = 1000
 
 // suggestTask adds to err, when the run lacks a task of this name, the task that may be meant: the
-// first of those that name was expanded to (build_0 for build), or the one that is spelled most like it.
-// err is what a call about the task has returned, nil included. Only for client.ErrNotFound it asks the
-// server for the names; if that fails, err stays as it is. It keeps the kind of err, and so the exit code.
+// first of those that name was expanded to (build_0 for build), or the one that is spelled most
+// like it. err is what a call about the task has returned, nil included. Only for
+// client.ErrNotFound it asks the server for the names; if that fails, err stays as it is. It keeps
+// the kind of err, and so the exit code.
 func suggestTask(ctx context.Context, c *client.Client, run uint64, name string, err error) error {
 	if !errors.Is(err, client.ErrNotFound) {
 		return err
@@ -156,12 +157,12 @@ func allNearest(word string, words []string) (closest []string) {
 }
 
 // maxMisspelled is how many letters word may differ in from the one that is meant: two, as cobra
-// has it, but at most half of a short word. A swap of neighbours counts as two, since the distance is that of
-// Levenshtein.
+// has it, but at most half of a short word. A swap of neighbours counts as two, since the distance
+// is that of Levenshtein.
 func maxMisspelled(word string) int { return min(2, len(word)/2) }
 
-// helpCommand is `caravan help`. An unknown command is an error with the code 2: cobra's own help command
-// prints it with the usage, and exits with 0.
+// helpCommand is `caravan help`. An unknown command is an error with the code 2: cobra's own help
+// command prints it with the usage, and exits with 0.
 func helpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
@@ -186,18 +187,19 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
-// Shell completion. A shell calls `caravan __complete …` (cobra) at each Tab, which calls the functions
-// below for the arguments of a command. They print only candidates: a message would end up in the user's
-// line, so an error, or a server that does not answer, gives an empty list.
+// Shell completion. A shell calls `caravan __complete …` (cobra) at each Tab, which calls the
+// functions below for the arguments of a command. They print only candidates: a message would end
+// up in the user's line, so an error, or a server that does not answer, gives an empty list.
 
-// completionTimeout and maxCompletions bound what a Tab may cost: a second, and a few screens of words.
+// completionTimeout and maxCompletions bound what a Tab may cost: a second, and a few screens of
+// words.
 const (
 	completionTimeout = time.Second
 	maxCompletions    = 100
 )
 
-// completionCommand prints the completion script of a shell, as cobra generates it. It replaces cobra's own
-// command of this name, whose shells are subcommands with long texts.
+// completionCommand prints the completion script of a shell, as cobra generates it. It replaces
+// cobra's own command of this name, whose shells are subcommands with long texts.
 func (m *Main) completionCommand() *cobra.Command {
 	shells := []cobra.Completion{"bash", "zsh", "fish", "powershell"}
 	cmd := &cobra.Command{
@@ -225,7 +227,8 @@ func (m *Main) completionCommand() *cobra.Command {
 	return cmd
 }
 
-// completeFlag completes a flag with a fixed set of words. The shell picks those that match what is typed.
+// completeFlag completes a flag with a fixed set of words. The shell picks those that match what is
+// typed.
 func completeFlag(cmd *cobra.Command, flag string, words ...cobra.Completion) {
 	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	if err != nil {
@@ -233,8 +236,8 @@ func completeFlag(cmd *cobra.Command, flag string, words ...cobra.Completion) {
 	}
 }
 
-// completeOptions completes the server's options that have a fixed set of values, of serve or run: run lacks
-// some of the flags, and its --insecure is that of a client.
+// completeOptions completes the server's options that have a fixed set of values, of serve or run:
+// run lacks some of the flags, and its --insecure is that of a client.
 func completeOptions(cmd *cobra.Command) {
 	completeFlag(cmd, "log-level", "debug", "info", "warn", "error")
 	completeFlag(cmd, "log-format", "text", "json")
@@ -283,8 +286,8 @@ func (r *serverFlags) completeTaskFlag(flag string) {
 	}
 }
 
-// runCompletions returns the run IDs that begin with begun, or nil if the server does not answer. Each has its
-// state and tag as a description, which zsh and fish show: "7  RUNNING nightly".
+// runCompletions returns the run IDs that begin with begun, or nil if the server does not answer.
+// Each has its state and tag as a description, which zsh and fish show: "7  RUNNING nightly".
 func (r *serverFlags) runCompletions(ctx context.Context, states []string, begun string) (found []cobra.Completion) {
 	c, err := r.newClient()
 	if err != nil {
@@ -301,8 +304,8 @@ func (r *serverFlags) runCompletions(ctx context.Context, states []string, begun
 	return found
 }
 
-// taskCompletions returns the names of a run's tasks that begin with begun, with their states. It leaves out
-// names with control characters, which a shell could neither show nor take.
+// taskCompletions returns the names of a run's tasks that begin with begun, with their states. It
+// leaves out names with control characters, which a shell could neither show nor take.
 func (r *serverFlags) taskCompletions(ctx context.Context, run, begun string) (found []cobra.Completion) {
 	id, err := parseRunID(run)
 	if err != nil {

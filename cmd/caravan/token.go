@@ -29,13 +29,13 @@ func (m *Main) tokenCommand() *cobra.Command {
 	return cmd
 }
 
-// tokenNewCommand makes a secret for a client, and the line for the server's token file, which has only a
-// hash of it. Standard output has the secret alone, for
+// tokenNewCommand makes a secret for a client, and the line for the server's token file, which has
+// only a hash of it. Standard output has the secret alone, for
 //
 //	caravan token new ci submit --token-file tokens > ci.token
 //
-// and the line, or where it went, is on standard error. The secret is printed after the file is written:
-// after an error no secret exists that the server does not know.
+// and the line, or where it went, is on standard error. The secret is printed after the file is
+// written: after an error no secret exists that the server does not know.
 func (m *Main) tokenNewCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "new NAME SCOPES",
@@ -77,10 +77,10 @@ func (m *Main) tokenNewCommand() *cobra.Command {
 	return cmd
 }
 
-// addToken appends a line to a token file, if the file is valid with it: a name that is there already, or a
-// former mistake in the file, is an error, because the server would refuse the whole file at the next
-// reload. It creates a missing file with the mode 0600. Appending keeps the user's comments and order; of
-// two commands at a time both lines survive.
+// addToken appends a line to a token file, if the file is valid with it: a name that is there
+// already, or a former mistake in the file, is an error, because the server would refuse the whole
+// file at the next reload. It creates a missing file with the mode 0600. Appending keeps the user's
+// comments and order; of two commands at a time both lines survive.
 func addToken(path, line string) error {
 	text, err := access.ReadPrivateFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -17,8 +17,8 @@ import (
 // The commands of this file follow what happens: logs an attempt, events the changes, wait a run. An
 // interrupt ends the command (130) and leaves the run alone.
 
-// logsCommand prints the raw bytes of one stream of one attempt, with control characters, as `cat` would:
-// output is data. A task without such an attempt is an error (6), unless -f waits for it.
+// logsCommand prints the raw bytes of one stream of one attempt, with control characters, as `cat`
+// would: output is data. A task without such an attempt is an error (6), unless -f waits for it.
 func (m *Main) logsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "logs ID TASK",
@@ -51,8 +51,8 @@ func (m *Main) logsCommand() *cobra.Command {
 		}
 		ctx, task := cmd.Context(), args[1]
 		log, err := c.Log(ctx, id, task, o)
-		// The log of a task that has not started does not exist yet. The server answers 404, as for an
-		// unknown task; waitForStart tells the two apart.
+		// The log of a task that has not started does not exist yet. The server answers 404, as for
+		// an unknown task; waitForStart tells the two apart.
 		if o.Follow && o.Attempt == 0 && errors.Is(err, client.ErrNotFound) {
 			if waitForStart(ctx, c, id, task) == nil {
 				log, err = c.Log(ctx, id, task, o)
@@ -70,13 +70,13 @@ func (m *Main) logsCommand() *cobra.Command {
 	return cmd
 }
 
-// startPollInterval is how often waitForStart asks for the state. The API has long polls for the state of a
-// run, and none for that of a task.
+// startPollInterval is how often waitForStart asks for the state. The API has long polls for the
+// state of a run, and none for that of a task.
 const startPollInterval = 250 * time.Millisecond
 
-// waitForStart waits until a task has left QUEUED, or its run has ended: a task that was never started, in a
-// run that was killed or has failed, stays QUEUED for good. It returns an error for an unknown task, and the
-// cause of ctx when that ends.
+// waitForStart waits until a task has left QUEUED, or its run has ended: a task that was never
+// started, in a run that was killed or has failed, stays QUEUED for good. It returns an error for
+// an unknown task, and the cause of ctx when that ends.
 func waitForStart(ctx context.Context, c *client.Client, run uint64, name string) error {
 	look := time.NewTicker(startPollInterval)
 	defer look.Stop()
@@ -96,10 +96,10 @@ func waitForStart(ctx context.Context, c *client.Client, run uint64, name string
 	}
 }
 
-// eventsCommand prints changes as they become durable. With an ID it ends with the run and exits by its
-// outcome; without one it ends only by an interrupt, whose code is 130, or by an error. The client connects
-// again after a broken connection (client.Events) and resumes after the last event, so a restart of the
-// server is invisible, apart from a change that may be printed twice.
+// eventsCommand prints changes as they become durable. With an ID it ends with the run and exits by
+// its outcome; without one it ends only by an interrupt, whose code is 130, or by an error. The
+// client connects again after a broken connection (client.Events) and resumes after the last event,
+// so a restart of the server is invisible, apart from a change that may be printed twice.
 func (m *Main) eventsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "events [ID]",
@@ -163,8 +163,8 @@ func (m *Main) eventsCommand() *cobra.Command {
 	return cmd
 }
 
-// printEvents prints events as they arrive, as lines for people, or each as a JSON object on a line of its
-// own (client.Event). The first error ends it, of the stream or of standard output.
+// printEvents prints events as they arrive, as lines for people, or each as a JSON object on a line
+// of its own (client.Event). The first error ends it, of the stream or of standard output.
 func (m *Main) printEvents(events iter.Seq2[*client.Event, error]) error {
 	for e, err := range events {
 		if err == nil && m.jsonOutput {
@@ -208,8 +208,8 @@ func (m *Main) printEvent(w io.Writer, e *client.Event) (err error) {
 	return err
 }
 
-// waitCommand waits for a run that another command has submitted. Its exit code is that of the run, 8 after
-// --timeout, and 130 after an interrupt; the last two leave the run alone.
+// waitCommand waits for a run that another command has submitted. Its exit code is that of the run,
+// 8 after --timeout, and 130 after an interrupt; the last two leave the run alone.
 func (m *Main) waitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait ID",
@@ -244,8 +244,8 @@ func (m *Main) waitCommand() *cobra.Command {
 	return cmd
 }
 
-// waitAndReport shows the progress of a run until its end, on standard error, and prints the outcome on
-// standard output: one line, or the summary as JSON. Its error carries the exit code.
+// waitAndReport shows the progress of a run until its end, on standard error, and prints the
+// outcome on standard output: one line, or the summary as JSON. Its error carries the exit code.
 func (m *Main) waitAndReport(ctx context.Context, c *client.Client, id uint64) error {
 	p := m.newProgress(id)
 	s, err := c.Wait(ctx, id, client.WaitOptions{Progress: p.show, Poll: p.pollInterval()})
@@ -264,9 +264,9 @@ func (m *Main) waitAndReport(ctx context.Context, c *client.Client, id uint64) e
 	return outcomeError(s)
 }
 
-// waitError explains a wait that ended before the run: err is what the wait returned, ctx the context that it
-// had. A timeout and an interrupt end ctx, and their cause has the exit code; the error of the request that
-// they broke off would hide it.
+// waitError explains a wait that ended before the run: err is what the wait returned, ctx the
+// context that it had. A timeout and an interrupt end ctx, and their cause has the exit code; the
+// error of the request that they broke off would hide it.
 func waitError(ctx context.Context, id uint64, err error) error {
 	cause := context.Cause(ctx)
 	var timeout *timeoutError

@@ -29,12 +29,13 @@ import (
 // server is a running server as the commands use it: localServer, or a stub in tests. Close or Detach
 // is called once, and then nothing else; it may be called before or after a failure.
 type server interface {
-	// Failed is closed when the server cannot go on: its storage has failed, a part of the engine that
-	// cannot be replaced, or a listener. Err then returns the cause; before that it must not be called.
+	// Failed is closed when the server cannot go on: its storage has failed, a part of the engine
+	// that cannot be replaced, or a listener. Err then returns the cause; before that it must not
+	// be called.
 	Failed() <-chan struct{}
 	Err() error
-	// Close stops the server: requests in flight are answered, running attempts are ended and count as
-	// lost, and everything durable is closed. It aborts what is left when ctx ends.
+	// Close stops the server: requests in flight are answered, running attempts are ended and count
+	// as lost, and everything durable is closed. It aborts what is left when ctx ends.
 	Close(ctx context.Context) error
 	// Detach is Close, but running attempts go on in their worker. The next server of the data
 	// folder finds them.
@@ -46,8 +47,8 @@ type server interface {
 // other batches wait for that.
 const maxGenerated = 8 << 20
 
-// opener starts a server that answers on l and closes l in the end, also after an error. It returns when
-// the server is ready; until then requests are answered with 503. It cannot be interrupted.
+// opener starts a server that answers on l and closes l in the end, also after an error. It returns
+// when the server is ready; until then requests are answered with 503. It cannot be interrupted.
 type opener func(c Config, l net.Listener, log *slog.Logger) (server, error)
 
 // localServer is the server of this process: one data folder, with the engine and the HTTP server
@@ -110,8 +111,8 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 		}
 	}()
 	registry := prometheus.NewRegistry()
-	// The listeners of serve come with their rules of access. The one of run is in memory, without rules,
-	// because only its own client can connect. Both have several owners that close them.
+	// The listeners of serve come with their rules of access. The one of run is in memory, without
+	// rules, because only its own client can connect. Both have several owners that close them.
 	var who http.Access
 	var entrances []net.Listener
 	if d, ok := l.(*listeners); ok {
@@ -134,8 +135,8 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	undo = append(undo, n.folder.Close)
 	data := n.folder.Path() // absolute, because the worker has another working directory
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	// The same limits hold for submissions (http) and for what generators print (engine): a graph that is
-	// accepted can run on this machine.
+	// The same limits hold for submissions (http) and for what generators print (engine): a graph
+	// that is accepted can run on this machine.
 	limits := dag.Limits{
 		MaxTasks: c.MaxTasks, MaxCPUMillis: c.CPUMillis, MaxMemoryBytes: c.MemoryBytes,
 		MaxStartBytes: executor.MaxArgumentBytes(),
@@ -181,9 +182,9 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	n.engine, err = actors.Start(n.withSlurm(c, actors.Config{
 		Store: n.store, Outputs: n.outputs,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
-			// The worker gets its settings in a file of its folder, and the arguments below. A worker of a
-			// former server that differs in the settings, or in the version, is drained: its attempts end
-			// there, and new ones start in a new worker.
+			// The worker gets its settings in a file of its folder, and the arguments below. A
+			// worker of a former server that differs in the settings, or in the version, is
+			// drained: its attempts end there, and new ones start in a new worker.
 			"process": func(sink executor.Sink) (executor.Executor, error) {
 				return workers.New(workers.Config{
 					Dir: n.folder.Worker(), Args: []string{"worker", "--data", data},
@@ -211,14 +212,14 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	return n, nil
 }
 
-// minFreeForRuns returns the free disk space below which new runs are refused, in bytes, for a disk of
-// total bytes. As a disk fills, new runs are refused first, then output is cut, and the store stops last:
-// so runs that were accepted can still end and be recorded. It is an eighth above the reserve for the
-// journal: 1.4 GiB on a large disk.
+// minFreeForRuns returns the free disk space below which new runs are refused, in bytes, for a disk
+// of total bytes. As a disk fills, new runs are refused first, then output is cut, and the store
+// stops last: so runs that were accepted can still end and be recorded. It is an eighth above the
+// reserve for the journal: 1.4 GiB on a large disk.
 func minFreeForRuns(total int64) int64 { return outputs.JournalReserve(total) / 8 * 9 }
 
-// closeOnceListener is a listener that several owners may close: the HTTP server, and startLocalServer
-// after a failed start. Only the first call returns the error.
+// closeOnceListener is a listener that several owners may close: the HTTP server, and
+// startLocalServer after a failed start. Only the first call returns the error.
 type closeOnceListener struct {
 	net.Listener
 	close sync.Once
@@ -229,9 +230,9 @@ func (o *closeOnceListener) Close() (err error) {
 	return err
 }
 
-// serveHTTP answers requests until the listeners close or one of them fails. It runs on a goroutine of
-// its own for the life of the server. After a failure the other listeners go on until Shutdown, so that
-// clients there are still answered while the server stops.
+// serveHTTP answers requests until the listeners close or one of them fails. It runs on a goroutine
+// of its own for the life of the server. After a failure the other listeners go on until Shutdown,
+// so that clients there are still answered while the server stops.
 func (n *localServer) serveHTTP(entrances []net.Listener) {
 	defer close(n.serveDone)
 	ended := make(chan error, len(entrances))
@@ -246,8 +247,8 @@ func (n *localServer) serveHTTP(entrances []net.Listener) {
 	}
 }
 
-// stopServing ends the HTTP server of a start that has failed. All requests were answered with 503, or
-// are slow to arrive, so it closes their connections at once.
+// stopServing ends the HTTP server of a start that has failed. All requests were answered with 503,
+// or are slow to arrive, so it closes their connections at once.
 func (n *localServer) stopServing() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel() // do not wait for requests in flight
@@ -285,9 +286,9 @@ func (n *localServer) Close(ctx context.Context) error { return n.shutDown(ctx, 
 // Detach implements server. It stops in the same order and leaves the attempts running.
 func (n *localServer) Detach(ctx context.Context) error { return n.shutDown(ctx, n.engine.Detach) }
 
-// shutDown closes the parts in the reverse order of startLocalServer, except that requests stop first.
-// engine is Close or Detach of the engine. All steps are carried out, also after the failure of one; the
-// errors are joined, each with the name of its part. The reasons for the order:
+// shutDown closes the parts in the reverse order of startLocalServer, except that requests stop
+// first. engine is Close or Detach of the engine. All steps are carried out, also after the failure
+// of one; the errors are joined, each with the name of its part. The reasons for the order:
 //
 //	requests      first: handlers use the engine until http.Server.Shutdown has returned, and a request
 //	              that is accepted later would wait in an engine that no longer answers
@@ -302,8 +303,8 @@ func (n *localServer) shutDown(ctx context.Context, engine func(context.Context)
 	defer cancel()
 	served := n.http.Shutdown(drain)
 	if errors.Is(served, context.DeadlineExceeded) {
-		// A slow reader causes this. It breaks no promise: what was asked for may have taken effect, as
-		// with any connection that breaks.
+		// A slow reader causes this. It breaks no promise: what was asked for may have taken
+		// effect, as with any connection that breaks.
 		n.log.Warn("requests in flight were cut off", "after", drainTimeout.String())
 		served = nil
 	}
@@ -336,9 +337,9 @@ func slurmLimits(c Config, l *dag.Limits) {
 	}
 }
 
-// withSlurm adds the Slurm executor to the engine's configuration, if the server has it. It keeps the
-// state of its jobs in the data folder and writes their output through the server's own Store, because
-// no worker is involved. Like a worker's attempts, its jobs outlive the server.
+// withSlurm adds the Slurm executor to the engine's configuration, if the server has it. It keeps
+// the state of its jobs in the data folder and writes their output through the server's own Store,
+// because no worker is involved. Like a worker's attempts, its jobs outlive the server.
 func (n *localServer) withSlurm(c Config, engine actors.Config) actors.Config {
 	if !c.Slurm {
 		return engine
