@@ -11,8 +11,12 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// call sends a message by send and waits for the actor's answer. It returns an error after
-// callTimeout, or when the node is closed while it waits.
+// The node's methods that ask an actor. They run on their caller's goroutine, which waits for the reply:
+// an actor may not call them, since it might wait for itself. Each returns the answer, or an error once
+// the caller leaves (ctx), callTimeout is over, or the node has failed or is closed. After an error the
+// message is still on its way, so a change that was asked for may take effect later.
+
+// call sends a message by send and waits for the actor's answer.
 func call[T any](ctx context.Context, n *Node, reply messages.Reply[T], send func()) (T, error) {
 	return callWithin(ctx, n, callTimeout, reply, send)
 }
@@ -38,7 +42,8 @@ func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, reply 
 	return r.Value, r.Err
 }
 
-// awaitReply returns an answer, or the reason for its absence when over is closed or ctx ends.
+// awaitReply returns an answer, or the reason for its absence when over is closed or ctx ends. An answer
+// that is there counts more than any reason: the change is durable, and the caller should know.
 func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, reply messages.Reply[T]) (messages.Result[T], error) {
 	select {
 	case r := <-reply:
@@ -75,7 +80,9 @@ func isClosed(c <-chan struct{}) bool {
 // minStoreRate is how fast a long document is stored at least, in bytes a second.
 const minStoreRate = 1 << 20
 
-// Submit makes a planned spec a run. It returns when that is durable.
+// Submit makes a planned spec a run. It returns when that is durable. A submission with an idempotency
+// key goes by way of the node's actor (submitWithKey), any other straight to the shard of its id. Ids
+// ascend, but an id whose submission fails is not given again.
 func (n *Node) Submit(ctx context.Context, sub *messages.Submission) (messages.RunID, error) {
 	if err := n.AcceptsRuns(ctx); err != nil {
 		return 0, err
@@ -162,7 +169,8 @@ func (n *Node) Kill(ctx context.Context, id messages.RunID) error {
 	return n.SetState(ctx, id, dag.RunKilled)
 }
 
-// KillTask kills the task of this expanded name.
+// KillTask kills the task of this expanded name. It returns when the intent is durable; the task is
+// KILLED once its process is proven dead.
 func (n *Node) KillTask(ctx context.Context, id messages.RunID, name string) error {
 	if n.env.index.Summary(id) == nil {
 		v, err := n.Task(ctx, id, name)

@@ -12,8 +12,9 @@ import (
 
 var (
 	errTimeout error = &messages.Error{Code: messages.Unavailable, Text: "the engine did not answer in time"}
-	// errNotLive: the run is finished, so it is read from the store.
-	errNotLive = errors.New("run has no actor")
+	// errFinished is a shard's answer to a read of tasks: the run is finished, so the caller reads the
+	// store. It never reaches a user.
+	errFinished = errors.New("run is finished")
 )
 
 // hasFailed is the answer of a node that has failed.

@@ -21,9 +21,13 @@ const (
 	mostKeys = 10_000_000
 )
 
-// janitor deletes finished runs beyond what is retained, and idempotency keys that have
-// outlived their runs for long enough. The runs' shards hold them meanwhile, so that a
-// deletion cannot cross a restart of the run. Ages are by the server's own clock.
+// janitor deletes finished runs beyond what is retained, and idempotency keys that have outlived their
+// runs for long enough. Ages are by the server's own clock (steadyClock). It has a goroutine of its own,
+// which reads the store and asks the shards.
+//
+// The runs' shards hold them during a deletion, so that it cannot cross a restart of the run: requests
+// wait, and find afterwards that the run is unknown. Rows are deleted before output files, since a run
+// without its output would be damaged. A crash in between leaves output files whose run is gone.
 type janitor struct {
 	n            *Node
 	keep         int           // the newest so many finished runs stay; 0 = all
@@ -167,7 +171,7 @@ func (j *janitor) countFinished() (n int, err error) {
 	return n, err
 }
 
-// deleteRuns deletes runs, but for those that have come to life again, and returns how many.
+// deleteRuns deletes runs of up to sweepStep, except those that have an actor again, and returns how many.
 func (j *janitor) deleteRuns(runs []messages.RunID) (deleted int, err error) {
 	n := j.n
 	var of [Shards][]messages.RunID

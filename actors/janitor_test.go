@@ -35,7 +35,7 @@ func TestRetentionReadsDueRunsOnly(t *testing.T) {
 }
 
 // A request for a run that is being deleted is answered after the deletion; a run that
-// lives is not held.
+// has an actor again is not held.
 func TestRequestsDuringADeletion(t *testing.T) {
 	for name, remove := range map[string]bool{"deleted": true, "not deleted": false} {
 		t.Run(name, func(t *testing.T) {
@@ -50,16 +50,16 @@ func TestRequestsDuringADeletion(t *testing.T) {
 				r.awaitState(r.submit(single), dag.RunCompleted)
 			}
 			r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
-			live := r.submit(single) // of the same shard
-			r.awaitTasks(live, dag.TaskRunning, 1)
-			m := &messages.PurgeRuns{Runs: []messages.RunID{done, live}, Reply: messages.NewReply[[]messages.RunID]()}
+			unfinished := r.submit(single) // of the same shard
+			r.awaitTasks(unfinished, dag.TaskRunning, 1)
+			m := &messages.PurgeRuns{Runs: []messages.RunID{done, unfinished}, Reply: messages.NewReply[[]messages.RunID]()}
 			held, err := call(t.Context(), r.node, m.Reply, func() { r.node.env.root.Send(r.node.shard(done), m) })
 			if err != nil || !slices.Equal(held, []messages.RunID{done}) {
 				t.Fatalf("held %v, %v", held, err)
 			}
 			restart := &messages.SetState{Run: done, To: dag.RunQueued, Reply: messages.NewReply[struct{}]()}
 			r.node.env.root.Send(r.node.shard(done), restart)
-			if _, err := r.node.View(t.Context(), live, 0, 0); err != nil { // so that the shard has seen the restart
+			if _, err := r.node.View(t.Context(), unfinished, 0, 0); err != nil { // so that the shard has seen the restart
 				t.Fatal(err)
 			}
 			if len(restart.Reply) > 0 {
@@ -70,7 +70,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			r.node.env.root.Send(r.node.shard(done), &messages.RunsPurged{Runs: m.Runs}) // of which one lives
+			r.node.env.root.Send(r.node.shard(done), &messages.RunsPurged{Runs: m.Runs}) // of which one has an actor
 			_, err = call(t.Context(), r.node, restart.Reply, func() {})
 			if want := map[bool]messages.ErrorCode{true: messages.NotFound, false: messages.Conflict}[remove]; code(err) != want {
 				t.Errorf("restart: %v, want %v", err, want) // a run that is COMPLETED cannot be restarted
@@ -158,9 +158,9 @@ func TestRetention(t *testing.T) {
 		r.awaitState(r.submit(single), dag.RunCompleted)
 	}
 	r.fake.SetScript(nil)
-	live := r.submit(single)
+	unfinished := r.submit(single)
 	r.order(6)
-	for id := range live { // their actors must be gone
+	for id := range unfinished { // their actors must be gone
 		if _, err := r.node.View(t.Context(), id, 0, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -173,7 +173,7 @@ func TestRetention(t *testing.T) {
 		left = nil
 		_ = r.node.Summaries(t.Context(), messages.ListQuery{All: true}, func(s *messages.Summary) bool { left = append(left, s.ID); return true })
 	}
-	if !slices.Equal(left, []messages.RunID{3, 4, live}) {
+	if !slices.Equal(left, []messages.RunID{3, 4, unfinished}) {
 		t.Errorf("left %v", left)
 	}
 	r.pass(2 * time.Hour)
@@ -183,10 +183,10 @@ func TestRetention(t *testing.T) {
 	if _, err := r.node.Summary(t.Context(), 3); code(err) != messages.NotFound {
 		t.Errorf("an old run: %v", err)
 	}
-	if s, err := r.node.Summary(t.Context(), live); err != nil || s.State.Final() {
-		t.Errorf("the live run: %+v, %v", s, err)
+	if s, err := r.node.Summary(t.Context(), unfinished); err != nil || s.State.Final() {
+		t.Errorf("the unfinished run: %+v, %v", s, err)
 	}
-	if id := r.submit(single); id != live+1 {
+	if id := r.submit(single); id != unfinished+1 {
 		t.Errorf("ids go on at %d", id)
 	}
 }

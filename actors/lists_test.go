@@ -151,7 +151,7 @@ func TestLists(t *testing.T) {
 	for range 3 {
 		r.awaitState(r.submit(tagged), dag.RunCompleted)
 	}
-	live := r.submit(single)
+	unfinished := r.submit(single)
 	r.order(1)
 	list := func(q messages.ListQuery) (ids []messages.RunID) {
 		t.Helper()
@@ -165,22 +165,22 @@ func TestLists(t *testing.T) {
 		q    messages.ListQuery
 		want []messages.RunID
 	}{
-		{"unfinished", messages.ListQuery{}, []messages.RunID{live}},
-		{"all", messages.ListQuery{All: true}, []messages.RunID{0, 1, 2, live}},
+		{"unfinished", messages.ListQuery{}, []messages.RunID{unfinished}},
+		{"all", messages.ListQuery{All: true}, []messages.RunID{0, 1, 2, unfinished}},
 		{"tag", messages.ListQuery{All: true, Tag: "x", HasTag: true}, []messages.RunID{0, 1, 2}},
-		{"empty tag", messages.ListQuery{All: true, HasTag: true}, []messages.RunID{live}},
+		{"empty tag", messages.ListQuery{All: true, HasTag: true}, []messages.RunID{unfinished}},
 		{"label", messages.ListQuery{All: true, Labels: []dag.Label{{Name: "team", Value: "a"}}}, []messages.RunID{0, 1, 2}},
 		{"no such label", messages.ListQuery{All: true, Labels: []dag.Label{{Name: "team", Value: "b"}}}, nil},
 		{"state", messages.ListQuery{States: []dag.RunState{dag.RunCompleted}}, []messages.RunID{0, 1, 2}},
-		{"running", messages.ListQuery{States: []dag.RunState{dag.RunRunning}}, []messages.RunID{live}},
+		{"running", messages.ListQuery{States: []dag.RunState{dag.RunRunning}}, []messages.RunID{unfinished}},
 		{"page", messages.ListQuery{All: true, HasAfter: true, After: 0, Limit: 2}, []messages.RunID{1, 2}},
-		{"live page", messages.ListQuery{HasAfter: true, After: live, Limit: 2}, nil},
-		{"newest first", messages.ListQuery{All: true, Desc: true}, []messages.RunID{live, 2, 1, 0}},
-		{"newest first, unfinished", messages.ListQuery{Desc: true}, []messages.RunID{live}},
+		{"unfinished page", messages.ListQuery{HasAfter: true, After: unfinished, Limit: 2}, nil},
+		{"newest first", messages.ListQuery{All: true, Desc: true}, []messages.RunID{unfinished, 2, 1, 0}},
+		{"newest first, unfinished", messages.ListQuery{Desc: true}, []messages.RunID{unfinished}},
 		{"newest first, tag and page", messages.ListQuery{All: true, Tag: "x", HasTag: true, Desc: true, Limit: 2}, []messages.RunID{2, 1}},
 		{"newest first, next page", messages.ListQuery{All: true, Tag: "x", HasTag: true, Desc: true, Limit: 2, HasAfter: true, After: 1}, []messages.RunID{0}},
 		{"newest first, after the last page", messages.ListQuery{All: true, Desc: true, HasAfter: true, After: 0}, nil},
-		{"newest first, from beyond", messages.ListQuery{All: true, Desc: true, HasAfter: true, After: 1000, Limit: 1}, []messages.RunID{live}},
+		{"newest first, from beyond", messages.ListQuery{All: true, Desc: true, HasAfter: true, After: 1000, Limit: 1}, []messages.RunID{unfinished}},
 	} {
 		if got := list(c.q); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)

@@ -34,7 +34,7 @@ const maxQueuedRequests = 4096
 
 // loadedRun is what a run's actor has been waiting for.
 type loadedRun struct {
-	epoch  uint64
+	epoch  uint64 // of the incarnation that asked
 	dag    *dag.Run
 	stored *persistence.Stored
 	err    error
@@ -55,8 +55,9 @@ func (r *run) beginLoading(ctx actor.Context) {
 	})
 }
 
-// loadRun reads a run as it was left. After a panic the former incarnation's last batch
-// may still be on its way: it is waited for.
+// loadRun reads a run as it was left, on a goroutine of its own. After a panic the former incarnation's
+// last batch may still be on its way: an empty batch after it is appended and waited for, since the
+// journal answers in order. A panic here is an error of this run, as damage is.
 func (e *nodeContext) loadRun(id messages.RunID, again bool) (d *dag.Run, stored *persistence.Stored, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -101,7 +102,9 @@ func (e *nodeContext) loadRun(id messages.RunID, again bool) (d *dag.Run, stored
 	return d, stored, err
 }
 
-// finishLoading sets the run going with what was loaded.
+// finishLoading sets the run going with what was loaded: first its attempts and slots (initializeRun),
+// then the messages that waited. A run that cannot be loaded keeps its actor, which refuses requests
+// with the reason.
 func (r *run) finishLoading(ctx actor.Context, m *loadedRun) {
 	r.loading = false
 	if m.err != nil {

@@ -42,7 +42,7 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 		submissions: prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_submissions_total", Help: "Runs accepted, durably."}),
 		panics:      prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_actor_panics_total", Help: "Panics of actors: each is a bug."}),
 		restarts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_run_actor_restarts_total", Help: "Run actors that were loaded again from the journal after a panic."}),
-		actors:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "caravan_task_actors", Help: "Task actors alive."}),
+		actors:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "caravan_task_actors", Help: "Task actors."}),
 		toStart: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "caravan_dispatch_seconds", Help: "From the durable grant of a slot to the start of the attempt's process.",
 			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 18),
@@ -92,7 +92,7 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 			}
 			return 0
 		}),
-		gauge("caravan_live_runs", "Runs that are not finished, with or without an actor.", func() float64 { return float64(e.index.Len()) }),
+		gauge("caravan_unfinished_runs", "Runs that are not finished, with or without an actor.", func() float64 { return float64(e.index.Len()) }),
 	)
 	return m
 }

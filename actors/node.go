@@ -72,9 +72,13 @@ type Node struct {
 	failure atomic.Pointer[error]
 }
 
-// Start brings a node up: executors, the tree, and every run that was unfinished.
-// When it returns requests are served; large runs may still be loading, requests
-// on them wait.
+// Start brings a node up: executors, the tree, and every run that was unfinished. When it returns
+// requests are served; large runs may still be loading, requests on them wait.
+//
+// The order matters. The index has every unfinished run before a reader can ask. Executors learn which
+// runs will resume attempts (ExpectResume) before they may end the others as orphans, and the dispatcher
+// knows whose slots it must await before the first grant. The caller owns the store, and closes it after
+// the node.
 func Start(c Config) (*Node, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -141,7 +145,8 @@ func (n *Node) makeExecutors(factories map[string]func(executor.Sink) (executor.
 	return nil
 }
 
-// recoverRuns spawns the tree and has every unfinished run go on.
+// recoverRuns spawns the tree and has every unfinished run go on. A run that had a slot before is loaded
+// now; one that never had any stays dormant.
 func (n *Node) recoverRuns(unfinished []*messages.Summary, sched *slotScheduler) error {
 	e := n.env
 	var going, waiting []messages.RunID
@@ -302,8 +307,9 @@ func (n *Node) endExecutors(detach bool) {
 // nextID gives out run ids: each once.
 func (n *Node) nextID() messages.RunID { return messages.RunID(n.ids.Add(1) - 1) }
 
-// nodeActor is the root of the tree. It sees to it that an idempotency key makes
-// one run however often it comes at once.
+// nodeActor is the root of the tree: it spawns the shards and the dispatcher, and has the node fail when
+// one of them panics. It sees to it that an idempotency key makes one run however often it comes at
+// once. All submissions with a key pass it, and it waits for a row of the store for each (LookUpKey).
 type nodeActor struct {
 	env   *nodeContext
 	node  *Node

@@ -21,7 +21,7 @@ type pool struct {
 }
 
 const (
-	// poolQueue is more than the live window of one run, so that a burst of grants
+	// poolQueue is more than the live tasks of one run, so that a burst of grants
 	// finds room.
 	poolQueue = 4096
 	// poolThroughput is how many messages of one mailbox are handled before other

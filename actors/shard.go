@@ -168,7 +168,7 @@ func (s *shard) forwardRequest(ctx actor.Context, m messages.Request) {
 			return
 		}
 	case *messages.GetView, *messages.GetTask:
-		m.Refuse(errNotLive)
+		m.Refuse(errFinished)
 		return
 	}
 	ctx.Send(s.ensureActor(ctx, id, summary).pid, m)

@@ -9,9 +9,10 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 )
 
-// timers sends messages when they are due: one heap and one goroutine for the
-// whole node, which sleeps until the first alarm is due. A message may find its actor stopped,
-// or come late: the receiver checks that it still holds.
+// timers sends messages when they are due: one heap and one goroutine for the whole node, which sleeps
+// until the first alarm is due. A message may find its actor stopped, or come late: the receiver checks
+// that it still holds. An alarm cannot be taken back, and a crash loses all of them: what must be due
+// again follows from the journal (dag.Run.Init). sendAt costs O(log alarms), from any goroutine.
 type timers struct {
 	send func(*actor.PID, any)
 	now  func() int64 // the monotonic clock: setting the wall clock moves no alarm

@@ -12,13 +12,13 @@ import (
 // A view of an unfinished run is asked of its actor, the only one that has the state of the
 // tasks. All other reads go around the actors: see package query.
 
-// View returns the tasks [first, first+count) of a run: of a live one from its
+// View returns the tasks [first, first+count) of a run: of an unfinished one from its
 // actor, of a finished one from the store.
 func (n *Node) View(ctx context.Context, id messages.RunID, first, count uint32) (*messages.View, error) {
 	if n.env.index.Summary(id) != nil {
 		m := &messages.GetView{Run: id, First: first, N: count, Reply: messages.NewReply[*messages.View]()}
 		v, err := call(ctx, n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
-		if !errors.Is(err, errNotLive) {
+		if !errors.Is(err, errFinished) {
 			return v, err
 		}
 	}
@@ -30,7 +30,7 @@ func (n *Node) Task(ctx context.Context, id messages.RunID, name string) (*messa
 	if n.env.index.Summary(id) != nil {
 		m := &messages.GetTask{Run: id, Name: name, Reply: messages.NewReply[*messages.View]()}
 		v, err := call(ctx, n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
-		if !errors.Is(err, errNotLive) {
+		if !errors.Is(err, errFinished) {
 			return v, err
 		}
 	}

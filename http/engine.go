@@ -49,7 +49,7 @@ type Commands interface {
 type Views interface {
 	// Summary costs the same for every run, however large.
 	Summary(ctx context.Context, run messages.RunID) (*messages.Summary, error)
-	// Summaries yields live and finished runs by ascending id, or with q.Desc by descending
+	// Summaries yields unfinished and finished runs by ascending id, or with q.Desc by descending
 	// id. The error is a *messages.ListPaused when q's budget is used up.
 	Summaries(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error
 	// View returns tasks [first, first+n) of a run. It returns fewer where the run has fewer.

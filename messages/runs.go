@@ -30,7 +30,8 @@ type (
 	// RecoverRun tells a shard to go on with an unfinished run that has had slots.
 	RecoverRun struct{ Run RunID }
 	// PurgeRuns asks a shard to hold finished runs, which are to be deleted. It answers with
-	// those that it holds until RunsPurged: one that lives is left alone.
+	// those that it holds until RunsPurged: a run that has an actor again is left
+	// alone.
 	PurgeRuns struct {
 		Runs  []RunID
 		Reply Reply[[]RunID]

@@ -8,7 +8,11 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// StoreError is the error of reading a run from the store.
+// The errors of readers: each is one sentence that names the run, with the code that the API answers
+// with. The text behind an Internal error, which has no code, is for the log.
+
+// StoreError is the error of reading a run from the store: NotFound for an unknown run, Unavailable
+// while the server stops or once the storage has failed, Damaged for a row that is not what was written.
 func StoreError(id messages.RunID, err error) error {
 	if errors.Is(err, persistence.ErrNotFound) {
 		return unknownRun(id)

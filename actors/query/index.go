@@ -10,26 +10,30 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Index holds the newest durable summary of every unfinished run. Each run writes
-// its own entry after each commit. Readers of states and lists read the index and not the
-// actors, since they may poll in tight loops.
+// Index holds the newest durable summary of every unfinished run. Each run writes its own entry after
+// each commit, on its own goroutine. Readers of states and lists read the index and not the actors,
+// since they may poll in tight loops. It is memory only: a start fills it from the store.
+//
+// Its methods may be called from any goroutine. mu guards entries and pending, and is held for a
+// lookup, a change or a page, never while a run is loaded. Locks: mu, then Entry.mu.
 type Index struct {
 	mu          sync.RWMutex
 	entries     idtable.Table[*Entry]
-	pending     map[messages.RunID]*pendingWatch
+	pending     map[messages.RunID]*pendingWatch // watches of runs without an entry
 	broadcaster watch.Broadcaster
 }
 
 // pendingWatch is a watch of a run that is not in the index.
 type pendingWatch struct {
 	inserted chan struct{} // closed when the run is inserted, or is deleted
-	waiting  int
+	waiting  int           // readers that have not left; the last one removes it
 }
 
-// Entry is the entry of one run. The zero value is that of a run that is not in the index yet.
+// Entry is the entry of one run. The zero value is that of a run that is not in the index yet. It
+// outlives its place in the index: whoever holds it reads the last summary.
 type Entry struct {
 	summary     atomic.Pointer[messages.Summary]
-	watched     atomic.Bool
+	watched     atomic.Bool // there may be watchers; set under mu, so that Publish needs no lock without them
 	mu          sync.Mutex
 	changed     chan struct{} // closed by the next Publish; nil without watchers
 	log         watch.RunLog
@@ -41,7 +45,7 @@ func NewIndex() *Index {
 	return &Index{pending: make(map[messages.RunID]*pendingWatch)}
 }
 
-// Insert adds a run, or updates its entry.
+// Insert adds a run, or updates its entry, and returns the entry.
 func (x *Index) Insert(s *messages.Summary) *Entry { return x.InsertEntry(nil, s) }
 
 // InsertEntry is Insert with an entry for a run that is not in the index yet: fresh, or a
@@ -66,7 +70,8 @@ func (x *Index) InsertEntry(fresh *Entry, s *messages.Summary) *Entry {
 	return e
 }
 
-// Remove removes a run and wakes its watchers: they find it in the store.
+// Remove removes a run and wakes its watchers: they find it in the store, which must have its final
+// state by now. A run that is not in the index is ignored.
 func (x *Index) Remove(id messages.RunID) {
 	x.mu.Lock()
 	e := x.entries.Get(uint64(id))
@@ -173,13 +178,17 @@ func (e *Entry) Summary() *messages.Summary { return e.summary.Load() }
 // Log returns the log of the run's events, for its followers.
 func (e *Entry) Log() *watch.RunLog { return &e.log }
 
-// Publish stores a newer summary and wakes the watchers.
+// Publish stores a newer summary and wakes the watchers. Only the run's own goroutine calls it, or the
+// one that inserts the run, so summaries are published in order. The summary must be durable, and is
+// immutable from here on. Without watchers and subscribers it costs one store and two atomic loads.
 func (e *Entry) Publish(s *messages.Summary) {
 	e.summary.Store(s)
 	e.wakeWatchers()
 	e.broadcaster.Publish(s)
 }
 
+// wakeWatchers closes the channel of all watchers. A watcher that comes after the load of watched reads
+// the summary after it began to watch (Index.Watch), and so finds the one that was stored before.
 func (e *Entry) wakeWatchers() {
 	if !e.watched.Load() {
 		return

@@ -24,9 +24,19 @@ func (r *Reader) Summaries(ctx context.Context, q messages.ListQuery, yield func
 	return context.Cause(ctx)
 }
 
-// oldestFirst is Summaries by ascending id.
+// oldestFirst is Summaries by ascending id. It merges two sources, both by ascending id: the index, with
+// the unfinished runs, and the store, with all runs whose stored rows match.
+//
+//	index   3 RUNNING        7 QUEUED
+//	store   1 COMPLETED      3 (an old state)      5 ERRORED
+//	list    1                3 of the index        5            7
+//
+// A run that both have is listed as the index has it: the store's row may be older. A run may move from
+// one to the other while the list is made. It is not lost, since it is in the store before it leaves the
+// index; and it is not listed twice, since its id is passed once.
 func (r *Reader) oldestFirst(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	limit := q.Limit
+	// pass lists a summary that q selects, and tells whether the list goes on.
 	pass := func(s *messages.Summary) bool {
 		if !q.Selects(s) {
 			return true
@@ -56,11 +66,13 @@ func (r *Reader) oldestFirst(ctx context.Context, q messages.ListQuery, yield fu
 	// Runs in the index are listed even when their stored rows cannot be found.
 	next, stop := iter.Pull(r.Index.SummariesFrom(from))
 	defer stop()
-	live, more := next()
+	unfinished, more := next()
 	listed := true // until the caller stops
+	// upTo lists the unfinished runs below id. Each is read again: it may have changed since its page
+	// was read. One that has left the index is read from the store, whose page may be older.
 	upTo := func(id messages.RunID) bool {
-		for ; listed && more && live.ID < id; live, more = next() {
-			if s := r.Index.Summary(live.ID); s != nil {
+		for ; listed && more && unfinished.ID < id; unfinished, more = next() {
+			if s, err := r.Summary(unfinished.ID); err == nil { // else it is deleted
 				listed = pass(s)
 			}
 		}
@@ -74,8 +86,8 @@ func (r *Reader) oldestFirst(ctx context.Context, q messages.ListQuery, yield fu
 		if !upTo(s.ID) {
 			return false
 		}
-		if more && live.ID == s.ID {
-			live, more = next()
+		if more && unfinished.ID == s.ID {
+			unfinished, more = next()
 		}
 		if now := r.Index.Summary(s.ID); now != nil {
 			s = now
@@ -125,7 +137,10 @@ const (
 	windowRuns   = 4096 // of a window that is wider than the first one
 )
 
-// newestFirst is Summaries by descending id, of the runs that were submitted before.
+// newestFirst is Summaries by descending id, of the runs that were submitted before. The sources of a
+// list go upwards only, so each window is read upwards, kept, and yielded from its end. A window is
+// bounded by windowRuns summaries in memory: one that holds more is read again, narrower. So the cost is
+// that of the runs that are found, and of O(log ids) windows over what lies between them.
 func (r *Reader) newestFirst(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	end := r.NextID()
 	if q.HasAfter {

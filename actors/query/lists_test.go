@@ -99,3 +99,40 @@ func (l *listed) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 	}
 	return l.err
 }
+
+// TestListOfARunThatFinishesMeanwhile: a run that leaves the index while a list is made, after the
+// store's page was read, is listed as it is now.
+func TestListOfARunThatFinishesMeanwhile(t *testing.T) {
+	x := NewIndex()
+	x.Insert(&messages.Summary{ID: 5, State: dag.RunRunning})
+	store := &finishing{listed: listed{runs: []*messages.Summary{
+		{ID: 1, State: dag.RunCompleted}, {ID: 9, State: dag.RunCompleted},
+	}}, finish: func() { x.Remove(5) }}
+	r := &Reader{Index: x, Store: store}
+	var got []messages.RunID
+	q := messages.ListQuery{States: []dag.RunState{dag.RunRunning, dag.RunCompleted}}
+	err := r.Summaries(t.Context(), q, func(s *messages.Summary) bool {
+		if got = append(got, s.ID); s.State != dag.RunCompleted {
+			t.Errorf("run %d is listed as %s", s.ID, s.State)
+		}
+		return true
+	})
+	if err != nil || !slices.Equal(got, []messages.RunID{1, 5, 9}) {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// finishing is a store whose run 5 finishes after a page of the list was read.
+type finishing struct {
+	listed
+	finish func()
+}
+
+func (f *finishing) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	f.finish()
+	return f.listed.Summaries(q, yield)
+}
+
+func (f *finishing) Summary(id messages.RunID) (*messages.Summary, error) {
+	return &messages.Summary{ID: id, State: dag.RunCompleted}, nil
+}

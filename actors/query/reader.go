@@ -11,16 +11,17 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// Reader answers reads of runs from the index and the store. Its errors are those that
-// callers see.
+// Reader answers reads of runs from the index and the store. Its errors are those that callers see. Its
+// methods may be called from any goroutine and run on it: a read waits for the disk there, and delays
+// no actor.
 type Reader struct {
 	Index   *Index
 	Store   persistence.Store
 	Outputs *outputs.Store
-	Limits  dag.Limits        // for finished runs that are loaded
-	Plans   *replay.LongPlans // shared with the runs' actors
-	NextID  func() messages.RunID
-	Stopped <-chan struct{} // closed when waits end
+	Limits  dag.Limits            // for finished runs that are loaded
+	Plans   *replay.LongPlans     // shared with the runs' actors
+	NextID  func() messages.RunID // one more than the highest id that was given out
+	Stopped <-chan struct{}       // closed when waits end
 
 	finished finishedRuns
 }
@@ -67,7 +68,8 @@ func (r *Reader) Await(ctx context.Context, id messages.RunID, done func(*messag
 	}
 }
 
-// FinishedView returns the tasks [first, first+count) of a finished run.
+// FinishedView returns the tasks [first, first+count) of a finished run. The run is loaded as a whole,
+// O(tasks), unless it is cached; ctx ends only a wait for another reader's load.
 func (r *Reader) FinishedView(ctx context.Context, id messages.RunID, first, count uint32) (*messages.View, error) {
 	f, err := r.finishedRun(ctx, id)
 	if err != nil {
@@ -89,7 +91,7 @@ func (r *Reader) FinishedTask(ctx context.Context, id messages.RunID, name strin
 	return NewView(f.run, f.summary, f.seq, task, 1), nil
 }
 
-// finishedRun returns a finished run, loaded.
+// finishedRun returns a finished run, loaded. It is shared and must not be changed.
 func (r *Reader) finishedRun(ctx context.Context, id messages.RunID) (*finishedRun, error) {
 	return r.finished.get(ctx, id, func(f *finishedRun) error {
 		stored, err := r.Store.Load(id)
@@ -112,7 +114,9 @@ func (r *Reader) finishedRun(ctx context.Context, id messages.RunID) (*finishedR
 // was deleted. Call it before the run leaves the index.
 func (r *Reader) Invalidate(id messages.RunID) { r.finished.invalidate(id) }
 
-// NewView copies the tasks [first, first+count) out of a run, whose newest batch is seq.
+// NewView copies the tasks [first, first+count) out of a run, whose newest batch is seq. A range beyond
+// the last task is cut. Times are copied only with all tasks, since they are those of whole templates.
+// The plan is shared, the rest is the view's own: the run may go on.
 func NewView(d *dag.Run, s messages.Summary, seq uint64, first, count uint32) *messages.View {
 	total := d.Plan().Tasks
 	first = min(first, total)
@@ -134,7 +138,8 @@ func NewView(d *dag.Run, s messages.Summary, seq uint64, first, count uint32) *m
 	return v
 }
 
-// Attempts yields the ended attempts of tasks [first, first+count).
+// Attempts yields the ended attempts of tasks [first, first+count), by task and attempt, until yield
+// returns false. All are durable.
 func (r *Reader) Attempts(id messages.RunID, first, count uint32, yield func(*messages.AttemptRecord) bool) error {
 	if err := r.Store.Attempts(id, first, count, yield); err != nil {
 		return StoreError(id, err)
@@ -153,7 +158,7 @@ func (r *Reader) Attempt(id messages.RunID, task, attempt uint32) (found *messag
 	return found, err
 }
 
-// Output opens a stream of an ended attempt.
+// Output opens a stream of an ended attempt. The caller closes it.
 func (r *Reader) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
 	out := rec.Stdout
 	if stream == messages.Stderr {

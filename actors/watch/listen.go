@@ -13,7 +13,7 @@ type listSubscription struct {
 	query  messages.ListQuery
 
 	// Runs that changed from since on are delivered first, from the index and the store,
-	// by ascending id; then the position at which the live changes start.
+	// by ascending id; then the position at which the changes from now on start.
 	resuming  bool
 	since     int64              // ns, on the server's own clock
 	page      messages.ListQuery // the next of them
@@ -43,7 +43,7 @@ func Listen(source Source, broadcaster *Broadcaster, q messages.ListQuery, since
 // maxSummariesPerRead bounds the summaries of one read.
 const maxSummariesPerRead = 1024
 
-// Next returns the runs that have changed. The first live event is a position to resume
+// Next returns the runs that have changed. The first event after those is a position to resume
 // from.
 func (l *listSubscription) Next(ctx context.Context) (*messages.RunListEvents, error) {
 	for l.resuming {
