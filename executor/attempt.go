@@ -196,14 +196,6 @@ func (p *Process) finishAttempt(a *attempt) {
 	p.releaseAttempt(a)
 }
 
-// freezeOutput ends the attempt's output.
-func (p *Process) freezeOutput(a *attempt) {
-	p.monitor.remove(a)
-	a.pumps.stop()
-	a.stdout.freeze()
-	a.stderr.freeze()
-}
-
 // endTakesLong tells whether the final report needs more than some short system calls. Where a
 // survivor may be writing, the seals wait for its write.
 func (p *Process) endTakesLong(a *attempt) bool {
@@ -215,25 +207,6 @@ func (p *Process) endTakesLong(a *attempt) bool {
 		return groupExists(a.pid)
 	}
 	return a.cgroup.populated()
-}
-
-// finalReport says what became of an attempt, and keeps its output.
-func (p *Process) finalReport(a *attempt) Report {
-	report := Report{Key: a.order.Key, Kind: Finished, At: a.endedAt, GrantedAt: a.order.GrantedAt}
-	rec := &report.Record
-	*rec = messages.AttemptRecord{
-		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.startedAt, Stop: a.endedAt, Node: p.cfg.Node,
-		MaxRSSKB:  p.peakMemoryKB(a),
-		UserCPU:   time.Duration(a.usage.Utime.Nano()),
-		SystemCPU: time.Duration(a.usage.Stime.Nano()),
-	}
-	rec.Result, rec.RC, rec.ExecutorLog = a.result()
-	rec.ExecutorLog = JoinTexts(rec.ExecutorLog, a.cgroup.oomMessage())
-	p.cfg.KeepOutput(&report, a.stdout, a.stderr)
-	if a.order.Capture {
-		p.cfg.CaptureStdout(&report, a.stdout)
-	}
-	return report
 }
 
 // releaseAttempt frees what a reported attempt still holds. It may take long.
@@ -254,19 +227,6 @@ func (p *Process) dropOutput(a *attempt, survivors bool) {
 		a.stderr.release()
 	}
 	p.unfinished.Done()
-}
-
-// removeReported takes attempts out of the table. These are their final reports.
-func (p *Process) removeReported(reports ...Report) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for i := range reports {
-		delete(p.attempts, reports[i].Key)
-		if reports[i].Record.RC == -1 {
-			p.stats.NotStarted++
-		}
-	}
-	p.admitQueued(0) // only now may other attempts take their place among those that run at once
 }
 
 // reportFinal makes the final report of an attempt.

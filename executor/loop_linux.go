@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // turn is the loop's work between two waits.
@@ -236,6 +238,46 @@ func (p *Process) reportEnds(t *turn) {
 	if len(t.ended) > 0 {
 		p.removeReported(t.reports[from:]...)
 	}
+}
+
+// freezeOutput ends the attempt's output.
+func (p *Process) freezeOutput(a *attempt) {
+	p.monitor.remove(a)
+	a.pumps.stop()
+	a.stdout.freeze()
+	a.stderr.freeze()
+}
+
+// finalReport says what became of an attempt, and keeps its output.
+func (p *Process) finalReport(a *attempt) Report {
+	report := Report{Key: a.order.Key, Kind: Finished, At: a.endedAt, GrantedAt: a.order.GrantedAt}
+	rec := &report.Record
+	*rec = messages.AttemptRecord{
+		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.startedAt, Stop: a.endedAt, Node: p.cfg.Node,
+		MaxRSSKB:  p.peakMemoryKB(a),
+		UserCPU:   time.Duration(a.usage.Utime.Nano()),
+		SystemCPU: time.Duration(a.usage.Stime.Nano()),
+	}
+	rec.Result, rec.RC, rec.ExecutorLog = a.result()
+	rec.ExecutorLog = JoinTexts(rec.ExecutorLog, a.cgroup.oomMessage())
+	p.cfg.KeepOutput(&report, a.stdout, a.stderr)
+	if a.order.Capture {
+		p.cfg.CaptureStdout(&report, a.stdout)
+	}
+	return report
+}
+
+// removeReported takes attempts out of the table. These are their final reports.
+func (p *Process) removeReported(reports ...Report) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range reports {
+		delete(p.attempts, reports[i].Key)
+		if reports[i].Record.RC == -1 {
+			p.stats.NotStarted++
+		}
+	}
+	p.admitQueued(0) // only now may other attempts take their place among those that run at once
 }
 
 // startAll starts the admitted attempts, once their intents are written. Those that lack something

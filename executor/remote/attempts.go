@@ -2,6 +2,8 @@ package remote
 
 import (
 	"cmp"
+	"fmt"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -14,6 +16,83 @@ import (
 // attemptTable holds every attempt from its order, or from the first word of a worker about it, to
 // the acknowledgement of its end. Remote.mu guards it.
 type attemptTable map[messages.AttemptKey]*trackedAttempt
+
+// receiveFrames takes frames in until the stream ends.
+func (p *peer) receiveFrames(stream attachStream) error {
+	frame := workerpb.WorkerFrameFromVTPool()
+	defer frame.ReturnToVTPool()
+	for {
+		frame.ResetVT()
+		if err := stream.RecvMsg(frame); err != nil {
+			return err
+		}
+		p.r.mu.Lock()
+		p.heard = true
+		err := p.handleFrame(frame)
+		p.r.unlockAndDeliver()
+		if err != nil {
+			if err != errStopped {
+				p.r.log.Error("invalid frame of a worker", "folder", p.path, "err", err)
+			}
+			return err
+		}
+	}
+}
+
+// handleFrame takes a frame in, in the order that the protocol says. mu is held.
+func (p *peer) handleFrame(frame *workerpb.WorkerFrame) error {
+	r := p.r
+	if h := frame.Hello; h != nil {
+		if name := filepath.Base(p.path); string(h.Name) != name {
+			return fmt.Errorf("worker %q answers for %q", h.Name, name)
+		}
+		p.version, p.pid = string(h.Version), int(h.Pid)
+	}
+	for _, m := range frame.Queued {
+		key := workerpb.KeyOf(m)
+		p.noteListed(key)
+		r.onQueued(p, key, m.GrantedAt)
+	}
+	for _, m := range frame.Started {
+		p.noteListed(workerpb.KeyOf(m))
+		r.onStarted(p, m)
+	}
+	for _, end := range frame.Finished {
+		report, err := workerpb.ParseFinished(end)
+		if err != nil {
+			return err
+		}
+		p.noteListed(report.Key)
+		r.onFinished(p, report)
+	}
+	for _, m := range frame.Revoked {
+		r.onRevoked(p, workerpb.KeyOf(m), m.At)
+	}
+	for _, m := range frame.Ignored {
+		r.onIgnored(p, workerpb.KeyOf(m))
+	}
+	for _, m := range frame.Postponed {
+		r.onPostponed(p, m)
+	}
+	if frame.Usage != nil {
+		p.usage, p.drained = frame.Usage.Amount(), true
+		r.requestReconcile()
+	}
+	if frame.Synced {
+		p.completeSync()
+	}
+	if frame.Stopped {
+		return errStopped
+	}
+	return nil
+}
+
+// noteListed notes that the worker has named the attempt on this connection. mu is held.
+func (p *peer) noteListed(key messages.AttemptKey) {
+	if p.listed != nil {
+		p.listed[key] = true
+	}
+}
 
 // trackedAttempt is an attempt of the table. Its StartDelay is set for an order of this server only.
 type trackedAttempt struct {
@@ -286,4 +365,31 @@ func lostReport(o *executor.Order, reason string) executor.Report {
 // tooLargeReport reports that an order needs more than the machine has.
 func tooLargeReport(o *executor.Order, err error) executor.Report {
 	return o.NotStartedReport(time.Now().UnixNano(), messages.AttemptNotStarted, err.Error())
+}
+
+// queueReport queues a report for unlockAndDeliver. mu is held.
+func (r *Remote) queueReport(rep executor.Report) {
+	if r.phase != phaseDetached {
+		r.undelivered = append(r.undelivered, rep)
+	}
+}
+
+// unlockAndDeliver releases mu and delivers the reports that were queued. The sink is called without the
+// lock, since it may call Start or Kill. If another goroutine is delivering already, it delivers these
+// reports too: so only one goroutine delivers at a time, and the reports of an attempt stay in order.
+func (r *Remote) unlockAndDeliver() {
+	if r.delivering {
+		r.mu.Unlock()
+		return
+	}
+	r.delivering = true
+	for len(r.undelivered) > 0 {
+		batch := r.undelivered
+		r.undelivered = nil
+		r.mu.Unlock()
+		r.cfg.Sink(batch...)
+		r.mu.Lock()
+	}
+	r.delivering = false
+	r.mu.Unlock()
 }

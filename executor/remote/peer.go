@@ -3,7 +3,6 @@ package remote
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"os/exec"
@@ -289,83 +288,6 @@ func (p *peer) sendFrames(ctx context.Context, stream attachStream) {
 
 // errStopped says that the worker has ended all attempts and waits for the end of the connection.
 var errStopped = errors.New("worker has stopped")
-
-// receiveFrames takes frames in until the stream ends.
-func (p *peer) receiveFrames(stream attachStream) error {
-	frame := workerpb.WorkerFrameFromVTPool()
-	defer frame.ReturnToVTPool()
-	for {
-		frame.ResetVT()
-		if err := stream.RecvMsg(frame); err != nil {
-			return err
-		}
-		p.r.mu.Lock()
-		p.heard = true
-		err := p.handleFrame(frame)
-		p.r.unlockAndDeliver()
-		if err != nil {
-			if err != errStopped {
-				p.r.log.Error("invalid frame of a worker", "folder", p.path, "err", err)
-			}
-			return err
-		}
-	}
-}
-
-// handleFrame takes a frame in, in the order that the protocol says. mu is held.
-func (p *peer) handleFrame(frame *workerpb.WorkerFrame) error {
-	r := p.r
-	if h := frame.Hello; h != nil {
-		if name := filepath.Base(p.path); string(h.Name) != name {
-			return fmt.Errorf("worker %q answers for %q", h.Name, name)
-		}
-		p.version, p.pid = string(h.Version), int(h.Pid)
-	}
-	for _, m := range frame.Queued {
-		key := workerpb.KeyOf(m)
-		p.noteListed(key)
-		r.onQueued(p, key, m.GrantedAt)
-	}
-	for _, m := range frame.Started {
-		p.noteListed(workerpb.KeyOf(m))
-		r.onStarted(p, m)
-	}
-	for _, end := range frame.Finished {
-		report, err := workerpb.ParseFinished(end)
-		if err != nil {
-			return err
-		}
-		p.noteListed(report.Key)
-		r.onFinished(p, report)
-	}
-	for _, m := range frame.Revoked {
-		r.onRevoked(p, workerpb.KeyOf(m), m.At)
-	}
-	for _, m := range frame.Ignored {
-		r.onIgnored(p, workerpb.KeyOf(m))
-	}
-	for _, m := range frame.Postponed {
-		r.onPostponed(p, m)
-	}
-	if frame.Usage != nil {
-		p.usage, p.drained = frame.Usage.Amount(), true
-		r.requestReconcile()
-	}
-	if frame.Synced {
-		p.completeSync()
-	}
-	if frame.Stopped {
-		return errStopped
-	}
-	return nil
-}
-
-// noteListed notes that the worker has named the attempt on this connection. mu is held.
-func (p *peer) noteListed(key messages.AttemptKey) {
-	if p.listed != nil {
-		p.listed[key] = true
-	}
-}
 
 // completeSync compares what the worker knows with what it should know, once the worker has said all,
 // and sends what may have been lost with a former connection: kills and revocations of attempts that the

@@ -418,30 +418,3 @@ func (r *Remote) requestReconcile() {
 	default:
 	}
 }
-
-// queueReport queues a report for unlockAndDeliver. mu is held.
-func (r *Remote) queueReport(rep executor.Report) {
-	if r.phase != phaseDetached {
-		r.undelivered = append(r.undelivered, rep)
-	}
-}
-
-// unlockAndDeliver releases mu and delivers the reports that were queued. The sink is called without the
-// lock, since it may call Start or Kill. If another goroutine is delivering already, it delivers these
-// reports too: so only one goroutine delivers at a time, and the reports of an attempt stay in order.
-func (r *Remote) unlockAndDeliver() {
-	if r.delivering {
-		r.mu.Unlock()
-		return
-	}
-	r.delivering = true
-	for len(r.undelivered) > 0 {
-		batch := r.undelivered
-		r.undelivered = nil
-		r.mu.Unlock()
-		r.cfg.Sink(batch...)
-		r.mu.Lock()
-	}
-	r.delivering = false
-	r.mu.Unlock()
-}

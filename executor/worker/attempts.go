@@ -105,67 +105,6 @@ func (w *Worker) processStarted(o *executor.Order, pid int) {
 	}
 }
 
-// takeReports is the sink of the process: duty 4. It encodes the ends before it takes the lock. The
-// session's sender tells the server, after it has written the journal.
-func (w *Worker) takeReports(reports ...executor.Report) {
-	ends := make([][]byte, len(reports))
-	for i := range reports {
-		if reports[i].Kind == executor.Finished {
-			ends[i] = workerpb.AppendFinished(nil, &reports[i])
-		}
-	}
-	// While enough orders wait here to keep the slots busy, an end is not urgent.
-	short := w.process.Stats().Queued < ampleQueue
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	urgent := false
-	for i := range reports {
-		urgent = w.enterReport(&reports[i], ends[i], short) || urgent
-	}
-	switch {
-	case w.session == nil:
-		w.wakeWriter()
-	case !w.session.outgoing.IsEmpty():
-		w.session.requestSend(urgent)
-	}
-}
-
-// enterReport enters a report; end is the encoded report if its kind is Finished. It reports whether
-// the server should hear of it at once. w.mu is held.
-func (w *Worker) enterReport(r *executor.Report, end []byte, short bool) (urgent bool) {
-	a := w.attempts[r.Key]
-	if a == nil {
-		return false // not ordered by a server
-	}
-	switch r.Kind {
-	case executor.Started:
-		a.MoveTo(lifecycle.Running)
-		a.StartedAt, a.StartDelay = r.At, r.StartDelay
-	case executor.Finished:
-		a.MoveTo(lifecycle.Ended)
-		a.end = end
-		w.journal.add(func(b *recordBuffer) { b.addFinished(end) })
-		urgent = w.draining || short
-	case executor.Revoked:
-		delete(w.attempts, r.Key)
-		urgent = true
-	}
-	w.wasBusy = true
-	s := w.session
-	if s == nil {
-		return urgent
-	}
-	if r.Kind == executor.Revoked {
-		s.outgoing.AddRevoked(r.Key, r.At)
-	} else {
-		s.addAttempt(r.Key, a)
-	}
-	if w.draining {
-		w.setUsage(s.outgoing)
-	}
-	return urgent
-}
-
 // forgetEnds removes acknowledged ends from the table.
 func (w *Worker) forgetEnds(keys []*workerpb.AttemptKey) {
 	w.mu.Lock()
@@ -210,30 +149,6 @@ func (w *Worker) startDrain() {
 func (w *Worker) setUsage(frame *workerpb.WorkerFrame) {
 	s := w.process.Stats()
 	frame.SetUsage(workerpb.Amount{CPUMillis: s.CPUMillisUsed, MemoryBytes: s.MemoryBytesUsed})
-}
-
-// writeJournal writes what was added to the journal, and compacts it when it has grown.
-func (w *Worker) writeJournal() {
-	err := w.journal.flush()
-	if err != nil {
-		err = w.repairJournal()
-	}
-	if err != nil {
-		w.mu.Lock()
-		complain := time.Since(w.lastComplaint) > time.Minute
-		if complain {
-			w.lastComplaint = time.Now()
-		}
-		w.mu.Unlock()
-		if complain {
-			w.log.Error("ends are kept in memory only", "err", err)
-		}
-	}
-	if w.journal.needsCompaction() {
-		if err := w.rewriteJournal(); err != nil {
-			w.log.Warn("journal not compacted", "err", err)
-		}
-	}
 }
 
 // wakeWriter has the journal written when the sender of a session cannot do it. w.mu is held.

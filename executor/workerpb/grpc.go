@@ -1,12 +1,6 @@
 package workerpb
 
-import (
-	"fmt"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/mem"
-)
+import "google.golang.org/grpc"
 
 // MaxFrame bounds a message, in bytes: what a generator printed goes in one.
 const MaxFrame = 128 << 20
@@ -16,53 +10,6 @@ const (
 	window     = 1 << 20
 	bufferSize = 64 << 10
 )
-
-// codec is gRPC's codec of protobuf messages, with the generated methods in place of reflection.
-type codec struct{}
-
-var _ encoding.CodecV2 = codec{}
-
-// vtMessage is a message of this package.
-type vtMessage interface {
-	SizeVT() int
-	MarshalToSizedBufferVT([]byte) (int, error)
-	UnmarshalVT([]byte) error
-}
-
-// Marshal implements encoding.CodecV2.
-func (codec) Marshal(v any) (mem.BufferSlice, error) {
-	m, ok := v.(vtMessage)
-	if !ok {
-		return nil, fmt.Errorf("worker protocol: cannot encode a %T", v)
-	}
-	size := m.SizeVT()
-	if mem.IsBelowBufferPoolingThreshold(size) {
-		buffer := make([]byte, size)
-		_, err := m.MarshalToSizedBufferVT(buffer)
-		return mem.BufferSlice{mem.SliceBuffer(buffer)}, err
-	}
-	pool := mem.DefaultBufferPool()
-	buffer := pool.Get(size)
-	if _, err := m.MarshalToSizedBufferVT((*buffer)[:size]); err != nil {
-		pool.Put(buffer)
-		return nil, err
-	}
-	return mem.BufferSlice{mem.NewBuffer(buffer, pool)}, nil
-}
-
-// Unmarshal implements encoding.CodecV2. The message does not share memory with the buffers.
-func (codec) Unmarshal(data mem.BufferSlice, v any) error {
-	m, ok := v.(vtMessage)
-	if !ok {
-		return fmt.Errorf("worker protocol: cannot decode into a %T", v)
-	}
-	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
-	defer buffer.Free()
-	return m.UnmarshalVT(buffer.ReadOnlyData())
-}
-
-// Name implements encoding.CodecV2: the bytes are those of every other implementation.
-func (codec) Name() string { return "proto" }
 
 // NewServer returns a gRPC server that hands its streams to w.
 func NewServer(w WorkerServer) *grpc.Server {
