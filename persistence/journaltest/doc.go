@@ -20,9 +20,28 @@
 //     commit_crash_test.go of package persistence. An engine that can also lose power, on a
 //     faults.Disk, names that as further crash points; then the suite holds all of rule 2.
 //
-// Values of an engine that has thresholds should be small in these tests, because the suite's sizes
-// are fixed: documents of up to 9 MiB, a batch of 8 MiB, 7,000 records of one run. Badger is
-// opened with memtables of 4 MiB, so that a document of 700 KiB takes several commits.
+// The test has this form; dirOf is the engine's own way from a store to its folder:
+//
+//	func TestEngineConforms(t *testing.T) {
+//		journaltest.Run(t, journaltest.Backend{
+//			Open: func(t testing.TB) persistence.Store { return open(t, t.TempDir()) },
+//			Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
+//				if err := s.Close(); err != nil {
+//					t.Fatal(err)
+//				}
+//				return open(t, dirOf(s))
+//			},
+//			Crash: func(t testing.TB, s persistence.Store) persistence.Store {
+//				return open(t, copyFolder(t, dirOf(s)))
+//			},
+//			Fail:        func(t testing.TB, s persistence.Store) { … },
+//			CrashPoints: []journaltest.CrashPoint{{Name: "killed before the sync", Open: …}},
+//		})
+//	}
+//
+// Open the engine with its smallest thresholds, because the suite's sizes are fixed: documents of up
+// to 9 MiB, a batch of 8 MiB, 7,000 records of one run. Badger is opened with memtables of 4 MiB, so
+// that a document of 700 KiB takes several commits.
 //
 // # Clauses and tests
 //

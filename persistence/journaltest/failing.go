@@ -143,8 +143,8 @@ func (f *Failing) answerRefused() {
 	}()
 }
 
-// Close closes the store below, and returns when the refused batches were answered, too. Those of a
-// store below that has crashed are not: its own batches, which come before them, are never answered.
+// Close closes the store below, and returns when the refused batches were answered, too. After a
+// crash of the store below it does not wait for them: the batches before them are never answered.
 func (f *Failing) Close() error {
 	err := f.Store.Close()
 	f.mu.Lock()

@@ -17,6 +17,14 @@ import (
 // lock. So it also says what a batch means, without rows, indexes and groups (memData.apply). The
 // actors' tests run on it: what they find is not a property of Badger.
 //
+// A test that crashes between two batches reads like this:
+//
+//	m.Hold()
+//	…                  // the actors append
+//	m.WaitPending(2)   // two batches wait; a read shows neither
+//	m.Step(1)          // the first one is durable, and its Done has returned
+//	after := m.Crash() // has the first one; the second one is lost and never answered
+//
 // A batch is in one of these states; Pending counts the first two:
 //
 //	queued     appended; a crash loses it, unanswered

@@ -49,7 +49,8 @@ func newMemData() *memData {
 	return &memData{runs: map[messages.RunID]*memRun{}, keys: map[string]memKey{}}
 }
 
-// clone returns a copy that shares the immutable leaves.
+// clone returns a copy that shares the immutable leaves: documents, records, chunks, summaries. The
+// two can then be changed independently, as a store and what a crash has left of it.
 func (d *memData) clone() *memData {
 	c := &memData{runs: make(map[messages.RunID]*memRun, len(d.runs)), keys: maps.Clone(d.keys), next: d.next, mark: d.mark}
 	for id, r := range d.runs {
@@ -66,12 +67,13 @@ func (d *memData) clone() *memData {
 // cut in the same step. Any batch makes its run's ID used, also one without a creation.
 func (d *memData) apply(b *persistence.Batch) {
 	r := d.runs[b.Run]
-	if r == nil {
+	if r == nil { // also for a batch without a creation, as after the deletion of its run
 		r = &memRun{nextSeq: 1, sets: map[int]persistence.GeneratedSet{}, chunks: map[uint32][]byte{}, records: map[uint64][]byte{}}
 		d.runs[b.Run] = r
 	}
 	d.next = max(d.next, b.Run+1)
 	if c := b.Create; c != nil {
+		// A key of a deleted run that has not expired passes to this run: the caller looks keys up first.
 		r.definition, r.key, r.bodyHash = bytes.Clone(c.Definition), c.IdempotencyKey, c.BodyHash
 		if c.IdempotencyKey != "" {
 			d.keys[c.IdempotencyKey] = memKey{run: b.Run, bodyHash: c.BodyHash}
@@ -91,7 +93,7 @@ func (d *memData) apply(b *persistence.Batch) {
 		for _, c := range s.Chunks {
 			r.chunks[c.Index] = bytes.Clone(c.Data)
 		}
-		if s.Header != nil {
+		if s.Header != nil { // the last part of a round
 			r.header = bytes.Clone(s.Header)
 			r.nextSeq = max(r.nextSeq, s.Cut)
 			maps.DeleteFunc(r.records, func(seq uint64, _ []byte) bool { return seq < s.Cut })
@@ -221,11 +223,12 @@ func (m *Memory) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 		m.mu.Unlock()
 		return err
 	}
+	// Without All, a list has finished runs only if it asks for one of their states.
 	all := q.All || slices.ContainsFunc(q.States, final)
 	var found []*messages.Summary
 	for id, r := range m.data.runs {
 		s := r.summary
-		switch {
+		switch { // each case is a reason to leave the run out
 		case s == nil, !all && final(s.State), q.HasAfter && id <= q.After, q.HasTag && s.Tag != q.Tag:
 		case len(q.States) > 0 && !slices.Contains(q.States, s.State):
 		case q.Before > 0 && id >= q.Before:
@@ -324,6 +327,7 @@ func (m *Memory) ExpireKeys(now int64, most, limit int) (removed int, err error)
 	kept := m.data.keysOfDeletedRuns()
 	slices.SortFunc(kept, func(a, b string) int { return cmp.Compare(m.data.keys[a].until, m.data.keys[b].until) })
 	for i, key := range kept {
+		// Keys ascend by time, so neither this one nor a later one is expired or surplus.
 		if i == limit || m.data.keys[key].until > now && i >= len(kept)-most {
 			break
 		}

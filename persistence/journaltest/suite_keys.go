@@ -55,16 +55,17 @@ func expire(t testing.TB, s persistence.Store, now int64, most, limit int) int {
 // restart: an engine that counts in memory must count again. Expired keys go oldest first, few at a
 // time, so that no step is long. A key that another run has taken over belongs to that run.
 func testKeptKeys(t *testing.T, b Backend) {
-	const many = 1 << 30
+	const many = 1 << 30 // beyond every limit here
 	s := b.Open(t)
 	runs := finishedRuns(t, s, 0, 12)
 	equal(t, "kept keys of existing runs", s.KeptKeyCount(), 0)
+	// Ten of twelve runs are deleted. Their keys stay until 100, 200 and 300.
 	for i, part := range [][]messages.RunID{runs[:4], runs[4:8], runs[8:10]} {
 		if err := s.Delete(part, int64(100*(i+1))); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for range 2 {
+	for range 2 { // before a crash, and after it
 		equal(t, "runs", list(t, s, messages.ListQuery{All: true}), runs[10:])
 		equal(t, "keys", runsWithKey(t, s, 12), runs)
 		equal(t, "kept", s.KeptKeyCount(), 10)
@@ -76,7 +77,7 @@ func testKeptKeys(t *testing.T, b Backend) {
 	equal(t, "keys", runsWithKey(t, s, 12), runs[4:])
 	equal(t, "kept", s.KeptKeyCount(), 6)
 
-	// The key is free for another run, whose own deletion then counts.
+	// An expired key is free for another run, whose own deletion then counts.
 	again := finishedRuns(t, s, 20, 1)
 	first := NewRun(21, "", "spec")
 	first.Create.IdempotencyKey, first.Create.BodyHash = "key 0", [32]byte{0, 9}
@@ -85,12 +86,14 @@ func testKeptKeys(t *testing.T, b Backend) {
 		t.Errorf("a key that is used again: %d, %v, %v", run, ok, err)
 	}
 
+	// Six keys are kept and five may be: the oldest one goes, before its time.
 	equal(t, "too many", expire(t, s, 0, 5, many), 1)
 	equal(t, "kept", s.KeptKeyCount(), 5)
 	s = b.Reopen(t, s)
 	equal(t, "kept", s.KeptKeyCount(), 5)
 	equal(t, "expired, all", expire(t, s, 1<<62, many, many), 5)
 	equal(t, "kept", s.KeptKeyCount(), 0)
+	// Deleted with keysUntil = 0: these keys go at once. Runs 11 and 21 exist and keep theirs.
 	if err := s.Delete(append(again, 10), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -111,6 +114,7 @@ func testClockMark(t *testing.T, b Backend) {
 		t.Fatalf("a new store has a mark: %v, %v", ok, err)
 	}
 	for i := range int64(3) {
+		// Steady is beyond 32 bits, Wall is before the epoch, and Owed changes back.
 		want := persistence.ClockMark{Steady: 1 << 60, Wall: -i, Boot: i, BootID: "boot", Owed: i == 1}
 		if err := s.SetClockMark(want); err != nil {
 			t.Fatal(err)

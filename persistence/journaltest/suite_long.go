@@ -91,6 +91,7 @@ func testLongDocuments(t *testing.T, b Backend) {
 	check(s)
 	s = b.Crash(t, s)
 	check(s)
+	// All four had the same key: the last run has it.
 	run, _, ok, err := s.LookUpKey("key of a long one")
 	if run != 3 || !ok || err != nil {
 		t.Errorf("the key is that of run %d, %v, %v", run, ok, err)
@@ -129,6 +130,7 @@ func testBrokenLongDocument(t *testing.T, b Backend) {
 		}
 	}
 	equal(t, "definition of another run", string(load(t, s, 6).Definition), "other")
+	// Larger than the broken document, so that parts left of that one would show.
 	whole := incompressible(5 << 20)
 	MustAppend(t, s, newLongRun(5, whole))
 	if got := documentOf(t, load(t, b.Crash(t, s), 5)); !bytes.Equal(got, whole) {

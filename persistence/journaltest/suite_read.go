@@ -37,7 +37,7 @@ func attempt(task, n uint32) messages.AttemptRecord {
 func testAttempts(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "spec"), NewRun(2, "", "spec"))
-	const tasks = 5000
+	const tasks = 5000 // more than four chunks of 1,024
 	r := rand.New(rand.NewPCG(1, 2))
 	var want []messages.AttemptRecord
 	for task := range uint32(tasks) {
@@ -48,6 +48,8 @@ func testAttempts(t *testing.T, b Backend) {
 			want = append(want, attempt(task, n+1))
 		}
 	}
+	// want is in the order of reads. The store gets the attempts in any other one, in batches that cut
+	// across chunks and separate the attempts of one task.
 	shuffled := slices.Clone(want)
 	r.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
 	var batches []*persistence.Batch
@@ -120,6 +122,7 @@ func unfinished(t testing.TB, s persistence.Store) []messages.RunID {
 // replay, so a touched run that counts as pristine would run its completed tasks again.
 func testDefinitionIfPristine(t *testing.T, b Backend) {
 	s := b.Open(t)
+	// untouched returns the definition of each run, "" for one that is not pristine.
 	untouched := func() (which []string) {
 		for run := range messages.RunID(3) {
 			doc, err := s.DefinitionIfPristine(run)
@@ -133,6 +136,7 @@ func testDefinitionIfPristine(t *testing.T, b Backend) {
 	equal(t, "new", untouched(), []string{"d0", big, "d2"})
 	s = b.Crash(t, s)
 	equal(t, "after a crash", untouched(), []string{"d0", big, "d2"})
+	// Run 1 gets only a summary, which a recovery reads anyway: it is still pristine.
 	MustAppend(t, s, &persistence.Batch{Run: 0, Seq: 2, Records: []byte("r")}, summaryBatch(1, "", dag.RunQueued))
 	equal(t, "one is touched", untouched(), []string{"", big, "d2"})
 	MustAppend(t, s, &persistence.Batch{Run: 0, Seq: 3, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 3}})
@@ -167,6 +171,7 @@ func testUnfinished(t *testing.T, b Backend) {
 		equal(t, "error", err, nil)
 		equal(t, "state", sum.State, dag.RunQueued)
 	}
+	// All three may be one commit: the last state counts.
 	created := NewRun(4, "", "")
 	MustAppend(t, s, created, summaryBatch(4, "", dag.RunRunning), summaryBatch(4, "", dag.RunCompleted))
 	equal(t, "created and ended at once", unfinished(t, s), []messages.RunID{1, 2, 300})
@@ -183,6 +188,7 @@ func testSummaries(t *testing.T, b Backend) {
 	states := []dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunPaused, dag.RunCompleted, dag.RunErrored, dag.RunKilled}
 	tags := []string{"", "a", "a b", "Ä"}
 	var all []*messages.Summary
+	// The IDs have gaps, and tags and states change at different paces, so that each pair of them occurs.
 	for i := range 60 {
 		run := messages.RunID(i * 3)
 		sum := NewSummary(run, tags[i%4], states[(i/2)%6])
@@ -257,6 +263,7 @@ func testManySummaries(t *testing.T, b Backend) {
 		}
 	}
 	MustAppend(t, s, batches...)
+	// All runs, by an index of tags, and by labels, which an engine may have to read from summaries.
 	for _, q := range []messages.ListQuery{{All: true}, {All: true, HasTag: true, Tag: "many"}, {All: true, Labels: []dag.Label{{Name: "owner", Value: "ops"}}}} {
 		ids := list(t, s, q)
 		equal(t, "runs", len(ids), n)
@@ -290,8 +297,10 @@ func testListsWhileRunsChange(t *testing.T, b Backend) {
 		batches = append(batches, NewRun(messages.RunID(i), "many", ""), summaryBatch(messages.RunID(i), "many", dag.RunCompleted))
 	}
 	MustAppend(t, s, batches...)
+	// A goroutine restarts and finishes every seventh run in turn, and deletes the lowest runs, up to
+	// half of them. It stops at the first error, which changed carries.
 	done, changed := make(chan struct{}), make(chan error, 1)
-	var gone atomic.Int64 // the runs below this one are deleted
+	var gone atomic.Int64 // the runs below this one are deleted; added to after the deletion
 	go func() {
 		state := [...]dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunErrored}
 		for round := 0; ; round++ {
@@ -322,7 +331,10 @@ func testListsWhileRunsChange(t *testing.T, b Backend) {
 		}
 	}()
 	for i := range lists {
+		// An engine may list runs by a tag from an index, and all runs from their rows.
 		q := messages.ListQuery{All: true, HasTag: i%2 == 0, Tag: "many"}
+		// Runs below low were deleted before the list, and must be missing. Runs from high on were not
+		// deleted when it ended, and must be there. The runs between may be either.
 		low := int(gone.Load())
 		ids := list(t, s, q)
 		high := int(gone.Load()) + step // one deletion may be under way
@@ -341,6 +353,7 @@ func testListsWhileRunsChange(t *testing.T, b Backend) {
 // a submission came without a key, so it is never found. keysUntil = 0 removes the key with its run.
 func testKeys(t *testing.T, b Backend) {
 	s := b.Open(t)
+	// The keys differ in the case of a letter only.
 	first := NewRun(1, "", "")
 	first.Create.IdempotencyKey, first.Create.BodyHash = "key", [32]byte{1, 2, 3}
 	second := NewRun(2, "", "")
@@ -380,6 +393,7 @@ func testDelete(t *testing.T, b Backend) {
 		MustAppend(t, s, batch, summaryBatch(run, "tag", dag.RunErrored))
 		runs = append(runs, run)
 	}
+	// Run 20 is restarted by its user: only its summary comes again, with another state.
 	live := NewRun(20, "tag", "again")
 	live.Create = nil
 	MustAppend(t, s, live) // restarted
@@ -392,7 +406,7 @@ func testDelete(t *testing.T, b Backend) {
 	if err := s.Delete(runs[21:], 0); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
+	for range 2 { // before a crash, and after it
 		want := append(slices.Clone(runs[:10]), 20)
 		equal(t, "left", list(t, s, messages.ListQuery{All: true}), want)
 		equal(t, "left by tag", list(t, s, messages.ListQuery{All: true, HasTag: true, Tag: "tag"}), want)
@@ -413,6 +427,7 @@ func testDeleteBig(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "small"), NewRun(2, "", string(incompressible(3<<20))), NewRun(3, "", "small"))
 	var batches []*persistence.Batch
+	// More journal rows than a deletion of Badger takes in one step (deleteRows).
 	for i := range 7000 {
 		batches = append(batches, &persistence.Batch{Run: 2, Seq: uint64(i + 1), Records: []byte("record")})
 	}
@@ -440,7 +455,7 @@ func testFinishedRuns(t *testing.T, b Backend) {
 		sum := NewSummary(run, "tag", dag.RunErrored)
 		sum.Changed = int64(1000 - i)
 		MustAppend(t, s, NewRun(run, "tag", ""))
-		if i%4 != 3 {
+		if i%4 != 3 { // every fourth run stays unfinished
 			MustAppend(t, s, &persistence.Batch{Run: run, Summary: sum})
 		}
 	}
@@ -482,7 +497,7 @@ func testJournalRecords(t *testing.T, b Backend) {
 	}
 	check(0, "[1 2 3 4 5]", 1)
 	check(3, "[4 5]", 4)
-	check(5, "[]", 6)
+	check(5, "[]", 6) // what follows the last record: the number of the next one
 	MustAppend(t, s, &persistence.Batch{Run: 1, Seq: 6, Records: []byte("6"), Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 4}})
 	check(0, "[4 5 6]", 4)
 	if _, _, err := s.JournalRecords(2, 0); err == nil {

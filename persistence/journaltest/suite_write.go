@@ -166,7 +166,7 @@ func testSets(t *testing.T, b Backend) {
 	big := incompressible(1 << 20)
 	for n := 1; n <= 12; n++ {
 		doc := fmt.Appendf(nil, `{"n":%d}`, n)
-		if n == 5 {
+		if n == 5 { // larger than a row of any small engine
 			doc = big
 		}
 		MustAppend(t, s, &persistence.Batch{Run: 1, Seq: uint64(n), Records: []byte{byte(n)},
@@ -202,9 +202,10 @@ func testTruncation(t *testing.T, b Backend) {
 	}
 	for round := range 3 {
 		write(2500)
-		cut := seq - 9
+		cut := seq - 9 // ten records stay
 		MustAppend(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{
 			Chunks: []persistence.Chunk{{Index: 0, Data: fmt.Appendf(nil, "c0 %d", round)}, {Index: 300, Data: []byte("c300")}}}})
+		// Chunks without a header are not a snapshot yet: all records are still there.
 		before := load(t, s, 1)
 		if round == 0 {
 			equal(t, "records before the header", len(before.Records), 2500)
@@ -225,7 +226,7 @@ func testTruncation(t *testing.T, b Backend) {
 			equal(t, "chunks", st.Chunks, []persistence.Chunk{{Index: 0, Data: fmt.Appendf(nil, "c0 %d", round)}, {Index: 7, Data: []byte("c7")}, {Index: 300, Data: []byte("c300")}})
 		}
 	}
-	// A snapshot of all: the numbers continue.
+	// A snapshot of all records: the journal is empty, and its numbers continue.
 	MustAppend(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("all"), Cut: seq + 1}})
 	s = b.Reopen(t, s)
 	st := load(t, s, 1)
@@ -239,13 +240,14 @@ func testTruncation(t *testing.T, b Backend) {
 func testHeaderParts(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "spec"))
-	for _, size := range []int{2 << 20, 10, 700 << 10, 1} {
+	for _, size := range []int{2 << 20, 10, 700 << 10, 1} { // large, small, large, small
 		header := incompressible(size)
 		MustAppend(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: header, Cut: 1}})
 		if got := load(t, s, 1).Header; !bytes.Equal(got, header) {
 			t.Fatalf("header of %d bytes: %d came back", size, len(got))
 		}
 	}
+	// A large record before a small one: the cut at 2 removes it with all of its parts.
 	record := incompressible(3 << 20)
 	MustAppend(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: record}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("x")})
 	st := load(t, s, 1)
@@ -264,6 +266,7 @@ func testFailedStore(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "before"))
 	b.Fail(t, s)
+	// Run 2 may be durable or not: the engine may have written it before the error.
 	if err := Append(t, s, NewRun(2, "", "at")); !errors.Is(err, persistence.ErrFailed) {
 		t.Fatalf("got %v, want ErrFailed", err)
 	}
@@ -318,7 +321,7 @@ func testClose(t *testing.T, b Backend) {
 		}
 		s.Append(batch)
 	}
-	re := b.Reopen(t, s)
+	re := b.Reopen(t, s) // Close comes while most batches are queued
 	wg.Wait()
 	if err := Append(t, s, NewRun(n, "", "late")); !errors.Is(err, persistence.ErrClosed) {
 		t.Errorf("append after close: %v", err)
@@ -361,7 +364,7 @@ func testConcurrency(t *testing.T, b Backend) {
 					return
 				default:
 				}
-				last := -1
+				last := -1 // the run that the list yields last
 				err := s.Summaries(messages.ListQuery{All: true}, func(sum *messages.Summary) bool {
 					if int(sum.ID) <= last {
 						t.Errorf("run %d after %d", sum.ID, last)
