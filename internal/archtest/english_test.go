@@ -193,7 +193,7 @@ func TestPlainComments(t *testing.T) {
 }
 
 // plainTests are the packages whose tests follow the style, too. The list only grows.
-var plainTests = []string{"bench", "dag/dagtest", "internal/e2e"}
+var plainTests = []string{"bench", "dag/dagtest", "internal/e2e", "persistence/badgerguard", "persistence/commitlog", "persistence/journaltest"}
 
 // TestPlainTestComments checks the comments in the tests of plainTests.
 func TestPlainTestComments(t *testing.T) {

@@ -46,7 +46,7 @@ func TestBadgerAcceptsTheLimits(t *testing.T) {
 }
 
 // TestNoValueGoesToTheValueLog: a value of any size that a transaction takes lies in the tree, so
-// the value log, which nothing verifies and which is deleted at each open, holds no row.
+// the value log, which is never verified and is deleted at each open, stays without rows.
 func TestNoValueGoesToTheValueLog(t *testing.T) {
 	for _, memTable := range []int64{1 << 20, 4 << 20, 16 << 20, 32 << 20} {
 		opts := Options(t.TempDir(), memTable)

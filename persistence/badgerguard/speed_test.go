@@ -81,7 +81,7 @@ func TestKnownTablesAreComparedAsAWhole(t *testing.T) {
 	}
 }
 
-// TestHugeIndexIsRefused: a table's end that tells of an index of GiB is damage, and takes no memory.
+// TestHugeIndexIsRefused: a table's end that tells of an index of GiB is damage, and is not read into memory.
 func TestHugeIndexIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 1, 100, 1)
@@ -92,7 +92,7 @@ func TestHugeIndexIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	// The same end, far behind, in a file of holes: its index may have up to 4 GiB.
+	// The same end, at a high offset, in a file of holes: its index may have up to 4 GiB.
 	if err := f.Truncate(5 << 30); err != nil {
 		t.Skipf("no sparse file of 5 GiB: %v", err)
 	}

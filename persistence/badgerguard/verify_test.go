@@ -140,7 +140,7 @@ func TestFoldersOfThisBadgerVerify(t *testing.T) {
 }
 
 // TestEveryFlippedBitIsFound flips each bit of each file (with -short some of them): it is found, under
-// the file's name, or changes nothing.
+// the file's name, or without effect.
 func TestEveryFlippedBitIsFound(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 2, 12, 1)
@@ -181,7 +181,7 @@ func TestEveryFlippedBitIsFound(t *testing.T) {
 					if filepath.Base(d.File) != name {
 						t.Fatalf("%s: bit %d: named %s", name, bit, d.File)
 					}
-				case name == "KEYREGISTRY" && bit/8 < 16: // means nothing
+				case name == "KEYREGISTRY" && bit/8 < 16: // without a meaning
 				case id > 0 && bytes.Equal(before, rows(path, manifest.Tables[id])):
 					silent++
 				default:
@@ -222,7 +222,7 @@ func TestTruncatedAndZeroedFilesAreFound(t *testing.T) {
 			try(fmt.Sprintf("zeroed at %d", n), b)
 		}
 		if name != "MANIFEST" { // there it is a torn tail
-			try("with more behind it", append(bytes.Clone(whole), 1, 2, 3, 4, 5, 6, 7, 8, 9))
+			try("with more bytes after it", append(bytes.Clone(whole), 1, 2, 3, 4, 5, 6, 7, 8, 9))
 		}
 		write(t, path, whole)
 	}
@@ -265,7 +265,7 @@ func TestReplacedFilesAreFound(t *testing.T) {
 	write(t, manifest, whole[:25])
 	wantNamed("a cut manifest", manifest)
 	write(t, manifest, whole[:16]) // as if it had been empty for ever
-	wantNamed("a manifest cut behind a record", manifest)
+	wantNamed("a manifest cut after a record", manifest)
 	write(t, manifest, whole)
 	if err := verify(t, dir).Err(); err != nil {
 		t.Fatal(err)
@@ -295,7 +295,7 @@ func TestCrashesAreNotDamage(t *testing.T) {
 	}
 }
 
-// TestEveryFlippedInventoryBitIsFound flips each bit of an inventory: none is believed.
+// TestEveryFlippedInventoryBitIsFound flips each bit of an inventory, which is then not believed.
 func TestEveryFlippedInventoryBitIsFound(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 2, 50, 1)

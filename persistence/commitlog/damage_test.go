@@ -36,8 +36,8 @@ func scanLog(t testing.TB, dir string) ([]uint64, error) {
 	return contents(t, l), nil
 }
 
-// makeLog is a log of a few segments, some of them used again, with records 1..last of
-// which those behind applied must be there.
+// makeLog makes a log of a few segments, some of them used again, with records 1..last. Records after
+// applied must be there.
 func makeLog(t testing.TB, last, applied uint64, clean bool) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "log")
@@ -53,9 +53,9 @@ func makeLog(t testing.TB, last, applied uint64, clean bool) string {
 	return dir
 }
 
-// TestEveryDamagedByteIsFound damages each byte of a small log (with -short some of them) in turn. Each damage is refused, with the
-// file and an offset that is not behind it, or nothing is lost. Of a log whose process was
-// killed that holds too, as what it acknowledged is known.
+// TestEveryDamagedByteIsFound damages each byte of a small log (with -short some of them) in turn. Each
+// damage is refused, with the file and an offset that is not after it, or it loses no record. That
+// holds for the log of a killed process, too: the log knows what it has acknowledged.
 func TestEveryDamagedByteIsFound(t *testing.T) {
 	for _, clean := range []bool{true, false} {
 		dir := makeLog(t, 40, 30, clean)
@@ -74,7 +74,7 @@ func TestEveryDamagedByteIsFound(t *testing.T) {
 			defer file.Close()
 			end := len(bytes.TrimRight(whole, "\x00"))
 			for i := 0; i < len(whole); i += sample(23) {
-				if i > end+64 && i%97 != 0 { // nothing was written there
+				if i > end+64 && i%97 != 0 { // the log has not written there
 					continue
 				}
 				_, err := file.WriteAt([]byte{whole[i] ^ 1<<(i%8)}, int64(i))
@@ -267,7 +267,7 @@ func TestTornTailIsCut(t *testing.T) {
 		fill(t, l, 30)
 		must(t, l.Close(false))
 		if got, err := scanLog(t, to); err != nil || !slices.Equal(got, numbers(1, 30)) {
-			t.Fatalf("behind a cut of %d bytes: %v, %v", cut, got, err)
+			t.Fatalf("after a cut of %d bytes: %v, %v", cut, got, err)
 		}
 	}
 }
@@ -306,8 +306,8 @@ func FuzzRows(f *testing.F) {
 	})
 }
 
-// TestMissingOnlySegmentIsFound: the file that had all records is gone, and the prepared one behind
-// it is there: the refusal names the one that is gone.
+// TestMissingOnlySegmentIsFound: the file that had all records is gone, and the prepared one after it is
+// there. The refusal names the missing one.
 func TestMissingOnlySegmentIsFound(t *testing.T) {
 	for _, clean := range []bool{true, false} {
 		last := uint64(1)

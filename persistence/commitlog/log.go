@@ -235,7 +235,7 @@ func (l *Log) dropEmptySegments(empty []*segment) error {
 // closeUnfinished closes what an unfinished Open has opened.
 func (l *Log) closeUnfinished() error {
 	if l.scanned != nil {
-		l.scanned.close()
+		l.scanned.closeSegments()
 	}
 	if l.state != nil && l.state.file != nil {
 		l.state.file.Close()
@@ -394,8 +394,9 @@ func (l *Log) Err() error {
 	return nil
 }
 
-// alarm is fail for a goroutine whose errors are not returned to a caller.
-func (l *Log) alarm(err error) {
+// failInBackground is fail for a goroutine whose errors are not returned to a caller: it also raises
+// the Alarm.
+func (l *Log) failInBackground(err error) {
 	err = l.fail(err)
 	if l.opts.Alarm != nil {
 		l.alarmOnce.Do(func() { l.opts.Alarm(err) })

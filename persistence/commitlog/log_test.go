@@ -109,8 +109,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// TestReplayGivesUnretiredRecords: what was appended comes back, behind what was retired, over many segments,
-// closed cleanly or not.
+// TestReplayGivesUnretiredRecords: the appended records after those that were retired come back, over
+// many segments, closed cleanly or not.
 func TestReplayGivesUnretiredRecords(t *testing.T) {
 	for _, clean := range []bool{false, true} {
 		dir := filepath.Join(t.TempDir(), "log")
@@ -157,7 +157,7 @@ func TestSegmentsAreReused(t *testing.T) {
 	}
 	for _, c := range f.Calls() {
 		if c.Op == faults.Create {
-			t.Fatalf("%s was made: nothing is used again", c.Path)
+			t.Fatalf("%s was made: no file is used again", c.Path)
 		}
 	}
 	must(t, l.Close(false))
@@ -193,8 +193,8 @@ func TestSparesAreBounded(t *testing.T) {
 	}
 }
 
-// TestSegmentIsMadeWhileTheLastIsFilled: zeros that went to the device at once would hold
-// up the commits beside them. Retire and Close do not wait for that.
+// TestSegmentIsMadeWhileTheLastIsFilled: zeros that went to the device at once would hold up the
+// commits of that time. Retire and Close do not wait for the next segment.
 func TestSegmentIsMadeWhileTheLastIsFilled(t *testing.T) {
 	dir := t.TempDir()
 	const segment, slice = 8 << 20, 128 << 10
@@ -214,7 +214,7 @@ func TestSegmentIsMadeWhileTheLastIsFilled(t *testing.T) {
 			must(t, err)
 			seen = info.Size()
 			// It begins at a quarter and is there at 13/16; here are a page of the header and
-			// what the records take beside their rows, so a slice more may be there.
+			// what the records take besides their rows, so a slice more may be there.
 			if allowed := int64(max(0, filled-first/4))*next/(first*9/16) + 2*slice; seen > allowed {
 				t.Fatalf("%d bytes of the next segment are made when %d of %d are filled, want at most %d", seen, filled, first, allowed)
 			}
@@ -274,7 +274,7 @@ func TestFilesAreSyncedBeforeUse(t *testing.T) {
 	}
 }
 
-// TestFailureIsFinal: after a failed write or sync nothing is tried again.
+// TestFailureIsFinal: after a failed write or sync the log does not try again.
 func TestFailureIsFinal(t *testing.T) {
 	for _, rule := range []faults.Rule{
 		{Op: faults.Sync, Path: "*.new", N: 5},
@@ -304,13 +304,13 @@ func TestFailureIsFinal(t *testing.T) {
 		before := len(calls)
 		f.Reset()
 		if err := l.Sync(); !errors.Is(err, commitlog.ErrFailed) {
-			t.Errorf("%+v: a sync behind it: %v", rule, err)
+			t.Errorf("%+v: a sync after it: %v", rule, err)
 		}
 		if err := l.Append(n, recordOf(n)); !errors.Is(err, commitlog.ErrFailed) {
-			t.Errorf("%+v: an append behind it: %v", rule, err)
+			t.Errorf("%+v: an append after it: %v", rule, err)
 		}
 		if err := l.Retire(1); !errors.Is(err, commitlog.ErrFailed) {
-			t.Errorf("%+v: a retirement behind it: %v", rule, err)
+			t.Errorf("%+v: a retirement after it: %v", rule, err)
 		}
 		last := l.Last()
 		l.Close(true)
@@ -323,7 +323,7 @@ func TestFailureIsFinal(t *testing.T) {
 				making = ""
 			case i < before:
 			case c.Op == faults.Write && c.Off >= 4096 && c.Path != making, c.Op == faults.Sync && c.Path == filepath.Join(dir, "state"):
-				t.Errorf("%+v: %s of %s behind the failure", rule, c.Op, c.Path)
+				t.Errorf("%+v: %s of %s after the failure", rule, c.Op, c.Path)
 			}
 		}
 		l = open(t, dir, nil)

@@ -14,9 +14,9 @@ import (
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 )
 
-// TestPowerFailureInANewSegment: the power fails while the first record of a segment is
-// being synced. Whether what came before was retired meanwhile, or the record is so long
-// that the segment behind it is wanted, the log opens with all that was acknowledged.
+// TestPowerFailureInANewSegment: the power fails while the first record of a segment is being synced.
+// The log opens with all that was acknowledged, also when the records before were retired at that
+// time, and when the record is so long that the next segment was requested.
 func TestPowerFailureInANewSegment(t *testing.T) {
 	row := func(n uint64) *commitlog.RecordBuilder {
 		g := new(commitlog.RecordBuilder)
@@ -83,8 +83,8 @@ func TestPowerFailureInANewSegment(t *testing.T) {
 	}
 }
 
-// TestPowerFailure cuts the power at each operation of a log's life. What was synced is
-// there, and nothing else but perhaps the record that was under way.
+// TestPowerFailure cuts the power at each operation of a log's life. The synced records are there, and
+// at most the one that was under way besides.
 func TestPowerFailure(t *testing.T) {
 	for seed := range uint64(3 / sample(3)) {
 		root := t.TempDir()

@@ -128,7 +128,7 @@ func (l *Log) prepareLoop() {
 		l.sequence++
 		s, err := l.makeSegment(l.sequence, size/pageSize*pageSize)
 		if err != nil {
-			l.alarm(fmt.Errorf("prepare a segment: %w", err))
+			l.failInBackground(fmt.Errorf("prepare a segment: %w", err))
 			return
 		}
 		l.prepared <- s

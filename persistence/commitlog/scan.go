@@ -43,7 +43,7 @@ type scan struct {
 	tail     int        // index in segments: the place of the last record, or of the first one
 }
 
-func (sc *scan) close() {
+func (sc *scan) closeSegments() {
 	for _, s := range sc.segments {
 		s.file.Close()
 	}
@@ -227,7 +227,7 @@ type Report struct {
 // a missing log. The log must not be in use.
 func Verify(fsys vfs.FS, dir string) (Report, error) {
 	sc, err := scanLog(fsys, dir, os.O_RDONLY, nil)
-	defer sc.close()
+	defer sc.closeSegments()
 	return sc.report(), err
 }
 
@@ -250,7 +250,7 @@ func (sc *scan) report() Report {
 // reads the rows; they are valid until fn returns.
 func Replay(fsys vfs.FS, dir string, fn func(number uint64, rows []byte) error) error {
 	sc, err := scanLog(fsys, dir, os.O_RDONLY, fn)
-	sc.close()
+	sc.closeSegments()
 	return err
 }
 

@@ -11,120 +11,53 @@ import (
 	"github.com/caravan-dag/caravan/persistence/journaltest"
 )
 
-func send(s persistence.Store, run messages.RunID) chan error {
-	done := make(chan error, 1)
-	b := journaltest.NewRun(run, "", "")
-	b.Done = func(err error) { done <- err }
-	s.Append(b)
-	return done
+// holdableFailing is a Failing around a Memory that can be held.
+type holdableFailing struct {
+	*journaltest.Failing
+	below holdableMemory
 }
 
-func runs(t *testing.T, s persistence.Store) int {
-	t.Helper()
-	ids, err := s.UnfinishedSummaries()
-	if err != nil {
-		t.Fatal(err)
+func (f holdableFailing) HoldCommit(n int) <-chan struct{} { return f.below.HoldCommit(n) }
+
+func (f holdableFailing) ReleaseCommits() { f.below.ReleaseCommits() }
+
+func (f holdableFailing) OpenCrashed(t testing.TB) persistence.Store { return f.below.OpenCrashed(t) }
+
+// TestFailingConforms: a wrapper that passes calls on, or fails them, is a Store like the one below it.
+func TestFailingConforms(t *testing.T) {
+	below := map[persistence.Store]*journaltest.Memory{}
+	wrap := func(t testing.TB, m *journaltest.Memory) persistence.Store {
+		f := journaltest.NewFailing(m)
+		t.Cleanup(func() {
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		below[f] = m
+		return f
 	}
-	return len(ids)
+	journaltest.Run(t, journaltest.Backend{
+		Open: func(t testing.TB) persistence.Store { return wrap(t, journaltest.NewMemory()) },
+		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			return wrap(t, below[s].Reopen())
+		},
+		Crash: func(t testing.TB, s persistence.Store) persistence.Store { return wrap(t, below[s].Crash()) },
+		Fail:  func(_ testing.TB, s persistence.Store) { s.(*journaltest.Failing).FailAppend(1) },
+		CrashPoints: []journaltest.CrashPoint{{
+			Name: "before a batch is durable",
+			Open: func(t testing.TB) journaltest.HoldableStore {
+				f := wrap(t, journaltest.NewMemory())
+				return holdableFailing{f.(*journaltest.Failing), holdableMemory{below[f]}}
+			},
+		}},
+	})
 }
 
-func TestHeldBatchesWaitForTheirStep(t *testing.T) {
-	m := closing(t, journaltest.NewMemory())
-	m.Hold()
-	first, second, third := send(m, 0), send(m, 1), send(m, 2)
-	m.WaitPending(3)
-	if m.Pending() != 3 || runs(t, m) != 0 {
-		t.Fatalf("%d pending, %d durable", m.Pending(), runs(t, m))
-	}
-	m.Step(1)
-	if err := <-first; err != nil || m.Pending() != 2 || runs(t, m) != 1 {
-		t.Fatalf("after one step: %v, %d pending, %d durable", err, m.Pending(), runs(t, m))
-	}
-	after := closing(t, m.Crash())
-	if runs(t, after) != 1 {
-		t.Errorf("%d runs survive", runs(t, after))
-	}
-	select {
-	case <-second:
-		t.Error("a batch was answered after the crash")
-	case <-third:
-		t.Error("a batch was answered after the crash")
-	case err := <-send(m, 3):
-		t.Errorf("the crashed store answers: %v", err)
-	default:
-	}
-	after.Hold()
-	done := send(after, 5)
-	after.Release()
-	after.Flush()
-	if err := <-done; err != nil || after.Pending() != 0 {
-		t.Errorf("released: %v", err)
-	}
-}
-
-// A batch that is being answered when Hold comes is none of those that are held
-// back, and takes no step from them.
-func TestHoldWaitsForARunningAnswer(t *testing.T) {
-	m := closing(t, journaltest.NewMemory())
-	for run := range messages.RunID(50) {
-		entered, proceed, held := make(chan struct{}), make(chan struct{}), make(chan struct{})
-		b := journaltest.NewRun(2*run, "", "")
-		b.Done = func(error) {
-			close(entered)
-			<-proceed
-		}
-		m.Append(b)
-		<-entered
-		go func() {
-			m.Hold()
-			close(held)
-		}()
-		close(proceed)
-		<-held
-		if n := m.Pending(); n != 0 {
-			t.Fatalf("%d pending", n)
-		}
-		done := send(m, 2*run+1)
-		m.WaitPending(1)
-		m.Step(1)
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-		m.Release()
-	}
-}
-
-func TestFailedMemoryRefusesAll(t *testing.T) {
-	m := closing(t, journaltest.NewMemory())
-	cause := errors.New("cause")
-	m.SetDiskSpaceError(cause)
-	if m.CheckDiskSpace() != cause {
-		t.Error("room")
-	}
-	m.Hold()
-	done := send(m, 0)
-	m.Fail(cause)
-	if err := <-done; !errors.Is(err, persistence.ErrFailed) || !errors.Is(err, cause) {
-		t.Errorf("held back when it failed: %v", err)
-	}
-	if err := <-send(m, 1); !errors.Is(err, persistence.ErrFailed) {
-		t.Errorf("after the failure: %v", err)
-	}
-	m = closing(t, journaltest.NewMemory())
-	m.FailAt(2, cause)
-	m.Hold()
-	one, two, three := send(m, 0), send(m, 1), send(m, 2)
-	m.Step(2)
-	if err := <-one; err != nil {
-		t.Error(err)
-	}
-	for _, done := range []chan error{two, three} {
-		if err := <-done; !errors.Is(err, cause) {
-			t.Error(err)
-		}
-	}
-}
-
+// TestFailingAnswersInOrder: batches that were passed on and batches that were refused are answered in
+// the order of Append. Torn: the failed batch is durable all the same.
 func TestFailingAnswersInOrder(t *testing.T) {
 	for _, torn := range []bool{false, true} {
 		m := closing(t, journaltest.NewMemory())
@@ -191,6 +124,7 @@ func TestCloseOfFailingAnswersRefusedBatches(t *testing.T) {
 	}
 }
 
+// TestFailReadFailsOnce: the n-th read fails, and those before and after it do not.
 func TestFailReadFailsOnce(t *testing.T) {
 	f := journaltest.NewFailing(closing(t, journaltest.NewMemory()))
 	done := journaltest.NewRun(1, "", "")
