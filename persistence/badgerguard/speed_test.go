@@ -81,7 +81,8 @@ func TestKnownTablesAreComparedAsAWhole(t *testing.T) {
 	}
 }
 
-// TestHugeIndexIsRefused: a table's end that tells of an index of GiB is damage, and is not read into memory.
+// TestHugeIndexIsRefused: a table whose end claims an index of GiB is damaged, and is not read into
+// memory.
 func TestHugeIndexIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 1, 100, 1)
