@@ -5,6 +5,7 @@
 GO          ?= go
 STATICCHECK ?= .tools/staticcheck
 FUZZTIME    ?= 20s
+SHUFFLE     ?= on
 ROUNDS      ?= 3
 
 # Versions of the tools that `make tools` installs into .tools.
@@ -32,29 +33,31 @@ build: ## build bin/caravan: static, with version, commit and date
 demo: build ## start a server, run examples/quickstart.json, print the record, clean up
 	@sh examples/demo.sh bin/caravan
 
+# The tests of a package run in a random order, which finds those that need another one to run first.
+# A failure prints the seed; SHUFFLE=SEED repeats that order.
 test: test-unit test-e2e ## all tests; no C compiler needed
 
 # The end-to-end tests that measure times do not share the machine with others. Those that mostly
 # wait run in parallel afterwards.
 test-unit: ## all tests except the end-to-end tests
-	CGO_ENABLED=0 $(GO) test $$($(GO) list ./... | grep -v /internal/e2e)
+	CGO_ENABLED=0 $(GO) test -shuffle=$(SHUFFLE) $$($(GO) list ./... | grep -v /internal/e2e)
 
 test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
-	CGO_ENABLED=0 $(GO) test -parallel 4 -timeout 15m ./internal/e2e/...
+	CGO_ENABLED=0 $(GO) test -shuffle=$(SHUFFLE) -parallel 4 -timeout 15m ./internal/e2e/...
 
 # One package at a time: they share the cluster.
 test-slurm: ## attempts as jobs of a real Slurm, started for it; root on Debian has it installed (about a minute)
-	CGO_ENABLED=0 sh executor/slurm/cluster.sh $(GO) test -count=1 -p 1 -timeout 5m -tags slurm -run 'TestReal|TestSlurm' ./executor/slurm ./internal/e2e
+	CGO_ENABLED=0 sh executor/slurm/cluster.sh $(GO) test -shuffle=$(SHUFFLE) -count=1 -p 1 -timeout 5m -tags slurm -run 'TestReal|TestSlurm' ./executor/slurm ./internal/e2e
 
 test-browser: ## what web pages can make Chromium send; root on Debian has it installed (under a minute)
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y --no-install-recommends chromium; } || \
 		echo "Chromium is not installed: the tests are skipped" >&2
-	CGO_ENABLED=0 $(GO) test -count=1 -timeout 5m -tags browser ./internal/browsertest
+	CGO_ENABLED=0 $(GO) test -shuffle=$(SHUFFLE) -count=1 -timeout 5m -tags browser ./internal/browsertest
 
 # With -short, tests over every bit, row or size take a sample: make test covers all.
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $$($(GO) list ./... | grep -v /internal/e2e)
-	CGO_ENABLED=1 $(GO) test -race -parallel 4 -timeout 25m ./internal/e2e/...
+	CGO_ENABLED=1 $(GO) test -shuffle=$(SHUFFLE) -race -short -timeout 20m $$($(GO) list ./... | grep -v /internal/e2e)
+	CGO_ENABLED=1 $(GO) test -shuffle=$(SHUFFLE) -race -parallel 4 -timeout 25m ./internal/e2e/...
 
 check: fmt vet lint tidy generated rules race ## everything that must hold before a change lands
 
@@ -85,7 +88,7 @@ tools: .tools/staticcheck ## install staticcheck, pinned, into .tools
 	@touch $@
 
 cover: ## coverage per package; dag must have 95 % of its statements, all others of the binary 80 %
-	CGO_ENABLED=0 $(GO) test -coverprofile=cover.out $$($(GO) list ./... | grep -v /internal/e2e)
+	CGO_ENABLED=0 $(GO) test -shuffle=$(SHUFFLE) -coverprofile=cover.out $$($(GO) list ./... | grep -v /internal/e2e)
 	$(GO) run ./internal/covercheck -floor 80 -of dag=95 cover.out
 
 fuzz: ## every fuzz target for FUZZTIME (20s)
