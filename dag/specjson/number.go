@@ -18,7 +18,8 @@ const (
 )
 
 // readQuantity reads a number that may be given as a string, and rounds it up to
-// thousandths. After a problem it returns the zero Quantity.
+// thousandths. After a problem it returns the zero Quantity. Raw is the JSON text with its quotes, to be
+// echoed: "1.5" as a string is Raw `"1.5"`, Milli 1500, and the number 2e-4 is Raw `2e-4`, Milli 1.
 func (d *reader) readQuantity(what string) dag.Quantity {
 	raw, ok := d.readNumeric(what)
 	if !ok {
@@ -97,7 +98,8 @@ func (d *reader) readBackoff() float64 {
 }
 
 // checkDecimal returns a number in units of 10^-places, rounded up. At most limit whole ones
-// are allowed.
+// are allowed. Any other number, and text that is not one, is a problem that names what and quotes
+// the text; then the result is 0 and false.
 func (d *reader) checkDecimal(what, text string, places int, limit int64) (int64, bool) {
 	n, v := parseDecimal(text, places, limit)
 	switch {
@@ -124,6 +126,12 @@ const (
 // to limit whole ones (limit * 10^places must fit in an int64). It works on digits, because a
 // float64 holds neither 0.1 nor a large number of nanoseconds exactly. Rounding up keeps a small
 // request from becoming 0. Leading zeros, a bare point and an empty exponent are not numbers.
+//
+//	text    places 3              text   places 3, limit 10
+//	1.5     1500                  10.0   10000
+//	1e1     10000                 10.01  outOfRange
+//	0.0001  1, rounded up         -0     0
+//	01, .5, 1., 1e, +1  notNumber -1     outOfRange
 func parseDecimal(text string, places int, limit int64) (int64, parseResult) {
 	digits, negative := strings.CutPrefix(text, "-")
 	digits, exponent, ok := cutExponent(digits)
@@ -170,9 +178,9 @@ func parseDecimal(text string, places int, limit int64) (int64, parseResult) {
 	return n, isNumber
 }
 
-// cutExponent splits off the exponent of a number. A huge exponent saturates at 2^40: large enough
-// for out of range, small enough to be added to without overflow. ok is false unless the exponent
-// has digits, and only digits.
+// cutExponent splits off the exponent of a number: "1.5e-3" is "1.5" and -3. A huge exponent saturates
+// at 2^40: large enough for out of range, small enough to be added to without overflow. ok is false
+// unless the exponent has digits, and only digits.
 func cutExponent(text string) (digits string, exponent int, ok bool) {
 	i := strings.IndexAny(text, "eE")
 	if i < 0 {

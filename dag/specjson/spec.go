@@ -13,6 +13,9 @@ import (
 //
 // Members come in any order, so jobDefaults may follow the tasks that use it. A mistake in it must not
 // be reported once for each task that lacks a command: HasDecodeErrors then keeps planning from it.
+//
+// It and the functions below read one value each, of any kind, and leave the reader after it, whatever
+// the value is: so the members that follow are still checked.
 func (d *reader) readSpec(s *dag.Spec) bool {
 	given, hasTasks, sound := false, false, true
 	d.readObject(func(name string) {
@@ -236,7 +239,7 @@ func (d *reader) readTask(t *dag.TaskSpec) {
 
 // readEdges reads a list of edges: names of tasks, or objects with a task and its match. A wrong
 // edge is an empty one: it keeps its place, so that planning reports later edges at their own
-// indexes.
+// indexes. Both forms may be in one list: ["fetch", {"task": "build", "match": ["OS", "ARCH"]}].
 func (d *reader) readEdges(what string) []dag.EdgeSpec {
 	if !d.expectKind('[', what) {
 		return nil

@@ -94,7 +94,8 @@ func plainName(name string) string {
 	}, name)
 }
 
-// memberOfAlias returns the member for a name that other tools use.
+// memberOfAlias returns the member for a name that other tools use, as plainName writes it ("time_limit"
+// is "timelimit"), or "".
 func memberOfAlias(plain string) string {
 	switch plain {
 	case "timeout", "timeoutsec", "timeoutsecs", "timeouts", "timelimit", "walltime", "maxruntime", "maxtime", "deadline", "activedeadlineseconds", "startdeadlineseconds":
@@ -132,7 +133,7 @@ func memberOfAlias(plain string) string {
 // editDistance counts the letters that were left out, added, changed or swapped with their
 // neighbour: the optimal string alignment distance, in three rows of its table. It compares bytes,
 // because all known members are ASCII. Lengths that differ by more than 2 are answered at once,
-// with 3.
+// with 3. "comand" and "commnad" are at distance 1 from "command", and "comandd" is at 2.
 func editDistance(a, b string) int {
 	if len(a)-len(b) > 2 || len(b)-len(a) > 2 {
 		return 3 // callers accept at most 2
