@@ -179,7 +179,7 @@ func (p *player) comparePlans() error {
 			return fmt.Errorf("task %d is called %q, want %q", i, task.Name, name)
 		}
 		if found, ok := plan.FindTask(name); !ok || found != uint32(i) {
-			return fmt.Errorf("Find(%q) = %d, %v; want %d", name, found, ok, i)
+			return fmt.Errorf("FindTask(%q) = %d, %v; want %d", name, found, ok, i)
 		}
 		if n := g.Tasks[name]; !slices.Equal(task.Command, n.Command) || !slices.Equal(task.Environment, n.Environment) {
 			return fmt.Errorf("%s is %q with %q, want %q with %q", name, task.Command, task.Environment, n.Command, n.Environment)

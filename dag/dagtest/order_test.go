@@ -43,7 +43,7 @@ func TestOrderMatchesGraph(t *testing.T) {
 					want = max(want, done[p])
 				}
 				if at, may, err := o.ReadySince(child); err != nil || may != ready || ready && at != want {
-					t.Fatalf("%s: Since(%s) = %d, %v, %v; want %d, %v", shape.Name, child, at, may, err, want, ready)
+					t.Fatalf("%s: ReadySince(%s) = %d, %v, %v; want %d, %v", shape.Name, child, at, may, err, want, ready)
 				}
 			}
 			done[name] = int64(i + 1)
@@ -68,10 +68,10 @@ func TestOrderRejectsUnknownTasks(t *testing.T) {
 	}
 	for _, name := range []string{"", "a", "a_", "a_2", "a_-1", "a_x", "b_0", "c", "c_0"} {
 		if _, _, err := o.ReadySince(name); err == nil {
-			t.Errorf("Since(%q) knows it", name)
+			t.Errorf("ReadySince(%q) knows it", name)
 		}
 		if o.MarkCompleted(name, 1) == nil {
-			t.Errorf("Completed(%q) knows it", name)
+			t.Errorf("MarkCompleted(%q) knows it", name)
 		}
 	}
 	if err := o.MarkCompleted("a_1", 1); err != nil {

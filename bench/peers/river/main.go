@@ -37,6 +37,8 @@ type options struct {
 	during  time.Duration // of submit
 }
 
+// main prints the figures to stdout and all else to stderr, because bench parses stdout. River's own
+// log is there, too.
 func main() {
 	var o options
 	database := flag.String("database", "", "sqlite:`FILE`, or postgres: and a connection string, whose public schema is dropped and made again")
