@@ -114,3 +114,18 @@ func TestDenied(t *testing.T) {
 		}
 	}
 }
+
+// TestLoadTLSNamesWhatIsMissing: a certificate without its key, and a key without its certificate.
+func TestLoadTLSNamesWhatIsMissing(t *testing.T) {
+	for _, c := range []struct{ cert, key, text string }{
+		{"own.pem", "", "client certificate own.pem needs its key"},
+		{"", "own.key", "client key own.key needs its certificate"},
+	} {
+		if _, err := client.LoadTLS("", c.cert, c.key); err == nil || err.Error() != c.text {
+			t.Errorf("got %v, want %s", err, c.text)
+		}
+	}
+	if config, err := client.LoadTLS("", "", ""); config != nil || err != nil {
+		t.Errorf("without files: %v, %v", config, err)
+	}
+}

@@ -442,8 +442,11 @@ func LoadTLS(ca, cert, key string) (*tls.Config, error) {
 			return nil, err
 		}
 	}
-	if (cert == "") != (key == "") {
-		return nil, fmt.Errorf("a client certificate and its key go together")
+	switch {
+	case cert != "" && key == "":
+		return nil, fmt.Errorf("client certificate %s needs its key", cert)
+	case cert == "" && key != "":
+		return nil, fmt.Errorf("client key %s needs its certificate", key)
 	}
 	if cert != "" {
 		pair, err := tls.LoadX509KeyPair(cert, key)

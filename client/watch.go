@@ -75,7 +75,7 @@ func (c *Client) RunEvents(ctx context.Context, o EventOptions) iter.Seq2[*Event
 var errEnded = errors.New("ended")
 
 // readEvents reads one stream after another from the last ID on, until an event is the last one. A
-// refusal other than 502, 503 and 504 ends it at once: it will not pass.
+// refusal other than 502, 503 and 504 ends it at once.
 func (c *Client) readEvents(ctx context.Context, path string, o EventOptions) iter.Seq2[*Event, error] {
 	if o.Outage == 0 {
 		o.Outage = 30 * time.Second

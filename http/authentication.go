@@ -460,11 +460,11 @@ func readForm(ctx *fasthttp.RequestCtx) (url.Values, error) {
 	if len(text) > maxLoginForm {
 		drainOnClose(ctx)
 		ctx.SetConnectionClose()
-		return nil, &refusal{fasthttp.StatusRequestEntityTooLarge, "the form is too large"}
+		return nil, &refusal{fasthttp.StatusRequestEntityTooLarge, "the login form is too large: at most " + strconv.Itoa(maxLoginForm) + " bytes"}
 	}
 	form, err := url.ParseQuery(string(text))
 	if err != nil {
-		return nil, invalid("the form is not well-formed")
+		return nil, invalid("the login form is not well-formed: want token=… as " + formType)
 	}
 	return form, nil
 }

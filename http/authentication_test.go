@@ -247,7 +247,7 @@ func TestLoginsAreRefused(t *testing.T) {
 	if got := s.loginTo("/login", secret[access.All], "Origin: https://"+s.addr); !strings.Contains(got.header.Get("Set-Cookie"), "__Host-caravan_session=") || !strings.Contains(got.header.Get("Set-Cookie"), "secure") {
 		t.Errorf("behind TLS: %q", got.header.Get("Set-Cookie"))
 	}
-	refusedWith(t, s.loginTo("/login", strings.Repeat("x", 5000)), 413, "too large")
+	refusedWith(t, s.loginTo("/login", strings.Repeat("x", 5000)), 413, "the login form is too large: at most 4096 bytes")
 	status := map[int]int{}
 	for range 10 {
 		got := s.loginTo("/login", "guess")

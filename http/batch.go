@@ -441,8 +441,7 @@ func (l *lineReader) next() (lines [][]byte, err error) {
 }
 
 // fill reads some more into new memory: the caller owns the memory of lines that were returned. A line
-// grows by doubling. The reservation comes before the memory is taken, and counts the bytes that are
-// kept (memoryPerByte); a refused one becomes readErr.
+// grows by doubling. The reservation comes before the memory is taken; a refused one becomes readErr.
 func (l *lineReader) fill() {
 	if l.wholeBody > 0 {
 		if err := l.reserve(memoryPerByte * int64(l.wholeBody)); err != nil {

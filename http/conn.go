@@ -16,9 +16,10 @@ import (
 // conn is a client's connection. It renews its write deadline while it writes: an answer may take
 // any time, but a client that stops reading is cut off.
 //
-// fasthttp reads, writes and closes it on one goroutine. Other goroutines close it to evict it or at
-// shutdown (closeNow), register its watch, and read the atomic fields; fields that are not atomic
-// belong to its own goroutine, or never change after accept.
+// fasthttp reads, writes and closes it on one goroutine; at shutdown it also closes idle ones from
+// another. Other goroutines close the socket to evict a connection or at shutdown (closeNow), register
+// its watch, and read the atomic fields; fields that are not atomic belong to its own goroutine, or
+// never change after accept.
 type conn struct {
 	net.Conn
 	s             *Server
@@ -108,7 +109,7 @@ func (c *conn) Close() error {
 	defer c.s.conns.remove(c)
 	c.vacate()
 	c.request.Load().cancel(errConnClosed)
-	if c.drainOnClose && !c.s.draining.Load() {
+	if !c.s.draining.Load() && c.drainOnClose { // in this order: at shutdown another goroutine may close it
 		if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
 			if c.Conn.SetReadDeadline(time.Now().Add(drainTime)) == nil {
 				_, _ = io.Copy(io.Discard, c.Conn)

@@ -294,7 +294,7 @@ func (s *Server) signalDrained() {
 }
 
 // closeListeners closes the listeners and the idle connections, or all connections, and waits for their
-// goroutines until ctx ends. fasthttp polls for the end of its connections each 100 ms; and counts a
+// goroutines until ctx ends. fasthttp polls for the end of its connections each 100 ms, and counts a
 // new connection without a request as idle only after five seconds, so conns.close closes those here.
 // The watcher of clients closes last, because connections use it until they are closed.
 func (s *Server) closeListeners(ctx context.Context, all bool) error {
