@@ -174,8 +174,15 @@ func (s *Server) taskStates(ctx *fasthttp.RequestCtx) error {
 		strconv.FormatUint(uint64(crc32.Checksum(vector, crc32.MakeTable(crc32.Castagnoli))), 36) + `"`
 	h := &ctx.Response.Header
 	h.Set(fasthttp.HeaderETag, tag)
-	h.Set(fasthttp.HeaderCacheControl, "no-cache")
-	h.Set(fasthttp.HeaderVary, fasthttp.HeaderAcceptEncoding)
+	// Two middlewares may have set these: authentication makes the answer private, rendering varies it.
+	if h.Peek(fasthttp.HeaderCacheControl) == nil {
+		h.Set(fasthttp.HeaderCacheControl, "no-cache")
+	}
+	vary := fasthttp.HeaderAcceptEncoding
+	if before := h.Peek(fasthttp.HeaderVary); before != nil {
+		vary = string(before) + ", " + vary
+	}
+	h.Set(fasthttp.HeaderVary, vary)
 	h.Set("X-State", view.State.String())
 	h.Set("X-Tasks", strconv.FormatUint(uint64(view.Tasks), 10))
 	if etagMatches(ctx.Request.Header.Peek(fasthttp.HeaderIfNoneMatch), tag) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/dag/specjson"
+	"github.com/caravan-dag/caravan/http/access"
 )
 
 func TestGraph(t *testing.T) {
@@ -137,6 +138,22 @@ func TestStates(t *testing.T) {
 		t.Errorf("after a start: %d %q", r.status, r.body)
 	}
 	refusedWith(t, s.get("/v1/dagrun/1/states"), 404, "unknown run 1")
+}
+
+// TestStatesAndCaches: the states of a run keep the headers for caches that the middlewares have set. The
+// answer depends on Origin as well where origins are listed, and is private where tokens are needed.
+func TestStatesAndCaches(t *testing.T) {
+	option, secret, _ := withTokenFile(t)
+	s := serve(t, contractEngine(t), option, func(c *Config) {
+		var err error
+		if c.Access.Origins, err = access.NewOrigins("https://app.example"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	h := s.do("GET", "/v1/dagrun/0/states", "", bearer(secret[access.Read]), "Origin: https://app.example").header
+	if vary, control := h.Get("Vary"), h.Get("Cache-Control"); vary != "Origin, Accept-Encoding" || control != "private, no-cache" {
+		t.Errorf("Vary %q, Cache-Control %q", vary, control)
+	}
 }
 
 func TestStatesOfManyTasks(t *testing.T) {

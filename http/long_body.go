@@ -1,6 +1,7 @@
 package http
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -75,7 +76,7 @@ func (b *longBody) Open() (io.ReadCloser, error) {
 	}
 	b.references++
 	if b.file == nil {
-		return &longReader{body: b, in: strings.NewReader(string(b.inMemory))}, nil
+		return &longReader{body: b, in: bytes.NewReader(b.inMemory)}, nil
 	}
 	return &longReader{body: b, in: io.NewSectionReader(b.file, 0, b.fileBytes)}, nil
 }

@@ -157,8 +157,8 @@ var (
 )
 
 // setSecurityHeaders sets the headers that protect users with a browser, on every answer. Where origins
-// are listed, answers depend on Origin, so Vary keeps caches from mixing them up; handlers that set
-// Vary themselves must keep that in mind.
+// are listed, answers depend on Origin, so Vary keeps caches from mixing them up; a handler
+// that varies its answer by another header adds to it (taskStates).
 func (s *Server) setSecurityHeaders(ctx *fasthttp.RequestCtx) {
 	h := &ctx.Response.Header
 	h.SetCanonical(nosniffHeader, nosniff)
