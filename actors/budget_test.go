@@ -290,7 +290,7 @@ func BenchmarkBudgetWhole(b *testing.B) {
 // budgetNode is a node over Badger, without processes.
 func budgetNode(b *testing.B) *Node {
 	b.Helper()
-	store, err := persistence.OpenBadger(persistence.Config{Dir: b.TempDir()})
+	store, err := persistence.OpenStore(persistence.Config{Dir: b.TempDir()})
 	if err != nil {
 		b.Fatal(err)
 	}

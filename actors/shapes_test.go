@@ -26,7 +26,7 @@ func TestShapes(t *testing.T) {
 	}
 	for _, shape := range dagtest.Shapes(n) {
 		t.Run(fmt.Sprintf("%s, %d", shape.Name, n), func(t *testing.T) {
-			store, err := persistence.OpenBadger(persistence.Config{Dir: t.TempDir()})
+			store, err := persistence.OpenStore(persistence.Config{Dir: t.TempDir()})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -181,7 +181,7 @@ const attemptPageBytes = 256 << 10
 
 // Attempts yields the ended attempts of the tasks [first, first+n). It reads chunk by chunk, and
 // never calls yield within a transaction.
-func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
+func (s *runReader) Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
 	end := uint64(first) + uint64(n)
 	if _, err := s.Summary(run); err != nil {
 		return err
@@ -196,7 +196,7 @@ func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messa
 			return cmp.Or(cmp.Compare(a.Task, b.Task), cmp.Compare(a.Attempt, b.Attempt))
 		})
 		if err := checkContiguous(run, list); err != nil {
-			return s.reportRowDamage(err)
+			return s.db.reportRowDamage(err)
 		}
 		for i := range list {
 			a := &list[i]
@@ -227,7 +227,7 @@ func checkContiguous(run messages.RunID, list []messages.AttemptRecord) error {
 
 // readAttemptPage appends the records of whole chunks, from chunk on. It returns the chunk that
 // follows, 0 at the end.
-func (s *Badger) readAttemptPage(dst []messages.AttemptRecord, run messages.RunID, chunk uint32, end uint64) ([]messages.AttemptRecord, uint32, error) {
+func (s *runReader) readAttemptPage(dst []messages.AttemptRecord, run messages.RunID, chunk uint32, end uint64) ([]messages.AttemptRecord, uint32, error) {
 	prefix := runKey(typeAttempts, run)
 	from := binary.BigEndian.AppendUint32(runKey(typeAttempts, run), chunk)
 	next, read := uint32(0), 0

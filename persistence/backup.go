@@ -10,22 +10,46 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// ReadView is everything in a store as of one commit. It is valid within Backup's fn.
+// ReadView is all rows as of one commit. It is valid within Backup's fn, or until Close.
 type ReadView struct {
+	db  *DB // of View; nil within Backup
 	txn *badger.Txn
 	at  uint64
 }
 
+// View returns the rows as of the newest commit that can be read. Commits go on. The caller closes the
+// view: until then Badger keeps the versions of its moment, and the DB cannot be closed.
+func (db *DB) View() (*ReadView, error) {
+	db.readers.RLock()
+	err := db.Err()
+	if db.closed {
+		err = ErrClosed
+	}
+	if err != nil {
+		db.readers.RUnlock()
+		return nil, err
+	}
+	at := db.timestamps.acquire()
+	return &ReadView{db: db, txn: db.badger.NewTransactionAt(at, false), at: at}, nil
+}
+
+// Close ends a view that View has returned.
+func (m *ReadView) Close() {
+	m.txn.Discard()
+	m.db.timestamps.release(m.at)
+	m.db.readers.RUnlock()
+}
+
 // Backup calls fn with a view of the newest published commit. Commits and reads go on, but the store
 // cannot be closed before fn has returned.
-func (s *Badger) Backup(fn func(*ReadView) error) error {
-	return s.view(func(txn *badger.Txn) error { return fn(&ReadView{txn, txn.ReadTs()}) })
+func (s *runReader) Backup(fn func(*ReadView) error) error {
+	return s.view(func(txn *badger.Txn) error { return fn(&ReadView{txn: txn, at: txn.ReadTs()}) })
 }
 
 // VerifyTables reads all tables while the store works. A backup calls it, because readers take a
 // damaged block for the end of the rows.
-func (s *Badger) VerifyTables(ctx context.Context) error {
-	report, err := badgerguard.Verify(ctx, s.dir, badgerguard.VerifyOptions{Live: true})
+func (db *DB) VerifyTables(ctx context.Context) error {
+	report, err := badgerguard.Verify(ctx, db.dir, badgerguard.VerifyOptions{Live: true})
 	if err != nil {
 		return err
 	}
@@ -34,6 +58,9 @@ func (s *Badger) VerifyTables(ctx context.Context) error {
 	}
 	return nil
 }
+
+// VerifyTables reads all tables of the store's DB while the store works.
+func (s *RunStore) VerifyTables(ctx context.Context) error { return s.db.VerifyTables(ctx) }
 
 // CommitNumber returns the number of the newest commit in the view.
 func (m *ReadView) CommitNumber() uint64 { return m.at }
@@ -61,7 +88,7 @@ func (m *ReadView) HasRun(run messages.RunID) (bool, error) {
 // Restore makes a store in c.Dir, which must be empty, of rows as ReadView.Rows yields them, and
 // opens it once to prove that it can be opened. The store is durable when Restore returns.
 func Restore(c Config, rows func(yield func(key, value []byte) error) error) error {
-	s, err := OpenBadger(c)
+	s, err := OpenStore(c)
 	if err != nil {
 		return err
 	}
@@ -72,7 +99,7 @@ func Restore(c Config, rows func(yield func(key, value []byte) error) error) err
 	if err := s.Close(); err != nil {
 		return err
 	}
-	if s, err = OpenBadger(c); err != nil {
+	if s, err = OpenStore(c); err != nil {
 		return err
 	}
 	return s.Close()
@@ -81,7 +108,7 @@ func Restore(c Config, rows func(yield func(key, value []byte) error) error) err
 // restoreBytes is how much one commit of a restore has, in bytes.
 const restoreBytes = 1 << 20
 
-func (s *Badger) restore(rows func(yield func(key, value []byte) error) error) error {
+func (s *RunStore) restore(rows func(yield func(key, value []byte) error) error) error {
 	var mutations []mutation
 	size := int64(0)
 	flush := func() error {

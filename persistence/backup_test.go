@@ -10,9 +10,9 @@ import (
 )
 
 // openFilled is a store with n rows of round 0.
-func openFilled(t *testing.T, n int) (s *Badger, round func(int)) {
+func openFilled(t *testing.T, n int) (s *RunStore, round func(int)) {
 	t.Helper()
-	s, err := OpenBadger(Config{Dir: filepath.Join(t.TempDir(), "db"), memTable: 4 << 20})
+	s, err := OpenStore(Config{Dir: filepath.Join(t.TempDir(), "db"), memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestBackupIsOneCommit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := OpenBadger(Config{Dir: dir, memTable: 4 << 20})
+	r, err := OpenStore(Config{Dir: dir, memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ func inParallel(b *testing.B, op func(i int64)) {
 func BenchmarkSubmit(b *testing.B) {
 	for _, mem := range []int64{4, 16, 32, 64} {
 		b.Run(fmt.Sprintf("memtable=%dMiB", mem), func(b *testing.B) {
-			s, err := OpenBadger(Config{Dir: b.TempDir(), memTable: mem << 20})
+			s, err := OpenStore(Config{Dir: b.TempDir(), memTable: mem << 20})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -131,7 +131,7 @@ func BenchmarkFdatasync(b *testing.B) {
 // rows by Badger alone.
 func BenchmarkListPage(b *testing.B) {
 	const runs, rows = 100_000, 100
-	s, err := OpenBadger(Config{Dir: b.TempDir()})
+	s, err := OpenStore(Config{Dir: b.TempDir()})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func BenchmarkListPage(b *testing.B) {
 // BenchmarkChainedCommits is a durable hop of a chain, without the actors: one batch at a time,
 // each of a journal record and an attempt.
 func BenchmarkChainedCommits(b *testing.B) {
-	s, err := OpenBadger(Config{Dir: b.TempDir()})
+	s, err := OpenStore(Config{Dir: b.TempDir()})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -37,7 +37,7 @@ import (
 //	after commitlog.Log.Sync        the group survives kill -9 and power failure
 //	after Done(nil)                 the same; each read that begins now sees the batch
 //	after publishCommit             the same; Badger has the rows in memory, which counts for nothing
-//	when a table of Badger has it   the commit log may forget the group (localWAL.retireFlushed)
+//	when a table of Badger has it   the commit log may forget the group (localLog.retireFlushed)
 //
 // Done comes before Badger has the rows. A read that begins after Done must see them nevertheless:
 // announce, before Done, tells readTimestamps the commit's number, and a read that begins waits
@@ -48,16 +48,16 @@ import (
 //
 // # What may overlap
 //
-//   - Commits are strictly one after the other. wal.commit is called by the writer, or by the
+//   - Commits are strictly one after the other. commitLog.commit is called by the writer, or by the
 //     committer while the writer rests: when it has returned the result of its last group, and has
 //     not been given another one.
-//   - wal.commit of group n+1 returns only when Badger has taken group n. So the rows of group n may
+//   - commitLog.commit of group n+1 returns only when Badger has taken group n. So the rows of group n may
 //     be reused once group n+1 is durable: completeGroup recycles the group before.
 //   - After it returned the result of group n, the writer gives that group to Badger, while the
-//     committer may already commit by itself. The token of localWAL puts the two in order.
+//     committer may already commit by itself. The token of localLog puts the two in order.
 //   - Done runs on the committer's goroutine and must not block.
 //   - A batch that no transaction can hold is a group by itself, for which the writer rests
-//     (large_batch.go). A long document is written in parts before its batch (documents.go); other
+//     (staged_batch.go). A long document is written in parts before its batch (documents.go); other
 //     batches overtake it.
 //
 // The locks of this path are those of queue, timestamps and finishedIndex. Each is a leaf, and is
@@ -65,7 +65,7 @@ import (
 //
 // # Failure
 //
-// After an error of the disk check, the log or Badger, the store has failed for good (Badger.fail):
+// After an error of the disk check, the log or Badger, the store has failed for good (RunStore.fail):
 // the failed group and every later batch get ErrFailed, and neither the log nor Badger is written.
 // The kernel may have dropped what it could not write and report the next sync as a success, so the
 // group may or may not be found by the next open. Faults of a batch
@@ -148,7 +148,7 @@ func (q *commitQueue) close() {
 const compressAsyncFrom = 64 << 10
 
 // Append queues a batch. After Close, and only then, the caller of Append runs Done.
-func (s *Badger) Append(b *Batch) {
+func (s *RunStore) Append(b *Batch) {
 	if b.Create != nil && b.Create.Long != nil {
 		s.appendLong(b)
 		return
@@ -171,7 +171,7 @@ func (s *Badger) Append(b *Batch) {
 		return
 	}
 	if compressed != nil {
-		go func() { compressed <- s.encoder.packer.appendPacked(nil, doc) }()
+		go func() { compressed <- s.packer.appendPacked(nil, doc) }()
 	}
 }
 
@@ -183,7 +183,7 @@ func callDone(done func(error), err error) {
 
 // commitLoop is the committer's goroutine. It gathers groups, gives them to the writer, and answers
 // them, until the queue is closed and all is committed.
-func (s *Badger) commitLoop() {
+func (s *RunStore) commitLoop() {
 	defer close(s.committerDone)
 	c := newCommitter(s)
 	defer c.close()
@@ -195,7 +195,7 @@ func (s *Badger) commitLoop() {
 		switch {
 		case c.closed && c.gathering.isEmpty():
 			c.drain()
-			s.wal.waitApplied()
+			s.commits.waitApplied()
 			return
 		case c.nothingToCommit(), !c.closed && !c.writerFree():
 			continue
@@ -216,7 +216,7 @@ func (s *Badger) commitLoop() {
 
 // committer is the state of commitLoop. It belongs to its goroutine.
 type committer struct {
-	s            *Badger
+	s            *RunStore
 	gathering    *writeGroup // takes batches
 	writing      *writeGroup // with the writer; nil while the writer rests
 	applying     *writeGroup // committed before; Badger may still read it
@@ -228,7 +228,7 @@ type committer struct {
 	closed       bool            // the queue is closed, and all of it was gathered
 }
 
-func newCommitter(s *Badger) *committer {
+func newCommitter(s *RunStore) *committer {
 	c := &committer{s: s, gathering: new(writeGroup), spare: new(writeGroup), toWriter: make(chan *writeGroup, 1), results: make(chan error, 1)}
 	go s.writeLoop(c.toWriter, c.results)
 	return c
@@ -237,7 +237,7 @@ func newCommitter(s *Badger) *committer {
 func (c *committer) close() { close(c.toWriter) }
 
 // writeLoop is the writer's goroutine. It commits the groups that come, until there are no more.
-func (s *Badger) writeLoop(groups <-chan *writeGroup, results chan<- error) {
+func (s *RunStore) writeLoop(groups <-chan *writeGroup, results chan<- error) {
 	for g := range groups {
 		err := s.Err()
 		if len(g.mutations) == 0 || err != nil {
@@ -252,7 +252,7 @@ func (s *Badger) writeLoop(groups <-chan *writeGroup, results chan<- error) {
 		if !large {
 			runtime.Gosched()
 		}
-		s.wal.applyToBadger()
+		s.commits.applyToBadger()
 	}
 }
 
@@ -405,21 +405,21 @@ func (c *committer) addPending(p *pendingBatch) {
 }
 
 // commitAndApply commits rows while the writer rests.
-func (s *Badger) commitAndApply(mutations []mutation, size int64) error {
+func (s *RunStore) commitAndApply(mutations []mutation, size int64) error {
 	err := s.commitDurably(mutations, size)
-	s.wal.applyToBadger()
+	s.commits.applyToBadger()
 	return err
 }
 
-// commitDurably makes rows durable as one commit. The caller then calls wal.applyToBadger. Any error
+// commitDurably makes rows durable as one commit. The caller then calls commits.applyToBadger. Any error
 // fails the store: after a failed commit it is unknown whether the rows are there.
-func (s *Badger) commitDurably(mutations []mutation, size int64) error {
-	if err := s.disk.CheckCommit(size); err != nil {
+func (s *RunStore) commitDurably(mutations []mutation, size int64) error {
+	if err := s.db.disk.CheckCommit(size); err != nil {
 		return s.fail(err)
 	}
 	start := time.Now()
 	s.stall.commitStarted()
-	number, err := s.wal.commit(mutations, size)
+	number, err := s.commits.commit(mutations, size)
 	s.stall.commitEnded()
 	if err == nil {
 		s.timestamps.announce(number)
@@ -432,9 +432,9 @@ func (s *Badger) commitDurably(mutations []mutation, size int64) error {
 }
 
 // publishCommit is called for each commit that is durable and in Badger, in order.
-func (s *Badger) publishCommit(number uint64, mutations []mutation) {
+func (s *RunStore) publishCommit(number uint64, mutations []mutation) {
 	s.finished.expectCommit(mutations)
-	s.db.SetDiscardTs(s.timestamps.publish(number, mutations))
+	s.db.badger.SetDiscardTs(s.timestamps.publish(number, mutations))
 	s.finished.publishExpected()
 }
 

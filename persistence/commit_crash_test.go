@@ -36,13 +36,13 @@ func beforeWitness(_ *logGate, c faults.Call) bool {
 }
 
 // leftover makes a copy of a store's folder as a crash leaves it.
-type leftover func(t testing.TB, s *holdableBadger) (dir string)
+type leftover func(t testing.TB, s *holdableStore) (dir string)
 
 // killed is the folder of a killed process: what the kernel has of each file. Files are copied one
 // after the other, so both orders are made: a log that went on in between would be without the
 // records that its state knows, or with more. One of the copies is opened, the log of the other one is
 // verified.
-func killed(t testing.TB, s *holdableBadger) string {
+func killed(t testing.TB, s *holdableStore) string {
 	early := t.TempDir()
 	copyState(t, early, s.dir)
 	stateFirst := copyFolder(t, s.dir)
@@ -61,13 +61,13 @@ func killed(t testing.TB, s *holdableBadger) string {
 
 // A power failure leaves what was synced, and perhaps some sectors of what was not.
 
-func powerFailed(t testing.TB, s *holdableBadger) string {
+func powerFailed(t testing.TB, s *holdableStore) string {
 	dir := filepath.Join(t.TempDir(), "left")
 	cutPower(t, s.disk, s.dir, dir, nil)
 	return dir
 }
 
-func powerFailedTorn(t testing.TB, s *holdableBadger) string {
+func powerFailedTorn(t testing.TB, s *holdableStore) string {
 	dir := filepath.Join(t.TempDir(), "left")
 	cutPower(t, s.disk, s.dir, dir, s.rng)
 	return dir
@@ -88,9 +88,9 @@ func crashPoints() (points []journaltest.CrashPoint) {
 		{"power lost before the witness", beforeWitness, powerFailed},
 	} {
 		points = append(points, journaltest.CrashPoint{Name: p.name, Open: func(t testing.TB) journaltest.HoldableStore {
-			s := &holdableBadger{dir: t.TempDir(), leave: p.leave, rng: rand.New(rand.NewPCG(7, uint64(i)))}
+			s := &holdableStore{dir: t.TempDir(), leave: p.leave, rng: rand.New(rand.NewPCG(7, uint64(i)))}
 			s.gate = logGate{isMoment: p.moment, segments: map[string]bool{}}
-			s.Badger, s.disk = openOnDisk(t, s.dir, s.gate.pass)
+			s.RunStore, s.disk = openOnDisk(t, s.dir, s.gate.pass)
 			return s
 		}})
 	}
@@ -99,7 +99,7 @@ func crashPoints() (points []journaltest.CrashPoint) {
 
 // openOnDisk opens a store whose commit log lies on a model of a disk, which also spares the syncs.
 // pass, if not nil, is called before each call of the log.
-func openOnDisk(t testing.TB, dir string, pass func(faults.Call)) (*persistence.Badger, *faults.Disk) {
+func openOnDisk(t testing.TB, dir string, pass func(faults.Call)) (*persistence.RunStore, *faults.Disk) {
 	t.Helper()
 	disk, err := faults.NewDisk(dir)
 	if err != nil {
@@ -109,7 +109,7 @@ func openOnDisk(t testing.TB, dir string, pass func(faults.Call)) (*persistence.
 	if pass != nil {
 		f.Add(faults.Rule{Do: pass})
 	}
-	s, err := persistence.OpenBadger(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
+	s, err := persistence.OpenStore(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,9 +133,9 @@ func copyState(t testing.TB, to, from string) {
 	}
 }
 
-// holdableBadger is a store whose commit log can be held.
-type holdableBadger struct {
-	*persistence.Badger
+// holdableStore is a store whose commit log can be held.
+type holdableStore struct {
+	*persistence.RunStore
 	dir   string
 	disk  *faults.Disk
 	gate  logGate
@@ -143,11 +143,11 @@ type holdableBadger struct {
 	rng   *rand.Rand // of leave
 }
 
-func (s *holdableBadger) HoldCommit(n int) <-chan struct{} { return s.gate.hold(n) }
+func (s *holdableStore) HoldCommit(n int) <-chan struct{} { return s.gate.hold(n) }
 
-func (s *holdableBadger) ReleaseCommits() { s.gate.release() }
+func (s *holdableStore) ReleaseCommits() { s.gate.release() }
 
-func (s *holdableBadger) OpenCrashed(t testing.TB) persistence.Store {
+func (s *holdableStore) OpenCrashed(t testing.TB) persistence.Store {
 	after, _ := openOnDisk(t, s.leave(t, s), nil)
 	return after
 }

@@ -18,26 +18,26 @@ import (
 
 // calledLog notes how a commitLog is called.
 type calledLog struct {
-	writeAheadLog
+	commitLog
 	calls []string
 }
 
 func (l *calledLog) commit(ops []mutation, size int64) (uint64, error) {
 	l.calls = append(l.calls, "commit")
-	return l.writeAheadLog.commit(ops, size)
+	return l.commitLog.commit(ops, size)
 }
 
 func (l *calledLog) applyToBadger() {
 	l.calls = append(l.calls, "apply")
-	l.writeAheadLog.applyToBadger()
+	l.commitLog.applyToBadger()
 }
 
 // TestApplyFollowsOnlyACommit: the writer that commits nothing leaves the log to those who
 // write while it rests.
 func TestApplyFollowsOnlyACommit(t *testing.T) {
 	s := openLocal(t, Config{Dir: t.TempDir()})
-	l := &calledLog{writeAheadLog: s.localWAL}
-	s.wal = l
+	l := &calledLog{commitLog: s.db.localLog}
+	s.commits = l
 	row := sealRow([]byte("?row"), nil)
 	todo, written := make(chan *writeGroup, 3), make(chan error, 3)
 	todo <- new(writeGroup)
@@ -61,8 +61,8 @@ func TestApplyFollowsOnlyACommit(t *testing.T) {
 // TestFailedStoreWritesNoStagedBatch: the group that a batch in parts has waited for may have failed.
 func TestFailedStoreWritesNoStagedBatch(t *testing.T) {
 	s := openLocal(t, Config{Dir: t.TempDir()})
-	l := &calledLog{writeAheadLog: s.localWAL}
-	s.wal = l
+	l := &calledLog{commitLog: s.db.localLog}
+	s.commits = l
 	_ = s.fail(errors.New("injected"))
 	row := sealRow([]byte("?row"), nil)
 	var answered error
@@ -75,10 +75,10 @@ func TestFailedStoreWritesNoStagedBatch(t *testing.T) {
 // TestAnsweredBatchIsReadable: whoever is answered reads the run, although Badger has it later.
 func TestAnsweredBatchIsReadable(t *testing.T) {
 	s := openLocal(t, Config{Dir: t.TempDir()})
-	s.localWAL.waitApplied()
+	_ = s.db.writer.wait()
 	late := make(chan struct{})
-	write := s.localWAL.writeRows
-	s.localWAL.writeRows = func(ops []mutation, at uint64, done func(error)) {
+	write := s.db.writer.writeRows
+	s.db.writer.writeRows = func(ops []mutation, at uint64, done func(error)) {
 		go func() {
 			<-late
 			write(ops, at, done)
@@ -89,7 +89,7 @@ func TestAnsweredBatchIsReadable(t *testing.T) {
 	b.Done = func(err error) {
 		s.timestamps.mu.Lock()
 		defer s.timestamps.mu.Unlock()
-		if told, last := s.timestamps.announced, s.localWAL.log.Last(); told != last {
+		if told, last := s.timestamps.announced, s.db.localLog.log.Last(); told != last {
 			t.Errorf("answered when reads wait for commit %d, the newest is %d", told, last)
 		}
 		answered <- err
@@ -148,13 +148,13 @@ func (d noiseDocument) Open() (io.ReadCloser, error) {
 // rows, be it as late as it may: when the next commit is in the log.
 func TestRowsStayUntilBadgerHasThem(t *testing.T) {
 	s := openLocal(t, Config{Dir: t.TempDir(), memTable: 4 << 20})
-	s.localWAL.waitApplied()
-	write := s.localWAL.writeRows
-	s.localWAL.writeRows = func(ops []mutation, at uint64, done func(error)) {
+	_ = s.db.writer.wait()
+	write := s.db.writer.writeRows
+	s.db.writer.writeRows = func(ops []mutation, at uint64, done func(error)) {
 		given := sumOf(ops)
 		go func() {
 			// Until the next commit is in the log, if one comes, and a little longer.
-			testenv.Poll(20*time.Millisecond, func() bool { return s.localWAL.log.Last() > at })
+			testenv.Poll(20*time.Millisecond, func() bool { return s.db.localLog.log.Last() > at })
 			if testenv.Poll(2*time.Millisecond, func() bool { return sumOf(ops) != given }) {
 				t.Errorf("commit %d: its rows have changed before Badger has them", at)
 			}

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 // write is the process to be killed: it prints "run N" once run N is acknowledged.
 // Every 17th run is too big for one transaction; every run is one batch.
 func write(dir string) {
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)

@@ -20,11 +20,11 @@ const deletingV1 = 1
 // run whose rows do not fit one batch loses its summary and indexes first, and leaves a mark, so that
 // the next open can continue after a crash. Unknown runs are skipped; an unfinished run is an error.
 // Idempotency keys stay until keysUntil, see ExpireKeys.
-func (s *Badger) Delete(runs []messages.RunID, keysUntil int64) error {
+func (s *RunStore) Delete(runs []messages.RunID, keysUntil int64) error {
 	return s.deleteRuns(runs, keysUntil, s.commitRows)
 }
 
-func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]mutation) error) error {
+func (s *RunStore) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]mutation) error) error {
 	// Else a deletion that began earlier could lower the stored highest ID of a later one.
 	s.deleteMu.Lock()
 	defer s.deleteMu.Unlock()
@@ -81,7 +81,7 @@ func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]
 }
 
 // commitRows commits rows through the committer, and waits for them.
-func (s *Badger) commitRows(rows []mutation) error {
+func (s *RunStore) commitRows(rows []mutation) error {
 	for len(rows) > 0 {
 		n := min(len(rows), s.limits.Rows/2)
 		done := make(chan error, 1)
@@ -98,7 +98,7 @@ func (s *Badger) commitRows(rows []mutation) error {
 
 // deletionsOf returns the deletions of a run: index makes the run unknown, and is empty when it is
 // unknown; rows are up to deleteRows of its other rows.
-func (s *Badger) deletionsOf(run messages.RunID, keysUntil int64) (index, rows []mutation, err error) {
+func (s *runReader) deletionsOf(run messages.RunID, keysUntil int64) (index, rows []mutation, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		if index, err = summaryDeletions(txn, run, keysUntil); err != nil || len(index) == 0 {
 			return err
@@ -159,7 +159,7 @@ func rowDeletions(txn *badger.Txn, run messages.RunID, limit int) (rows []mutati
 }
 
 // deleteMarked deletes the rows of a run that was made unknown, then the mark.
-func (s *Badger) deleteMarked(run messages.RunID, step func([]mutation) error) error {
+func (s *RunStore) deleteMarked(run messages.RunID, step func([]mutation) error) error {
 	for {
 		var rows []mutation
 		if err := s.view(func(txn *badger.Txn) error { rows = rowDeletions(txn, run, deleteRows); return nil }); err != nil {
@@ -175,7 +175,7 @@ func (s *Badger) deleteMarked(run messages.RunID, step func([]mutation) error) e
 }
 
 // recoverDeletions continues the deletions that a crash has interrupted.
-func (s *Badger) recoverDeletions() error {
+func (s *RunStore) recoverDeletions() error {
 	var runs []messages.RunID
 	err := s.scanRows([]byte{typeDeleting}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
 		runs = append(runs, runOfKey(key))
@@ -219,7 +219,7 @@ func (c *journalTruncator) noteBatch(b *Batch) {
 }
 
 // addTruncations adds deletions to a group, as far as it has room.
-func (s *Badger) addTruncations(g *writeGroup) {
+func (s *RunStore) addTruncations(g *writeGroup) {
 	c := &s.truncator
 	if s.Err() != nil {
 		c.due = nil
@@ -317,7 +317,7 @@ func keptKeyChange(rows []mutation) (n int64) {
 }
 
 // withKeyCount appends the row that says how many keys are kept once the rows are durable.
-func (s *Badger) withKeyCount(rows []mutation) (_ []mutation, change int64) {
+func (s *RunStore) withKeyCount(rows []mutation) (_ []mutation, change int64) {
 	if change = keptKeyChange(rows); change != 0 {
 		rows = append(rows, metaRow("keys", uint64(max(s.keptKeys.count.Load()+change, 0))))
 	}
@@ -325,11 +325,11 @@ func (s *Badger) withKeyCount(rows []mutation) (_ []mutation, change int64) {
 }
 
 // KeptKeyCount returns how many keys of deleted runs are kept.
-func (s *Badger) KeptKeyCount() int { return int(s.keptKeys.count.Load()) }
+func (s *runReader) KeptKeyCount() int { return int(s.keptKeys.count.Load()) }
 
 // ExpireKeys removes up to limit keys of deleted runs, the oldest first: keys that stay until now or
 // less, and keys beyond the newest most. It returns how many it removed.
-func (s *Badger) ExpireKeys(now int64, most, limit int) (int, error) {
+func (s *RunStore) ExpireKeys(now int64, most, limit int) (int, error) {
 	s.deleteMu.Lock()
 	defer s.deleteMu.Unlock()
 	surplus := s.KeptKeyCount() - most
@@ -370,7 +370,7 @@ func (s *Badger) ExpireKeys(now int64, most, limit int) (int, error) {
 }
 
 // loadKeptKeys reads how many keys are kept.
-func (s *Badger) loadKeptKeys() error {
+func (s *runReader) loadKeptKeys() error {
 	n, err := s.metaNumber("keys")
 	s.keptKeys.count.Store(int64(n))
 	return err

@@ -25,7 +25,7 @@ func TestDiskSpaceWatermarks(t *testing.T) {
 	dir := t.TempDir()
 	c := persistence.WithSmallMemtables(persistence.Config{Dir: dir, SoftFreeBytes: 100 << 20, HardFreeBytes: 50 << 20})
 	c = persistence.WithDisk(c, func(string) (int64, int64, error) { return free.Load(), 200 << 20, nil })
-	s, err := persistence.OpenBadger(c)
+	s, err := persistence.OpenStore(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestDiskSpaceWatermarks(t *testing.T) {
 	if err := s.Close(); err == nil || !strings.Contains(err.Error(), "nearly full") {
 		t.Errorf("close on a full disk: %v", err)
 	}
-	if _, err := persistence.OpenBadger(persistence.WithDisk(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}),
+	if _, err := persistence.OpenStore(persistence.WithDisk(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}),
 		func(string) (int64, int64, error) { return 1 << 20, 200 << 20, nil })); err == nil || !strings.Contains(err.Error(), "nearly full") {
 		t.Errorf("open on a full disk: %v", err)
 	}
@@ -70,7 +70,7 @@ func TestDiskSpaceWatermarks(t *testing.T) {
 func TestDiskSpaceIsCheckedDuringCommits(t *testing.T) {
 	c := persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir(), SoftFreeFloor: func(total int64) int64 { return total / 2 }})
 	c = persistence.WithDisk(c, func(string) (int64, int64, error) { return 4 << 30, 4 << 30, nil })
-	s, err := persistence.OpenBadger(c)
+	s, err := persistence.OpenStore(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func onDisk(dir string, real bool) persistence.Config {
 // store has failed. It is a process of its own because what it must not do, touch a
 // mapped page that has no room, ends it.
 func fill(dir string, real bool) {
-	s, err := persistence.OpenBadger(onDisk(dir, real))
+	s, err := persistence.OpenStore(onDisk(dir, real))
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
@@ -203,7 +203,7 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	s, err := persistence.OpenBadger(onDisk(dir, real))
+	s, err := persistence.OpenStore(onDisk(dir, real))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestStoreWorksOnATinyDisk(t *testing.T) {
 	})
 	c := persistence.Config{Dir: filepath.Join(dir, "data")}
 	for round := range messages.RunID(2) {
-		s, err := persistence.OpenBadger(c)
+		s, err := persistence.OpenStore(c)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -123,7 +123,7 @@ func (p *packer) decodeSet(run messages.RunID, n int, v []byte) (GeneratedSet, e
 const longDocumentSize = 4 << 20
 
 // appendLong queues the creation of a run with a long document.
-func (s *Badger) appendLong(b *Batch) {
+func (s *RunStore) appendLong(b *Batch) {
 	doc, err := b.Create.Long.Open()
 	if !s.queue.addProducer(&s.longWrites) {
 		if err == nil {
@@ -149,7 +149,7 @@ func (s *Badger) appendLong(b *Batch) {
 }
 
 // writeLong writes the definition's parts, and deletes them again after an error.
-func (s *Badger) writeLong(b *Batch, doc io.Reader) error {
+func (s *RunStore) writeLong(b *Batch, doc io.Reader) error {
 	var first []byte
 	if b.Seq == 1 {
 		first = b.Records
@@ -167,7 +167,7 @@ func (s *Badger) writeLong(b *Batch, doc io.Reader) error {
 	}
 	if err != nil && s.Err() == nil && w.part > 0 {
 		if undo := s.deleteMarked(b.Run, s.commitRows); undo != nil {
-			s.log.Debug("parts of a document stay until the next start", "run", b.Run, "err", undo)
+			s.db.log.Debug("parts of a document stay until the next start", "run", b.Run, "err", undo)
 		}
 	}
 	return err
@@ -192,7 +192,7 @@ func compressStream(w io.Writer, doc io.Reader, size int64) error {
 
 // partWriter divides a definition into parts and commits them, one while the next is being filled.
 type partWriter struct {
-	s        *Badger
+	s        *RunStore
 	run      messages.RunID
 	part     int
 	buf      []byte
@@ -254,7 +254,7 @@ func (w *partWriter) awaitPart() error {
 
 // storedDocument is a long definition as it is stored.
 type storedDocument struct {
-	s    *Badger
+	s    *runReader
 	run  messages.RunID
 	size int64
 	skip int // bytes before the compressed document
@@ -262,7 +262,7 @@ type storedDocument struct {
 
 // longDefinition reads the beginning of a definition's first part. doc is nil when the document is
 // not long.
-func (s *Badger) longDefinition(run messages.RunID, v []byte) (doc *storedDocument, records []byte) {
+func (s *runReader) longDefinition(run messages.RunID, v []byte) (doc *storedDocument, records []byte) {
 	d := newDecoder(v, defV1)
 	c := decodeCreation(d)
 	codec, size := d.byte(), d.uint()
@@ -331,7 +331,7 @@ func (r *documentReader) Close() error {
 
 // definition reads a run's definition, or the beginning of a long one, and the first journal records
 // that lie with it.
-func (s *Badger) definition(txn *badger.Txn, run messages.RunID, st *Stored) (records []byte, err error) {
+func (s *runReader) definition(txn *badger.Txn, run messages.RunID, st *Stored) (records []byte, err error) {
 	var value []byte
 	next := 0 // part
 	err = scanTxn(txn, runKey(typeDef, run), nil, false, func(key []byte, item *badger.Item) (more bool, err error) {
@@ -357,6 +357,6 @@ func (s *Badger) definition(txn *badger.Txn, run messages.RunID, st *Stored) (re
 	case next == 0:
 		return nil, fmt.Errorf("run %d: definition: %w: missing", run, errCorrupt)
 	}
-	st.Definition, records, err = s.encoder.packer.decodeDefinition(run, value)
+	st.Definition, records, err = s.packer.decodeDefinition(run, value)
 	return records, err
 }

@@ -88,7 +88,7 @@ func TestCloseDuringALongDocument(t *testing.T) {
 
 func rows(t *testing.T, s opened, typ byte) int {
 	t.Helper()
-	n, err := persistence.CountRows(s.Badger, typ)
+	n, err := persistence.CountRows(s.RunStore, typ)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,11 +9,7 @@ import (
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
-	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
-
-// mutation sets or deletes one row.
-type mutation = badgerguard.Mutation
 
 // writeGroup is the rows of one commit, and the batches that they are of. Keys and values lie
 // in one arena, which the next group uses again.
@@ -85,7 +81,7 @@ type encoder struct {
 	partSize     int   // limit of a row's value, in bytes
 	maxStaged    int64 // limit of a batch's rows, in bytes
 	timestamps   *readTimestamps
-	nextRun      atomic.Uint64                                  // one more than the highest run that was ever created
+	nextRun      *atomic.Uint64                                 // one more than the highest run that was ever created
 	snapshots    map[messages.RunID]*snapshotContents           // of the unfinished runs that have taken a snapshot since the store was opened
 	loadContents func(messages.RunID) (snapshotContents, error) // reads those of a run from the store
 	writeCount   uint64                                         // numbers attempt rows and staged batches; never repeats in a data folder

@@ -13,9 +13,9 @@ import (
 )
 
 // FailNext makes the next commit of the store fail.
-func (s *Badger) FailNext() {
-	statfs, failed := s.disk.Statfs, false
-	s.disk.SetStatfs(func(dir string) (int64, int64, error) {
+func (s *RunStore) FailNext() {
+	statfs, failed := s.db.disk.Statfs, false
+	s.db.disk.SetStatfs(func(dir string) (int64, int64, error) {
 		if !failed {
 			failed = true
 			return 0, 0, errors.New("injected by the test")
@@ -43,27 +43,27 @@ func WithDisk(c Config, statfs func(string) (free, total int64, err error)) Conf
 }
 
 // write gives rows to Badger as a commit that is not durable.
-func write(s *Badger, ops []mutation, at uint64) error {
+func write(s *RunStore, ops []mutation, at uint64) error {
 	applied := make(chan error, 1)
-	<-s.localWAL.badgerIdle
-	s.localWAL.writeToBadger(ops, at, func(err error) { applied <- err })
+	<-s.db.writer.idle
+	s.db.writer.writeToBadger(ops, at, func(err error) { applied <- err })
 	defer func() {
-		clear(s.localWAL.entries)
-		s.localWAL.badgerIdle <- struct{}{}
+		clear(s.db.writer.entries)
+		s.db.writer.idle <- struct{}{}
 	}()
 	return <-applied
 }
 
 // CompactAll has Badger compact all levels into one.
-func CompactAll(s *Badger) error { return s.db.Flatten(2) }
+func CompactAll(s *RunStore) error { return s.db.badger.Flatten(2) }
 
 // FlushedAndLast tells up to which commit tables have all, and which one is the last.
-func FlushedAndLast(s *Badger) (tables, last uint64) {
-	return badgerguard.NewestFlushed(s.db.Tables()), s.localWAL.log.Last()
+func FlushedAndLast(s *RunStore) (tables, last uint64) {
+	return badgerguard.NewestFlushed(s.db.badger.Tables()), s.db.localLog.log.Last()
 }
 
 // Dump is all rows of the store, as text, as the newest read sees them.
-func Dump(s *Badger) (rows []string, err error) {
+func Dump(s *RunStore) (rows []string, err error) {
 	err = s.scanRows(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		return true, item.Value(func(v []byte) error {
 			if string(key) != "mopens" {
@@ -76,7 +76,7 @@ func Dump(s *Badger) (rows []string, err error) {
 }
 
 // KeepWholeLog has the commit log keep what tables have, too.
-func KeepWholeLog(s *Badger) { s.localWAL.checkEvery = 1 << 60 }
+func KeepWholeLog(s *RunStore) { s.db.localLog.checkEvery = 1 << 60 }
 
 // WithReplayFrom has the log applied behind a commit, as if tables had no more.
 func WithReplayFrom(c Config, from uint64) Config {
@@ -113,24 +113,28 @@ const VerifyEvery = verifyEvery
 const VerifyRate = verifyRate
 
 // ForgetDiskSpace makes the next check of the disk ask the file system.
-func ForgetDiskSpace(s *Badger) { s.disk.SetStatfs(s.disk.Statfs) }
+func ForgetDiskSpace(s *RunStore) { s.db.disk.SetStatfs(s.db.disk.Statfs) }
 
 // FailFastOnFullDisk makes a store fail at once when the disk is full, rather than wait for
 // compactions.
-func FailFastOnFullDisk(s *Badger) { s.disk.Pause = func(time.Duration) {} }
+func FailFastOnFullDisk(s *RunStore) { s.db.disk.Pause = func(time.Duration) {} }
 
 // SetMeta overwrites a meta row.
-func SetMeta(s *Badger, name string, n uint64) error {
+func SetMeta(s *RunStore, name string, n uint64) error {
 	return s.commitRows([]mutation{metaRow(name, n)})
 }
 
 // Meta reads a meta row.
-func Meta(s *Badger, name string) (uint64, error) { return s.metaNumber(name) }
+func Meta(s interface {
+	metaNumber(string) (uint64, error)
+}, name string) (uint64, error) {
+	return s.metaNumber(name)
+}
 
 // StageWithoutApplying leaves what a crash would leave of a batch that is too big for one
 // transaction: its parts, and when marked the mark too. The batch's rows set the
 // shards row to 99.
-func StageWithoutApplying(s *Badger, marked bool) error {
+func StageWithoutApplying(s *RunStore, marked bool) error {
 	rows := stagedParts([]mutation{metaRow("shards", 99)}, 1, 4)
 	if marked {
 		rows = append(rows, stagedMark(1, len(rows)))
@@ -139,7 +143,7 @@ func StageWithoutApplying(s *Badger, marked bool) error {
 }
 
 // InterruptDelete begins the deletion of runs and ends it after n steps, as a crash would.
-func InterruptDelete(s *Badger, n int, runs ...messages.RunID) error {
+func InterruptDelete(s *RunStore, n int, runs ...messages.RunID) error {
 	return s.deleteRuns(runs, 0, func(rows []mutation) error {
 		if n--; n < 0 {
 			return errors.New("crash")
@@ -149,7 +153,7 @@ func InterruptDelete(s *Badger, n int, runs ...messages.RunID) error {
 }
 
 // CountRows counts the rows of a type.
-func CountRows(s *Badger, typ byte) (n int, err error) {
+func CountRows(s *RunStore, typ byte) (n int, err error) {
 	err = s.scanRows([]byte{typ}, nil, false, func([]byte, *badger.Item) (bool, error) {
 		n++
 		return true, nil
@@ -158,33 +162,33 @@ func CountRows(s *Badger, typ byte) (n int, err error) {
 }
 
 // SetRawRow writes a row whose value is exactly this.
-func SetRawRow(s *Badger, key, value []byte) error {
+func SetRawRow(s *RunStore, key, value []byte) error {
 	return s.commitRows([]mutation{{Key: key, Value: value}})
 }
 
 // DeleteRow deletes a row.
-func DeleteRow(s *Badger, key []byte) error {
+func DeleteRow(s *RunStore, key []byte) error {
 	return s.commitRows([]mutation{{Key: key, Delete: true}})
 }
 
 // LoseSummary is DeleteRow, behind the store's back, of the summary of a finished run.
-func LoseSummary(s *Badger, run messages.RunID) error {
+func LoseSummary(s *RunStore, run messages.RunID) error {
 	err := DeleteRow(s, runKey(typeFinished, run))
-	s.localWAL.waitApplied()
+	_ = s.db.writer.wait()
 	s.finished.addIfUnknown(finishedRun{run: run, states: anyFinal})
 	return err
 }
 
 // AddToFinishedIndex has the store know that runs are finished.
-func AddToFinishedIndex(s *Badger, runs ...messages.RunID) {
+func AddToFinishedIndex(s *RunStore, runs ...messages.RunID) {
 	for _, run := range runs {
 		s.finished.addIfUnknown(finishedRun{run: run, states: anyFinal})
 	}
 }
 
 // FinishedIndexRuns are the runs that the store knows to be finished.
-func FinishedIndexRuns(s *Badger) []messages.RunID {
-	s.localWAL.waitApplied()
+func FinishedIndexRuns(s *RunStore) []messages.RunID {
+	_ = s.db.writer.wait()
 	return s.finished.appendBetween(nil, 0, 1<<64-1)
 }
 
@@ -195,7 +199,7 @@ func FinishedKey(run messages.RunID) []byte { return runKey(typeFinished, run) }
 func UnfinishedKey(run messages.RunID) []byte { return runKey(typeUnfinished, run) }
 
 // RawRow returns a row as it is stored, with its checksum; nil when there is none.
-func RawRow(s *Badger, key []byte) (v []byte) {
+func RawRow(s *RunStore, key []byte) (v []byte) {
 	_ = s.scanRows(key, nil, false, func(k []byte, item *badger.Item) (bool, error) {
 		if string(k) == string(key) {
 			v, _ = item.ValueCopy(nil)
@@ -206,7 +210,7 @@ func RawRow(s *Badger, key []byte) (v []byte) {
 }
 
 // AllKeys lists all rows' keys.
-func AllKeys(s *Badger) (keys [][]byte) {
+func AllKeys(s *RunStore) (keys [][]byte) {
 	_ = s.scanRows(nil, nil, false, func(k []byte, _ *badger.Item) (bool, error) {
 		keys = append(keys, append([]byte(nil), k...))
 		return true, nil

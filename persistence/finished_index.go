@@ -362,7 +362,7 @@ const (
 
 // loadFinishedIndex adds the runs that were finished when the store was opened: its tables were just
 // verified.
-func (s *Badger) loadFinishedIndex(ctx context.Context) error {
+func (s *RunStore) loadFinishedIndex(ctx context.Context) error {
 	next, more := messages.RunID(0), true
 	for more {
 		var err error
@@ -385,7 +385,7 @@ func (s *Badger) loadFinishedIndex(ctx context.Context) error {
 	return nil
 }
 
-func (s *Badger) loadFinishedPage(from messages.RunID) (next messages.RunID, more bool, err error) {
+func (s *RunStore) loadFinishedPage(from messages.RunID) (next messages.RunID, more bool, err error) {
 	s.deleteMu.Lock() // deleted runs are not seen, and runs are not deleted while this reads
 	defer s.deleteMu.Unlock()
 	n := 0
@@ -417,15 +417,15 @@ func missingSummary(run messages.RunID) error {
 
 // explainAbsence says why a read has found no summary of a run: the run is unknown, or its summary is
 // missing. registered says whether the index had the run before the read.
-func (s *Badger) explainAbsence(run messages.RunID, registered bool) error {
+func (s *runReader) explainAbsence(run messages.RunID, registered bool) error {
 	if registered && s.finished.contains(run) {
-		return s.reportRowDamage(missingSummary(run))
+		return s.db.reportRowDamage(missingSummary(run))
 	}
-	if !s.timestamps.isUnfinished(run) || s.queue.wake == nil { // an offline store creates nothing
+	if !s.timestamps.isUnfinished(run) || s.awaitAppended == nil { // an offline store creates nothing
 		return unknownRun(run)
 	}
 	// The run may be just being created: its batch is durable after the barrier.
-	if err := s.waitDurable(); err != nil {
+	if err := s.awaitAppended(); err != nil {
 		return err
 	}
 	var sum *messages.Summary
@@ -437,14 +437,14 @@ func (s *Badger) explainAbsence(run messages.RunID, registered bool) error {
 	case err != nil:
 		return err
 	case sum == nil && s.timestamps.isUnfinished(run):
-		return s.reportRowDamage(missingSummary(run))
+		return s.db.reportRowDamage(missingSummary(run))
 	}
 	return unknownRun(run) // it was unknown at the timestamp of the read
 }
 
 // confirmSuspected reads the summary of a run that a list should have found. It is nil when the run
 // was deleted, or was not finished at the timestamp of the list.
-func (s *Badger) confirmSuspected(run messages.RunID) (*messages.Summary, error) {
+func (s *runReader) confirmSuspected(run messages.RunID) (*messages.Summary, error) {
 	sum, err := s.Summary(run)
 	switch {
 	case errors.Is(err, ErrNotFound):

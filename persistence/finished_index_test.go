@@ -52,7 +52,7 @@ func describeList(t *testing.T, s persistence.Store, q messages.ListQuery) strin
 // TestDamagedSummariesInLists: a summary that cannot be read does not keep the others from
 // being listed, and is told of in each list that might have it.
 func TestDamagedSummariesInLists(t *testing.T) {
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestDamagedSummariesInLists(t *testing.T) {
 
 // TestLostUnfinishedRunIsReported: also the summary of an unfinished run is missed.
 func TestLostUnfinishedRunIsReported(t *testing.T) {
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestLostUnfinishedRunIsReported(t *testing.T) {
 // TestFinishedIndexFollowsCommits: it has the finished runs, those of before too, and only those.
 func TestFinishedIndexFollowsCommits(t *testing.T) {
 	c := persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()})
-	s, err := persistence.OpenBadger(c)
+	s, err := persistence.OpenStore(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestFinishedIndexFollowsCommits(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = persistence.OpenBadger(c); err != nil {
+	if s, err = persistence.OpenStore(c); err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
@@ -191,7 +191,7 @@ func TestFinishedIndexFollowsCommits(t *testing.T) {
 // TestListsWhileRunsComeAndGo: a run that finishes, is restarted or is deleted while it is
 // looked for is never taken for damage.
 func TestListsWhileRunsComeAndGo(t *testing.T) {
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func TestListsWhileRunsComeAndGo(t *testing.T) {
 // is open are in the list, as damaged, and the others are as they were.
 func TestRottenBlockIsDamageNotAbsence(t *testing.T) {
 	dir := t.TempDir()
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,14 +283,14 @@ func TestRottenBlockIsDamageNotAbsence(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir})); err != nil { // the tail of the log into tables
+	if s, err = persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir})); err != nil { // the tail of the log into tables
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	k := openVerified(t, dir, persistence.VerifierSchedule{Unregistered: true, Wait: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }})
-	persistence.AddToFinishedIndex(k.Badger, ids...)
+	persistence.AddToFinishedIndex(k.RunStore, ids...)
 	rotBytes(t, dir, []byte(tag(20)[1000:1064]))
 	var damaged, whole int
 	err = k.Summaries(messages.ListQuery{All: true}, func(sum *messages.Summary) bool {

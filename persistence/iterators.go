@@ -116,7 +116,7 @@ type finishedIterator struct {
 	txn        *badger.Txn
 	it         *badgerguard.Iterator
 	byIndex    bool // it reads an index, not summaries
-	deleted    *badgerguard.DeletedIDs
+	deleted    *deletedRunIDs
 	unfinished []messages.RunID // may be unfinished, up to end
 	end        messages.RunID
 	// Runs [foundFirst, foundLast] were found to be deleted and are not yet in deleted.
@@ -126,7 +126,7 @@ type finishedIterator struct {
 
 // newFinishedIterator starts at the first run at or after from. unfinished are the runs up to end
 // that may be unfinished, at the transaction's read timestamp.
-func newFinishedIterator(txn *badger.Txn, q *messages.ListQuery, from, end messages.RunID, unfinished []messages.RunID, deleted *badgerguard.DeletedIDs) *finishedIterator {
+func newFinishedIterator(txn *badger.Txn, q *messages.ListQuery, from, end messages.RunID, unfinished []messages.RunID, deleted *deletedRunIDs) *finishedIterator {
 	f := &finishedIterator{txn: txn, deleted: deleted, unfinished: unfinished, end: end}
 	prefix := []byte{typeFinished}
 	if indexes := indexPrefixes(q); len(indexes) > 0 {

@@ -14,12 +14,12 @@ import (
 )
 
 // UnfinishedSummaries returns the summaries of the runs without a final state, by ascending ID.
-func (s *Badger) UnfinishedSummaries() ([]*messages.Summary, error) {
+func (s *runReader) UnfinishedSummaries() ([]*messages.Summary, error) {
 	var runs []*messages.Summary
 	var damage error
 	err := s.Summaries(messages.ListQuery{}, func(sum *messages.Summary) bool {
 		if sum.Damage != "" {
-			damage = &unfinishedDamage{s.dir, sum.Damage}
+			damage = &unfinishedDamage{s.db.dir, sum.Damage}
 			return false
 		}
 		runs = append(runs, sum)
@@ -47,7 +47,7 @@ const pageRows = 512
 // Summaries yields the runs that q selects, ascending. It reads page by page, and never calls yield
 // within a transaction. A list of finished runs alone reads through the indexes (readFinishedPage);
 // any other list reads row by row.
-func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+func (s *runReader) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	p := listPage{query: &q, includeFinished: q.All || slices.ContainsFunc(q.States, isFinal), states: finalStatesOnly(&q), last: q.Before - 1, more: true}
 	if q.HasAfter {
 		p.next, p.more = q.After+1, q.After < p.last
@@ -100,7 +100,7 @@ type listPage struct {
 }
 
 // readPage reads the next page: it examines pageRows runs and keeps those that match.
-func (s *Badger) readPage(p *listPage) error {
+func (s *runReader) readPage(p *listPage) error {
 	p.examined = 0
 	last := p.last
 	if p.states != 0 {
@@ -113,7 +113,7 @@ func (s *Badger) readPage(p *listPage) error {
 }
 
 // scanPage reads a page row by row, up to the run last.
-func (s *Badger) scanPage(p *listPage, last messages.RunID) error {
+func (s *runReader) scanPage(p *listPage, last messages.RunID) error {
 	return s.viewWithUnfinished(p.next, pageRows, func(txn *badger.Txn, live []messages.RunID) error {
 		kept, end := 0, last
 		if len(live) == pageRows {
@@ -148,7 +148,7 @@ func (s *Badger) scanPage(p *listPage, last messages.RunID) error {
 // mergeRows calls visit for the unfinished runs and, if the list wants them, the finished ones, in
 // ascending order, until visit returns false. live are the runs that may be unfinished. A run whose
 // row is damaged or missing is visited, too, with its damage.
-func (s *Badger) mergeRows(txn *badger.Txn, p *listPage, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) error {
+func (s *runReader) mergeRows(txn *badger.Txn, p *listPage, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) error {
 	unfinished := newSummaryLookup(txn, typeUnfinished)
 	defer unfinished.it.Close()
 	finished, passed := new(finishedIterator), func(messages.RunID) bool { return true }
@@ -196,7 +196,7 @@ func (s *Badger) mergeRows(txn *badger.Txn, p *listPage, from, end messages.RunI
 // missingReporter returns a function that is called with each run that a page finds, ascending. It
 // calls visit for the runs since its last call that the index of finished runs has and that the page
 // did not find. It returns false when visit does. live are the runs that may be unfinished.
-func (s *Badger) missingReporter(from messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) func(to messages.RunID) bool {
+func (s *runReader) missingReporter(from messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) func(to messages.RunID) bool {
 	next := from
 	var between []messages.RunID
 	return func(to messages.RunID) bool {
@@ -215,7 +215,7 @@ func (s *Badger) missingReporter(from messages.RunID, live []messages.RunID, vis
 
 // decodeSummaryRow decodes a row, if err is nil. A damaged row is a damaged run, and no error of the
 // list.
-func (s *Badger) decodeSummaryRow(run messages.RunID, item *badger.Item, err error) (sum *messages.Summary, _ error) {
+func (s *runReader) decodeSummaryRow(run messages.RunID, item *badger.Item, err error) (sum *messages.Summary, _ error) {
 	if err == nil {
 		err = itemValue(item, func(v []byte) (err error) {
 			sum, _, err = decodeSummary(run, v)
@@ -226,7 +226,7 @@ func (s *Badger) decodeSummaryRow(run messages.RunID, item *badger.Item, err err
 		err = missingSummary(run)
 	}
 	if errors.Is(err, errCorrupt) {
-		return damagedSummary(run, s.reportRowDamage(err)), nil
+		return damagedSummary(run, s.db.reportRowDamage(err)), nil
 	}
 	return sum, err
 }
@@ -288,7 +288,7 @@ func indexKeys(s *messages.Summary) (keys [][]byte) {
 
 // readFinishedPage reads a page through the indexes, up to the run last. The index of finished runs
 // must be complete up to there.
-func (s *Badger) readFinishedPage(p *listPage, last messages.RunID) error {
+func (s *runReader) readFinishedPage(p *listPage, last messages.RunID) error {
 	filter := finishedFilter{states: p.states, changedFrom: p.query.ChangedFrom, changedTo: p.query.ChangedTo}
 	return s.view(func(txn *badger.Txn) error {
 		rows := candidateReader{txn: txn}
@@ -380,7 +380,7 @@ func (t *boundsTightener) finishWord() {
 
 // FinishedCount returns how many finished runs there are. known is false while a store that was just
 // opened has not counted them.
-func (s *Badger) FinishedCount() (n int, known bool) {
+func (s *runReader) FinishedCount() (n int, known bool) {
 	err := s.view(func(*badger.Txn) error { // the index has what the read sees
 		n, known = s.finished.count()
 		return nil

@@ -112,7 +112,7 @@ func TestFinishedListsAgreeWithAScan(t *testing.T) {
 }
 
 // waitIndexed waits until the finished runs of a store that was opened are registered.
-func waitIndexed(t testing.TB, s *Badger) {
+func waitIndexed(t testing.TB, s *RunStore) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Minute); ; <-time.After(time.Millisecond) {
 		if _, known := s.FinishedCount(); known {
@@ -124,7 +124,7 @@ func waitIndexed(t testing.TB, s *Badger) {
 	}
 }
 
-func idsOf(t testing.TB, s *Badger, q messages.ListQuery) []messages.RunID {
+func idsOf(t testing.TB, s *RunStore, q messages.ListQuery) []messages.RunID {
 	t.Helper()
 	ids := []messages.RunID{}
 	err := s.Summaries(q, func(sum *messages.Summary) bool {
@@ -142,7 +142,7 @@ func idsOf(t testing.TB, s *Badger, q messages.ListQuery) []messages.RunID {
 
 // fillFinished makes runs that are finished: one of a thousand is ERRORED, one of 997 has the
 // tag "rare", one of two the tag "often"; runs end in the order of their ids, a second apart.
-func fillFinished(t testing.TB, s *Badger, runs int) {
+func fillFinished(t testing.TB, s *RunStore, runs int) {
 	t.Helper()
 	done := make(chan error, 1000)
 	waiting := 0
@@ -172,7 +172,7 @@ func fillFinished(t testing.TB, s *Badger, runs int) {
 // TestFinishedListsExamineFewRows: a list reads the rows that its indexes agree on, and ends
 // with its budget where they do not.
 func TestFinishedListsExamineFewRows(t *testing.T) {
-	s, err := OpenBadger(Config{Dir: t.TempDir(), memTable: 4 << 20})
+	s, err := OpenStore(Config{Dir: t.TempDir(), memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +271,7 @@ func TestListsIgnoreADamagedIndex(t *testing.T) {
 	if got := len(idsOf(t, s, q)); got != 9 {
 		t.Errorf("%d runs by the index, want 9", got)
 	}
-	s.reportDamage(errors.New("a block rots"))
+	s.db.reportDamage(errors.New("a block rots"))
 	if got := len(idsOf(t, s, q)); got != 10 {
 		t.Errorf("%d runs, want 10", got)
 	}
@@ -368,7 +368,7 @@ var finishedBench = flag.Int("finished", 1_000_000, "finished runs of BenchmarkF
 // of all rows. Most of these runs are COMPLETED, see fillFinished.
 func BenchmarkFinishedLists(b *testing.B) {
 	c := Config{Dir: b.TempDir()}
-	s, err := OpenBadger(c)
+	s, err := OpenStore(c)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -376,7 +376,7 @@ func BenchmarkFinishedLists(b *testing.B) {
 	if err := s.Close(); err != nil {
 		b.Fatal(err)
 	}
-	if s, err = OpenBadger(c); err != nil {
+	if s, err = OpenStore(c); err != nil {
 		b.Fatal(err)
 	}
 	defer s.Close()

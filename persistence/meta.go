@@ -17,7 +17,7 @@ const (
 	defaultShards = 16
 )
 
-func (s *Badger) checkFormat(shards int) error {
+func (s *RunStore) checkFormat(shards int) error {
 	format, err := s.metaNumber("format")
 	if errors.Is(err, errCorrupt) && s.lacksChecksum() {
 		return fmt.Errorf("of a row format before %d, this program reads row format %d", rowFormat, rowFormat)
@@ -60,7 +60,7 @@ func (s *Badger) checkFormat(shards int) error {
 }
 
 // lacksChecksum reports whether the meta row of the row format lacks a checksum, as before 3.
-func (s *Badger) lacksChecksum() bool {
+func (s *runReader) lacksChecksum() bool {
 	bare := false
 	_ = s.scanRows(metaKey("format"), nil, false, func(_ []byte, item *badger.Item) (bool, error) {
 		return false, item.Value(func(v []byte) error {
@@ -72,7 +72,7 @@ func (s *Badger) lacksChecksum() bool {
 }
 
 // Shards returns the number of shards for which the data folder was made.
-func (s *Badger) Shards() int { return s.shards }
+func (s *RunStore) Shards() int { return s.shards }
 
 const metaV1 = 1
 
@@ -81,7 +81,7 @@ func metaRow(name string, n uint64) mutation {
 }
 
 // metaNumber reads a meta row; 0 when it is missing.
-func (s *Badger) metaNumber(name string) (uint64, error) {
+func (s *runReader) metaNumber(name string) (uint64, error) {
 	v, err := s.getRow(metaKey(name))
 	if err != nil || v == nil {
 		return 0, err
@@ -95,9 +95,9 @@ func (s *Badger) metaNumber(name string) (uint64, error) {
 }
 
 // NextRun returns one more than the highest run ID that was ever used.
-func (s *Badger) NextRun() (next messages.RunID, err error) {
+func (s *runReader) NextRun() (next messages.RunID, err error) {
 	err = s.view(func(*badger.Txn) error {
-		next = messages.RunID(s.encoder.nextRun.Load())
+		next = messages.RunID(s.nextRun.Load())
 		return nil
 	})
 	return next, err
@@ -105,7 +105,7 @@ func (s *Badger) NextRun() (next messages.RunID, err error) {
 
 // loadIndex reads which runs are unfinished and which IDs were used, and notes that no run below
 // the first one exists. It steps once over the tombstones that Badger has not compacted away.
-func (s *Badger) loadIndex() error {
+func (s *runReader) loadIndex() error {
 	next, err := s.metaNumber("next") // deletions of the highest runs leave this row
 	if err != nil {
 		return err
@@ -138,7 +138,7 @@ func (s *Badger) loadIndex() error {
 			return err
 		}
 	}
-	s.encoder.nextRun.Store(next)
+	s.nextRun.Store(next)
 	if first = min(first, next); first > 0 {
 		s.deletedIDs.Add(0, first-1)
 	}
@@ -169,7 +169,7 @@ func decodeMark(v []byte) (m ClockMark, err error) {
 }
 
 // ClockMark returns what SetClockMark has stored; ok is false in a new store.
-func (s *Badger) ClockMark() (m ClockMark, ok bool, err error) {
+func (s *runReader) ClockMark() (m ClockMark, ok bool, err error) {
 	v, err := s.getRow(metaKey("mark"))
 	if err != nil || v == nil {
 		return ClockMark{}, false, err
@@ -181,6 +181,6 @@ func (s *Badger) ClockMark() (m ClockMark, ok bool, err error) {
 }
 
 // SetClockMark stores a mark and returns when it is durable.
-func (s *Badger) SetClockMark(m ClockMark) error {
+func (s *RunStore) SetClockMark(m ClockMark) error {
 	return s.commitRows([]mutation{sealRow(metaKey("mark"), appendMark(nil, m))})
 }

@@ -24,7 +24,7 @@ import (
 // log and of the whole blocks of damaged tables. (When this process is killed, the next one removes
 // the scratch folder.) It is a Reader; damaged rows are missing there.
 type Offline struct {
-	*Badger
+	*runReader
 	// DamagedFiles lists the damage in the store's files.
 	DamagedFiles []error
 	// UnboundedLoss says that rows are missing and their keys are unknown: a table without its index,
@@ -111,7 +111,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		return nil, err
 	}
 	if err := o.applyStagedBatches(whole); err != nil {
-		return nil, errors.Join(err, o.db.Close())
+		return nil, errors.Join(err, o.db.badger.Close())
 	}
 	o.checkNext(r)
 	opened = true
@@ -165,7 +165,7 @@ func (o *Offline) applyStagedBatches(list []offlineTable) error {
 	if err != nil || len(rows) == 0 {
 		return err
 	}
-	at := o.db.MaxVersion() + 1
+	at := o.db.badger.MaxVersion() + 1
 	view, extra := filepath.Join(o.scratch, "view-staged"), filepath.Join(o.scratch, "extra-staged")
 	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(extra, 0o700)); err != nil {
 		return err
@@ -192,8 +192,8 @@ func (o *Offline) applyStagedBatches(list []offlineTable) error {
 	if _, err := linkTables(view, list, extra); err != nil {
 		return err
 	}
-	o.encoder.packer.close()
-	if err := o.db.Close(); err != nil {
+	o.packer.close()
+	if err := o.db.badger.Close(); err != nil {
 		return err
 	}
 	return o.openView(view)
@@ -262,22 +262,20 @@ func (o *Offline) gatherRows(dir, extra string, named map[uint64]badgerguard.Ent
 
 // openView opens the scratch folder.
 func (o *Offline) openView(view string) (err error) {
-	s := &Badger{dir: view, log: slog.New(slog.DiscardHandler), failed: make(chan struct{}), timestamps: newReadTimestamps()}
-	s.encoder.timestamps = s.timestamps
-	if s.encoder.packer, err = newPacker(); err != nil {
-		return err
-	}
-	s.db, err = badger.OpenManaged(badgerguard.Options(view, offlineMemTable).
+	db := &DB{dir: view, log: slog.New(slog.DiscardHandler), failure: newFailure(), timestamps: newReadTimestamps()}
+	db.badger, err = badger.OpenManaged(badgerguard.Options(view, offlineMemTable).
 		WithReadOnly(true).WithBypassLockGuard(true).WithLogger(nil))
 	if err != nil {
-		s.encoder.packer.close()
 		return err
 	}
-	s.timestamps.publish(s.db.MaxVersion(), nil)
-	o.Badger = s
-	if err := s.loadIndex(); err != nil {
-		s.encoder.packer.close()
-		return errors.Join(err, s.db.Close())
+	db.timestamps.publish(db.badger.MaxVersion(), nil)
+	o.runReader = new(runReader)
+	if err := o.init(db); err != nil {
+		return errors.Join(err, db.badger.Close())
+	}
+	if err := o.loadIndex(); err != nil {
+		o.packer.close()
+		return errors.Join(err, db.badger.Close())
 	}
 	return nil
 }
@@ -287,17 +285,17 @@ func (o *Offline) checkNext(r *badgerguard.Report) {
 	if r.Inventory == nil {
 		return
 	}
-	if next := r.Inventory.NextRun; next > o.encoder.nextRun.Load() {
-		o.DamagedFiles = append(o.DamagedFiles, fmt.Errorf("run ids below %d were in use, the rows end at %d: runs are missing", next, o.encoder.nextRun.Load()))
+	if next := r.Inventory.NextRun; next > o.nextRun.Load() {
+		o.DamagedFiles = append(o.DamagedFiles, fmt.Errorf("run ids below %d were in use, the rows end at %d: runs are missing", next, o.nextRun.Load()))
 		o.UnboundedLoss = true
-		o.encoder.nextRun.Store(next)
+		o.nextRun.Store(next)
 	}
 }
 
 // Close removes the scratch folder.
 func (o *Offline) Close() error {
-	o.encoder.packer.close()
-	return errors.Join(o.db.Close(), os.RemoveAll(o.scratch), o.lock.Close())
+	o.packer.close()
+	return errors.Join(o.db.badger.Close(), os.RemoveAll(o.scratch), o.lock.Close())
 }
 
 // TableBytes returns how much of tables was read, in bytes.
@@ -349,7 +347,7 @@ func (o *Offline) ScanRows(damaged func(run messages.RunID, ofRun bool, err erro
 }
 
 // CopyRun writes all rows of a run into another store, unchanged.
-func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
+func (o *Offline) CopyRun(run messages.RunID, to *RunStore) error {
 	sum, err := o.Summary(run)
 	if err != nil {
 		return err
@@ -411,13 +409,13 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 }
 
 // SetNextRun marks the IDs below next as used. The store must then be opened again.
-func (s *Badger) SetNextRun(next messages.RunID) error {
+func (s *RunStore) SetNextRun(next messages.RunID) error {
 	return s.commitRows([]mutation{metaRow("next", uint64(next))})
 }
 
 // CopyKeys writes the idempotency keys of deleted runs into another store, and the mark of the
 // server's own clock, by which they expire. It leaves out keys whose rows are damaged.
-func (o *Offline) CopyKeys(to *Badger) (kept int, err error) {
+func (o *Offline) CopyKeys(to *RunStore) (kept int, err error) {
 	if mark, ok, err := o.ClockMark(); err == nil && ok {
 		if err := to.SetClockMark(mark); err != nil {
 			return 0, err

@@ -48,16 +48,16 @@ func findings(t *testing.T, o *persistence.Offline) string {
 func TestOfflineAppliesStagedBatches(t *testing.T) {
 	for name, c := range map[string]struct {
 		marked bool
-		spoil  func(*persistence.Badger) error
+		spoil  func(*persistence.RunStore) error
 		want   string // of the findings
 		shards uint64
 	}{
 		"not committed": {false, nil, "<nil>", 16},
 		"committed":     {true, nil, "<nil>", 99},
-		"a part is missing": {true, func(s *persistence.Badger) error {
+		"a part is missing": {true, func(s *persistence.RunStore) error {
 			return persistence.DeleteRow(s, []byte("x\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x01"))
 		}, "staged batch 1: stored value is corrupt:", 16},
-		"all parts are missing": {true, func(s *persistence.Badger) error {
+		"all parts are missing": {true, func(s *persistence.RunStore) error {
 			for _, k := range persistence.AllKeys(s) {
 				if k[0] == 'x' {
 					if err := persistence.DeleteRow(s, k); err != nil {
@@ -67,7 +67,7 @@ func TestOfflineAppliesStagedBatches(t *testing.T) {
 			}
 			return nil
 		}, "staged batch 1: stored value is corrupt: all ", 16},
-		"a part is changed": {true, func(s *persistence.Badger) error {
+		"a part is changed": {true, func(s *persistence.RunStore) error {
 			return persistence.SetRawRow(s, []byte("x\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x01"), []byte("rotten"))
 		}, "wrong checksum", 16},
 	} {
@@ -93,7 +93,7 @@ func TestOfflineAppliesStagedBatches(t *testing.T) {
 			if o.UnboundedLoss != (c.spoil != nil) {
 				t.Errorf("rows that nobody can name are missing: %v", o.UnboundedLoss)
 			}
-			if got, err := persistence.Meta(o.Badger, "shards"); err != nil || got != c.shards {
+			if got, err := persistence.Meta(o, "shards"); err != nil || got != c.shards {
 				t.Errorf("%d shards, want %d: %v", got, c.shards, err)
 			}
 			if st, err := o.Load(1); err != nil || string(st.Definition) != "spec" {

@@ -20,7 +20,7 @@ import (
 
 func openError(t *testing.T, c persistence.Config, words ...string) {
 	t.Helper()
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(c))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(c))
 	if err == nil {
 		t.Errorf("opened, want an error with %q", words)
 		_ = s.Close()
@@ -33,7 +33,7 @@ func openError(t *testing.T, c persistence.Config, words ...string) {
 	}
 }
 
-func badgerAt(t *testing.T, dir string) *persistence.Badger { return open(t, dir).(opened).Badger }
+func badgerAt(t *testing.T, dir string) *persistence.RunStore { return open(t, dir).(opened).RunStore }
 
 func TestOpenRefusesAFolderInUse(t *testing.T) {
 	dir := t.TempDir()
@@ -45,15 +45,15 @@ func TestOpenRefusesAFolderInUse(t *testing.T) {
 }
 
 func TestOpenRefusesOtherFormats(t *testing.T) {
-	for want, set := range map[string]func(*persistence.Badger) error{
-		"row format 9, this program reads row format 4":             func(s *persistence.Badger) error { return persistence.SetMeta(s, "format", 9) },
-		"of a row format before 4, this program reads row format 4": func(s *persistence.Badger) error { return persistence.SetRawRow(s, []byte("mformat"), []byte{1, 2}) },
-		"row \"mformat\": stored value is corrupt: wrong chec": func(s *persistence.Badger) error {
+	for want, set := range map[string]func(*persistence.RunStore) error{
+		"row format 9, this program reads row format 4":             func(s *persistence.RunStore) error { return persistence.SetMeta(s, "format", 9) },
+		"of a row format before 4, this program reads row format 4": func(s *persistence.RunStore) error { return persistence.SetRawRow(s, []byte("mformat"), []byte{1, 2}) },
+		"row \"mformat\": stored value is corrupt: wrong chec": func(s *persistence.RunStore) error {
 			return persistence.SetRawRow(s, []byte("mformat"), []byte("\x01\x03sumd"))
 		},
-		"meta row opens: stored value is corrupt: missing":  func(s *persistence.Badger) error { return persistence.DeleteRow(s, []byte("mopens")) },
-		"meta row shards: stored value is corrupt: missing": func(s *persistence.Badger) error { return persistence.DeleteRow(s, []byte("mshards")) },
-		"not written by this program":                       func(s *persistence.Badger) error { return persistence.DeleteRow(s, []byte("mformat")) },
+		"meta row opens: stored value is corrupt: missing":  func(s *persistence.RunStore) error { return persistence.DeleteRow(s, []byte("mopens")) },
+		"meta row shards: stored value is corrupt: missing": func(s *persistence.RunStore) error { return persistence.DeleteRow(s, []byte("mshards")) },
+		"not written by this program":                       func(s *persistence.RunStore) error { return persistence.DeleteRow(s, []byte("mformat")) },
 	} {
 		dir := t.TempDir()
 		s := badgerAt(t, dir)
@@ -69,7 +69,7 @@ func TestOpenRefusesOtherFormats(t *testing.T) {
 
 func TestOpenKeepsTheNumberOfShards(t *testing.T) {
 	dir := t.TempDir()
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Shards: 4}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Shards: 4}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,7 @@ func TestCommitMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	c := persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir(), Registerer: reg})
 	for range 2 {
-		s, err := persistence.OpenBadger(c)
+		s, err := persistence.OpenStore(c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -261,7 +261,7 @@ func TestCommitMetrics(t *testing.T) {
 	other := prometheus.NewRegistry()
 	other.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_journal_bytes_total", Help: "x"}))
 	c.Registerer = other
-	if _, err := persistence.OpenBadger(c); err == nil {
+	if _, err := persistence.OpenStore(c); err == nil {
 		t.Error("a clash of metrics was not reported")
 	}
 }
@@ -271,7 +271,7 @@ func TestCommitMetrics(t *testing.T) {
 func TestOnlyFailuresAreLogged(t *testing.T) {
 	var out bytes.Buffer
 	dir := t.TempDir()
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +281,7 @@ func TestOnlyFailuresAreLogged(t *testing.T) {
 	if out.Len() > 0 {
 		t.Errorf("opening and closing logs: %s", &out)
 	}
-	if s, err = persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))})); err != nil {
+	if s, err = persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))})); err != nil {
 		t.Fatal(err)
 	}
 	s.FailNext()

@@ -5,19 +5,48 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/dgraph-io/badger/v4"
 )
 
+// runReader reads runs, as of the newest published commit: the read half of a RunStore, and all of an
+// Offline. Reads run on any goroutine, and go round the committer.
+type runReader struct {
+	db         *DB
+	timestamps *readTimestamps // of the DB
+	packer     *packer
+	nextRun    atomic.Uint64 // one more than the highest run ID that was ever used; the committer raises it
+
+	// These three are known in memory of the rows.
+	deletedIDs deletedRunIDs
+	finished   finishedIndex
+	keptKeys   keptKeys
+
+	// awaitAppended returns when all that was appended before is durable; nil where nothing is appended.
+	awaitAppended func() error
+
+	failure
+	readers sync.RWMutex // read-locked by reads, locked by Close
+	closed  bool         // guarded by readers
+}
+
+func (s *runReader) init(db *DB) (err error) {
+	s.db, s.timestamps, s.failure = db, db.timestamps, newFailure()
+	s.packer, err = newPacker()
+	return err
+}
+
 // view runs fn in a read transaction at the newest published commit. It fails once the store is
 // closed or has failed.
-func (s *Badger) view(fn func(*badger.Txn) error) error {
+func (s *runReader) view(fn func(*badger.Txn) error) error {
 	return s.viewAt(s.timestamps.acquire, fn)
 }
 
 // viewWithUnfinished is view, with the first n runs from a run on that may be unfinished.
-func (s *Badger) viewWithUnfinished(from messages.RunID, n int, fn func(txn *badger.Txn, live []messages.RunID) error) error {
+func (s *runReader) viewWithUnfinished(from messages.RunID, n int, fn func(txn *badger.Txn, live []messages.RunID) error) error {
 	var live []messages.RunID
 	begin := func() (at uint64) {
 		at, live = s.timestamps.acquireWithUnfinished(from, n)
@@ -26,7 +55,7 @@ func (s *Badger) viewWithUnfinished(from messages.RunID, n int, fn func(txn *bad
 	return s.viewAt(begin, func(txn *badger.Txn) error { return fn(txn, live) })
 }
 
-func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
+func (s *runReader) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	s.readers.RLock()
 	defer s.readers.RUnlock()
 	if s.closed {
@@ -40,11 +69,11 @@ func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	if err := s.Err(); err != nil { // a failed store does not wait for announced commits
 		return err
 	}
-	txn := s.db.NewTransactionAt(at, false)
+	txn := s.db.badger.NewTransactionAt(at, false)
 	defer txn.Discard()
 	err := fn(txn)
 	if errors.Is(err, errCorrupt) {
-		err = s.reportRowDamage(err)
+		err = s.db.reportRowDamage(err)
 	}
 	return err
 }
@@ -69,12 +98,12 @@ func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []b
 	return nil
 }
 
-func (s *Badger) scanRows(prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
+func (s *runReader) scanRows(prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
 	return s.view(func(txn *badger.Txn) error { return scanTxn(txn, prefix, from, reverse, fn) })
 }
 
 // getRow returns a copy of a row's value; nil when the row is missing.
-func (s *Badger) getRow(key []byte) (v []byte, err error) {
+func (s *runReader) getRow(key []byte) (v []byte, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		v, err = getRowTxn(txn, key)
 		return err
@@ -154,7 +183,7 @@ func summaryRow(txn *badger.Txn, run messages.RunID) (sum *messages.Summary, nex
 func unknownRun(run messages.RunID) error { return fmt.Errorf("run %d: %w", run, ErrNotFound) }
 
 // Summary returns the stored summary of a run.
-func (s *Badger) Summary(run messages.RunID) (sum *messages.Summary, err error) {
+func (s *runReader) Summary(run messages.RunID) (sum *messages.Summary, err error) {
 	registered := s.finished.contains(run)
 	err = s.view(func(txn *badger.Txn) error {
 		sum, err = summaryTxn(txn, run)
@@ -168,7 +197,7 @@ func (s *Badger) Summary(run messages.RunID) (sum *messages.Summary, err error) 
 
 // Load returns all of a run, at one read timestamp, and proves that it is whole: no journal record,
 // part, chunk or set is missing.
-func (s *Badger) Load(run messages.RunID) (*Stored, error) {
+func (s *runReader) Load(run messages.RunID) (*Stored, error) {
 	st := &Stored{NextSeq: 1}
 	registered := s.finished.contains(run)
 	err := s.view(func(txn *badger.Txn) (err error) {
@@ -188,7 +217,7 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 			if want := len(st.Sets) + 1; n != want {
 				return fmt.Errorf("run %d: generated set %d: %w: missing", run, want, errCorrupt)
 			}
-			set, err := s.encoder.packer.decodeSet(run, n, v)
+			set, err := s.packer.decodeSet(run, n, v)
 			st.Sets = append(st.Sets, set)
 			return err
 		})
@@ -214,7 +243,7 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 
 // DefinitionIfPristine returns the definition of a run that has journaled only its submission, unless
 // it is long. Anything else that was journaled is a row of its own, or a snapshot.
-func (s *Badger) DefinitionIfPristine(run messages.RunID) (doc []byte, err error) {
+func (s *runReader) DefinitionIfPristine(run messages.RunID) (doc []byte, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		for _, typ := range [...]byte{typeJournal, typeHeader} {
 			touched := false
@@ -301,7 +330,7 @@ func loadSnapshotAndJournal(txn *badger.Txn, run messages.RunID, first []byte, s
 }
 
 // JournalRecords returns the journal records of a run that follow the one numbered after.
-func (s *Badger) JournalRecords(run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
+func (s *runReader) JournalRecords(run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	registered := s.finished.contains(run)
 	err = s.view(func(txn *badger.Txn) (err error) {
 		records, first, err = journalRecordsTxn(s, txn, run, after)
@@ -316,7 +345,7 @@ func (s *Badger) JournalRecords(run messages.RunID, after uint64) (records [][]b
 	return records, first, nil
 }
 
-func journalRecordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
+func journalRecordsTxn(s *runReader, txn *badger.Txn, run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	sum, next, err := summaryRow(txn, run)
 	if err != nil {
 		return nil, 0, err
@@ -362,7 +391,7 @@ func journalRecordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uin
 }
 
 // LookUpKey looks up an idempotency key.
-func (s *Badger) LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error) {
+func (s *runReader) LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error) {
 	v, err := s.getRow(idempotencyKey(hashKey(key)))
 	if err != nil || v == nil {
 		return 0, bodyHash, false, err

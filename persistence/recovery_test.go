@@ -24,7 +24,7 @@ import (
 )
 
 // dump is what a folder holds once it was opened.
-func dump(t testing.TB, s *persistence.Badger) []string {
+func dump(t testing.TB, s *persistence.RunStore) []string {
 	t.Helper()
 	rows, err := persistence.Dump(s)
 	if err != nil {
@@ -37,13 +37,13 @@ func dump(t testing.TB, s *persistence.Badger) []string {
 // fill memtables.
 type busy struct {
 	t    testing.TB
-	s    *persistence.Badger
+	s    *persistence.RunStore
 	rng  *rand.Rand
 	runs messages.RunID
 	seq  map[messages.RunID]uint64
 }
 
-func newBusy(t testing.TB, s *persistence.Badger, seed uint64) *busy {
+func newBusy(t testing.TB, s *persistence.RunStore, seed uint64) *busy {
 	return &busy{t: t, s: s, rng: rand.New(rand.NewPCG(seed, 1)), seq: map[messages.RunID]uint64{}}
 }
 
@@ -86,7 +86,7 @@ func TestPowerFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := faults.New(disk)
-	s, err := persistence.OpenBadger(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
+	s, err := persistence.OpenStore(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestPowerFailure(t *testing.T) {
 			rng = source
 		}
 		cutPower(t, disk, dir, left, rng)
-		after, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: left}))
+		after, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: left}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -213,7 +213,7 @@ func TestDamagedLogIsNotOpened(t *testing.T) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: killed}))
+		_, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: killed}))
 		var found *commitlog.DamageError
 		if !errors.As(err, &found) || found.File != path || found.Offset > int64(at) {
 			t.Errorf("byte %d: %v", at, err)
@@ -283,7 +283,7 @@ func TestReplayOverNewerTables(t *testing.T) {
 		if err := os.CopyFS(to, os.DirFS(killed)); err != nil {
 			t.Fatal(err)
 		}
-		after, err := persistence.OpenBadger(persistence.WithReplayFrom(persistence.WithSmallMemtables(persistence.Config{Dir: to}), from))
+		after, err := persistence.OpenStore(persistence.WithReplayFrom(persistence.WithSmallMemtables(persistence.Config{Dir: to}), from))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -307,7 +307,7 @@ func TestReplayOverNewerTables(t *testing.T) {
 func TestUnsyncedFolderFailsTheStore(t *testing.T) {
 	dir := t.TempDir()
 	f := faults.New(vfs.OS{})
-	s, err := persistence.OpenBadger(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
+	s, err := persistence.OpenStore(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +336,7 @@ func TestFailedCommitIsWholeOrAbsent(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		f := faults.New(vfs.OS{})
-		s, err := persistence.OpenBadger(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
+		s, err := persistence.OpenStore(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -368,7 +368,7 @@ func TestFailedCommitIsWholeOrAbsent(t *testing.T) {
 // smaller one, whose memtables hold less. Nothing of it goes anywhere but into tables.
 func TestLogOfALargerDiskIsReplayed(t *testing.T) {
 	dir := t.TempDir()
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,7 +386,7 @@ func TestLogOfALargerDiskIsReplayed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for round := range 3 {
-		after, err := persistence.OpenBadger(persistence.WithTinyMemtables(persistence.Config{Dir: left}))
+		after, err := persistence.OpenStore(persistence.WithTinyMemtables(persistence.Config{Dir: left}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -408,7 +408,7 @@ func TestLogOfALargerDiskIsReplayed(t *testing.T) {
 // of their rows lie in the commit log alone, and are applied again.
 func BenchmarkOpenAfterKill(b *testing.B) {
 	dir := b.TempDir()
-	s, err := persistence.OpenBadger(persistence.Config{Dir: dir})
+	s, err := persistence.OpenStore(persistence.Config{Dir: dir})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -430,7 +430,7 @@ func BenchmarkOpenAfterKill(b *testing.B) {
 		b.StopTimer()
 		left := copyFolder(b, dir)
 		b.StartTimer()
-		s, err := persistence.OpenBadger(persistence.Config{Dir: left})
+		s, err := persistence.OpenStore(persistence.Config{Dir: left})
 		if err != nil {
 			b.Fatal(err)
 		}

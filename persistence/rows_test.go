@@ -77,7 +77,7 @@ func TestDamageOfEveryRowIsFound(t *testing.T) {
 		states = states[:1]
 	}
 	for _, state := range states {
-		s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
+		s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +151,7 @@ func TestDamageOfEveryRowIsFound(t *testing.T) {
 
 // TestOlderSnapshotChunkIsFound: a chunk as it was before it was written again is not taken for the newest.
 func TestOlderSnapshotChunkIsFound(t *testing.T) {
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}

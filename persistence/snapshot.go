@@ -10,7 +10,7 @@ import (
 
 // Chunks of a snapshot are overwritten one by one, and a lost chunk looks like one that was never
 // written. So each chunk has a stamp, the number of the batch that brought it, and the header holds
-// the stamps of all chunks that were written before it. Those chunks must exist, and be as new or
+// the stamps of all chunks that were written before it. These chunks must exist, and be as new or
 // newer.
 
 // snapshotContents is what a header knows of other rows.
@@ -105,7 +105,7 @@ func (e *encoder) contentsOf(run messages.RunID) (*snapshotContents, error) {
 }
 
 // loadSnapshotContents reads the contents of a run's newest durable header, and counts its sets.
-func (s *Badger) loadSnapshotContents(run messages.RunID) (m snapshotContents, err error) {
+func (s *runReader) loadSnapshotContents(run messages.RunID) (m snapshotContents, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		err := scanJoined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
 			_, _, m, err = decodeHeader(run, v)

@@ -8,7 +8,7 @@ import (
 )
 
 // readTimestamps gives each read the newest published commit as its read timestamp. Badger cannot do
-// that: it is managed, which means that the numbers of commits come from the commit log (wal.go).
+// that: it is managed, which means that the numbers of commits come from the commit log (local_log.go).
 // A commit is published when it is durable and in Badger, so a read never sees a row that is not
 // durable. A read waits at most until Badger has, in memory, the commits that were announced before
 // the read began; it never waits for the disk. So a caller whose batch was answered reads it.
@@ -29,6 +29,14 @@ func newReadTimestamps() *readTimestamps {
 	t := &readTimestamps{active: make(map[uint64]int)}
 	t.changed.L = &t.mu
 	return t
+}
+
+// beginStore forgets what the store before knew: a new store reads from the published commit on, and
+// learns which runs are unfinished from the rows.
+func (t *readTimestamps) beginStore() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.announced, t.closed, t.unfinished = t.published, false, unfinishedIndex{}
 }
 
 // announce says that a caller is about to learn that this commit is durable.

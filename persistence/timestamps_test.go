@@ -12,7 +12,7 @@ import (
 
 // A read does not wait for the commit that is under way, and sees nothing of it.
 func TestReadsDoNotWaitForCommits(t *testing.T) {
-	s, err := OpenBadger(Config{Dir: t.TempDir()})
+	s, err := OpenStore(Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,22 +33,22 @@ func TestReadsDoNotWaitForCommits(t *testing.T) {
 	if v, err := s.getRow([]byte("?key")); err != nil || string(v) != "one" {
 		t.Errorf("before it is durable: %q, %v", v, err)
 	}
-	s.db.SetDiscardTs(s.timestamps.publish(at, nil))
+	s.db.badger.SetDiscardTs(s.timestamps.publish(at, nil))
 	if v, err := s.getRow([]byte("?key")); err != nil || string(v) != "two" {
 		t.Errorf("after: %q, %v", v, err)
 	}
 }
 
 // next is the number of the next commit, once Badger has all before it.
-func next(s *Badger) uint64 {
-	s.localWAL.waitApplied()
+func next(s *RunStore) uint64 {
+	_ = s.db.writer.wait()
 	return s.timestamps.published + 1
 }
 
 // What a read that is under way sees stays, whatever is written and compacted
 // meanwhile.
 func TestReadKeepsItsTimestamp(t *testing.T) {
-	s, err := OpenBadger(Config{Dir: t.TempDir(), memTable: 1 << 20})
+	s, err := OpenStore(Config{Dir: t.TempDir(), memTable: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestReadKeepsItsTimestamp(t *testing.T) {
 		for round := 1; round <= 200; round++ {
 			writeRound(round)
 		}
-		if err := s.db.Flatten(2); err != nil {
+		if err := s.db.badger.Flatten(2); err != nil {
 			return err
 		}
 		for i := range 100 {
@@ -109,7 +109,7 @@ func TestPublishReturnsTheOldestTimestamp(t *testing.T) {
 // A list sees each run once while a commit that finishes one, or restarts one, is under
 // way, and whatever is encoded behind it.
 func TestListsDoNotWaitForCommits(t *testing.T) {
-	s, err := OpenBadger(Config{Dir: t.TempDir()})
+	s, err := OpenStore(Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,14 +202,14 @@ func TestReadSeesAnnouncedCommits(t *testing.T) {
 // TestReadWaitsForBadger: an append is answered when the log has it, although it cannot be read
 // yet; who was answered reads it nevertheless.
 func TestReadWaitsForBadger(t *testing.T) {
-	s, err := OpenBadger(Config{Dir: t.TempDir()})
+	s, err := OpenStore(Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	behind := make(chan struct{})
-	applied := s.localWAL.onApplied
-	s.localWAL.onApplied = func(at uint64, ops []mutation) {
+	applied := s.db.writer.onApplied
+	s.db.writer.onApplied = func(at uint64, ops []mutation) {
 		go func() {
 			<-behind
 			applied(at, ops)

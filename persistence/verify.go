@@ -35,7 +35,8 @@ type tableVerifier struct {
 
 	cancel  context.CancelFunc
 	done    chan struct{}
-	suspect atomic.Bool // a row was damaged: the next run begins a pass
+	suspect atomic.Bool   // a row was damaged: the next run begins a pass
+	nextRun atomic.Uint64 // all run IDs below it were in use, as far as the inventory may know
 
 	mu           sync.Mutex      // never held over I/O
 	notedDamage  map[string]bool // damage that was found since the store was opened
@@ -78,11 +79,11 @@ type tablePass struct {
 const errNextStep = "`caravan check` lists all damage (docs/operations.md, When the data folder is damaged)"
 
 // verifyBeforeOpen verifies a folder before Badger opens it, and loads its inventory.
-func (s *Badger) verifyBeforeOpen(c Config) error {
-	s.verifier.dir, s.verifier.clock = c.Dir, c.clock
+func (db *DB) verifyBeforeOpen(c Config) error {
+	db.verifier.dir, db.verifier.clock = c.Dir, c.clock
 	if c.Unverified {
-		s.log.Warn("tables are not verified before they are used", "dir", c.Dir)
-		s.readInventory(c.Dir)
+		db.log.Warn("tables are not verified before they are used", "dir", c.Dir)
+		db.readInventory(c.Dir)
 		return nil
 	}
 	unlock, err := badgerguard.LockFolder(c.Dir)
@@ -99,10 +100,10 @@ func (s *Badger) verifyBeforeOpen(c Config) error {
 		return fmt.Errorf("damaged: %w; %s", err, errNextStep)
 	}
 	if r.Stale != nil && r.Inventory != nil && !errors.Is(r.Stale, fs.ErrNotExist) {
-		s.log.Warn("the inventory of tables cannot be used and is rebuilt", "reason", r.Stale)
+		db.log.Warn("the inventory of tables cannot be used and is rebuilt", "reason", r.Stale)
 	}
-	s.log.Debug("tables verified", "tables", r.Tables, "bytes", r.Bytes, "took", time.Since(begin))
-	s.verifier.known = r.Inventory
+	db.log.Debug("tables verified", "tables", r.Tables, "bytes", r.Bytes, "took", time.Since(begin))
+	db.verifier.known = r.Inventory
 	if r.Inventory == nil {
 		return nil
 	}
@@ -110,7 +111,7 @@ func (s *Badger) verifyBeforeOpen(c Config) error {
 }
 
 // readInventory loads the inventory of a folder that is not verified. A useless inventory is ignored.
-func (s *Badger) readInventory(dir string) {
+func (db *DB) readInventory(dir string) {
 	known, err := badgerguard.ReadInventory(dir)
 	if err != nil {
 		return
@@ -122,36 +123,31 @@ func (s *Badger) readInventory(dir string) {
 		err = known.Write(vfs.OS{}, dir)
 	}
 	if err != nil {
-		s.log.Warn("the inventory of tables cannot be used", "err", err)
+		db.log.Warn("the inventory of tables cannot be used", "err", err)
 		clear(known.Tables)
 	}
-	s.verifier.known = known
+	db.verifier.known = known
 }
 
 // checkNextRun compares the highest run ID in the rows with that in the inventory. The rows may be
 // ahead; when they are behind, rows of acknowledged runs are missing.
-func (s *Badger) checkNextRun() error {
-	k := &s.verifier
-	if k.known == nil || s.encoder.nextRun.Load() >= k.known.NextRun {
+func (s *RunStore) checkNextRun() error {
+	k := &s.db.verifier
+	if k.known == nil || s.nextRun.Load() >= k.known.NextRun {
 		return nil
 	}
 	return fmt.Errorf("damaged: %s/INVENTORY: run ids below %d were in use, the rows end at %d: runs are missing; %s",
-		k.dir, k.known.NextRun, s.encoder.nextRun.Load(), errNextStep)
+		k.dir, k.known.NextRun, s.nextRun.Load(), errNextStep)
 }
 
 // startVerifier starts the verifier's goroutine, which runs until the store closes.
-func (s *Badger) startVerifier() {
-	k := &s.verifier
+func (db *DB) startVerifier() {
+	k := &db.verifier
 	ctx, cancel := context.WithCancel(context.Background())
 	k.cancel, k.done = cancel, make(chan struct{})
 	next := time.Now().Add(verifyEvery) // time of the next pass
 	go func() {
 		defer close(k.done)
-		if !k.clock.unregistered {
-			if err := s.loadFinishedIndex(ctx); err != nil && ctx.Err() == nil {
-				s.log.Warn("finished runs were not registered: those whose summaries vanish are not noticed", "err", err)
-			}
-		}
 		ticks := k.clock.ticks
 		if ticks == nil {
 			ticker := time.NewTicker(lookEvery)
@@ -168,9 +164,9 @@ func (s *Badger) startVerifier() {
 					k.beginPass()
 					next = now.Add(verifyEvery)
 				}
-				r, whole, err := s.verifyOpenTables(ctx)
+				r, whole, err := db.verifyOpenTables(ctx)
 				if err != nil && ctx.Err() == nil {
-					s.log.Warn("tables were not verified", "err", err)
+					db.log.Warn("tables were not verified", "err", err)
 				}
 				if k.clock.looked != nil {
 					k.clock.looked(whole, r, err)
@@ -186,6 +182,35 @@ func (k *tableVerifier) close() {
 		k.cancel()
 		<-k.done
 	}
+}
+
+// noteNextRun says that all run IDs below next were in use, and that this is durable.
+func (k *tableVerifier) noteNextRun(next uint64) {
+	for old := k.nextRun.Load(); next > old && !k.nextRun.CompareAndSwap(old, next); old = k.nextRun.Load() {
+	}
+}
+
+// durableNextRun asks the store over the DB up to which run ID all are durable; 0 without a store. The
+// first run of the verifier waits until the store has indexed its finished runs.
+func (db *DB) durableNextRun(ctx context.Context) (next uint64, err error) {
+	s := db.store.Load()
+	if s == nil {
+		return db.verifier.nextRun.Load(), nil
+	}
+	select {
+	case <-s.loaded:
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	next = s.nextRun.Load()
+	switch err := s.waitDurable(); {
+	case errors.Is(err, ErrClosed): // between two stores
+		return db.verifier.nextRun.Load(), nil
+	case err != nil:
+		return 0, err
+	}
+	db.verifier.noteNextRun(next)
+	return next, nil
 }
 
 // beginPass makes the next runs read all tables.
@@ -217,10 +242,10 @@ func (k *tableVerifier) planLook() (skip map[uint64]badgerguard.Fingerprint, lef
 
 // verifyOpenTables is one run: it reads new tables, and the remaining ones of a pass, while Badger
 // works, and writes the inventory. whole says that this ended a pass.
-func (s *Badger) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, whole bool, err error) {
-	k := &s.verifier
-	next := s.encoder.nextRun.Load()
-	if err := s.waitDurable(); err != nil { // now all runs below next are durable
+func (db *DB) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, whole bool, err error) {
+	k := &db.verifier
+	next, err := db.durableNextRun(ctx)
+	if err != nil {
 		return nil, false, err
 	}
 	skip, left := k.planLook()
@@ -230,7 +255,7 @@ func (s *Badger) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, w
 	}
 	manifest := r.Inventory != nil
 	for i := range r.Damage {
-		s.reportDamage(&r.Damage[i])
+		db.reportDamage(&r.Damage[i])
 		if _, ok := badgerguard.ID(r.Damage[i].File); !ok {
 			manifest = false
 		}
@@ -242,7 +267,7 @@ func (s *Badger) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, w
 		p.read.Bytes += r.Bytes
 		if len(left) == 0 {
 			whole = true
-			s.endPass()
+			db.endPass()
 		}
 	}
 	if !manifest {
@@ -262,16 +287,16 @@ func (s *Badger) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, w
 	if err := v.SetManifest(k.dir); err != nil { // it may have grown, and been written down, in the meantime
 		return r, whole, err
 	}
-	return r, whole, s.writeInventory(v)
+	return r, whole, db.writeInventory(v)
 }
 
 // endPass logs a pass that has found no damage.
-func (s *Badger) endPass() {
-	p := &s.verifier.pass
+func (db *DB) endPass() {
+	p := &db.verifier.pass
 	if p.whole {
-		s.log.Info("all tables verified", "tables", p.read.Tables, "bytes", p.read.Bytes, "took", time.Since(p.begin).Round(time.Millisecond))
-		if s.verifier.verified != nil {
-			s.verifier.verified.SetToCurrentTime()
+		db.log.Info("all tables verified", "tables", p.read.Tables, "bytes", p.read.Bytes, "took", time.Since(p.begin).Round(time.Millisecond))
+		if db.verifier.verified != nil {
+			db.verifier.verified.SetToCurrentTime()
 		}
 	}
 	*p = tablePass{}
@@ -279,8 +304,8 @@ func (s *Badger) endPass() {
 
 // recordManifest writes an inventory of the manifest as it is now, with the tables that are already
 // known. It costs two syncs.
-func (s *Badger) recordManifest() error {
-	k := &s.verifier
+func (db *DB) recordManifest() error {
+	k := &db.verifier
 	k.writing.Lock()
 	defer k.writing.Unlock()
 	v := &badgerguard.Inventory{}
@@ -290,12 +315,12 @@ func (s *Badger) recordManifest() error {
 	if err := v.SetManifest(k.dir); err != nil {
 		return err
 	}
-	return s.writeInventory(v)
+	return db.writeInventory(v)
 }
 
 // writeInventory replaces the inventory if it differs. The caller holds writing.
-func (s *Badger) writeInventory(v *badgerguard.Inventory) error {
-	k := &s.verifier
+func (db *DB) writeInventory(v *badgerguard.Inventory) error {
+	k := &db.verifier
 	if k.known != nil && v.NextRun == k.known.NextRun && v.ManifestSum == k.known.ManifestSum && maps.Equal(v.Tables, k.known.Tables) {
 		return nil
 	}
@@ -307,8 +332,8 @@ func (s *Badger) writeInventory(v *badgerguard.Inventory) error {
 }
 
 // writeFinalInventory writes the inventory of a folder that Badger has closed.
-func (s *Badger) writeFinalInventory() error {
-	k := &s.verifier
+func (db *DB) writeFinalInventory() error {
+	k := &db.verifier
 	k.writing.Lock()
 	defer k.writing.Unlock()
 	o := badgerguard.VerifyOptions{}
@@ -322,14 +347,12 @@ func (s *Badger) writeFinalInventory() error {
 	if err != nil {
 		return err
 	}
-	if s.Err() == nil { // else the newest run may not be durable
-		r.Inventory.NextRun = max(s.encoder.nextRun.Load(), r.Inventory.NextRun)
-	}
-	return s.writeInventory(r.Inventory)
+	r.Inventory.NextRun = max(k.nextRun.Load(), r.Inventory.NextRun)
+	return db.writeInventory(r.Inventory)
 }
 
 // waitDurable returns when all that was appended before is durable.
-func (s *Badger) waitDurable() error {
+func (s *RunStore) waitDurable() error {
 	done := make(chan error, 1)
 	if !s.queue.push(&pendingBatch{done: func(err error) { done <- err }}) {
 		return ErrClosed
@@ -339,17 +362,17 @@ func (s *Badger) waitDurable() error {
 
 // reportDamage notes that a stored value is not what was written, and logs it once. The store goes on
 // and serves what is whole.
-func (s *Badger) reportDamage(err error) {
-	if s.verifier.noteDamage(err) {
-		s.log.Error("stored data is damaged", "dir", s.verifier.dir, "err", err)
+func (db *DB) reportDamage(err error) {
+	if db.verifier.noteDamage(err) {
+		db.log.Error("stored data is damaged", "dir", db.verifier.dir, "err", err)
 	}
 }
 
 // reportRowDamage is reportDamage for the error of a read. The result also names the damaged file, if
 // one was found.
-func (s *Badger) reportRowDamage(err error) error {
-	err = s.verifier.withDamagedFile(err)
-	s.reportDamage(err)
+func (db *DB) reportRowDamage(err error) error {
+	err = db.verifier.withDamagedFile(err)
+	db.reportDamage(err)
 	return err
 }
 
@@ -391,8 +414,11 @@ func (k *tableVerifier) withDamagedFile(err error) error {
 
 // Damaged returns the first damage that was found since the store was opened, nil without damage.
 // Damage of a file comes before that of a row.
-func (s *Badger) Damaged() error {
-	s.verifier.mu.Lock()
-	defer s.verifier.mu.Unlock()
-	return s.verifier.damage
+func (db *DB) Damaged() error {
+	db.verifier.mu.Lock()
+	defer db.verifier.mu.Unlock()
+	return db.verifier.damage
 }
+
+// Damaged returns the first damage that was found in the DB since it was opened, nil without damage.
+func (s *runReader) Damaged() error { return s.db.Damaged() }

@@ -30,7 +30,7 @@ type look struct {
 
 // verifiedStore is a store whose looks at its tables the test orders.
 type verifiedStore struct {
-	*persistence.Badger
+	*persistence.RunStore
 	dir   string
 	ticks chan time.Time
 	looks chan look
@@ -67,7 +67,7 @@ func openVerified(t *testing.T, dir string, l persistence.VerifierSchedule) *ver
 	}
 	l.Looked = func(whole bool, report *badgerguard.Report, err error) { k.looks <- look{whole, report, err} }
 	c := persistence.WithSmallMemtables(persistence.Config{Dir: dir, Registerer: k.reg, Logger: slog.New(slog.NewTextHandler(k.log, nil))})
-	s, err := persistence.OpenBadger(persistence.WithVerifierSchedule(c, l))
+	s, err := persistence.OpenStore(persistence.WithVerifierSchedule(c, l))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func openVerified(t *testing.T, dir string, l persistence.VerifierSchedule) *ver
 			t.Error(err)
 		}
 	})
-	k.Badger = s
+	k.RunStore = s
 	return k
 }
 
@@ -130,7 +130,7 @@ func noisyDefinition(run messages.RunID) string { return string(incompressibleBy
 func makeTables(t *testing.T, dir string, n int) {
 	t.Helper()
 	for i := range n {
-		s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
+		s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -299,7 +299,7 @@ func TestCompactionDuringAPass(t *testing.T) {
 			s = openVerified(t, dir, persistence.VerifierSchedule{Wait: func(ctx context.Context, _ time.Duration) error {
 				if n++; compact && n > after {
 					compact = false
-					if err := persistence.CompactAll(s.Badger); err != nil {
+					if err := persistence.CompactAll(s.RunStore); err != nil {
 						return err
 					}
 				}

@@ -29,7 +29,7 @@ import (
 // Tables are verified after the rows are written and before the trailer is. The order matters: Badger
 // takes a damaged block for the end of its rows, so a backup may lack rows without an error; then the
 // trailer, without which a backup counts as incomplete, is never written.
-func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *persistence.Badger, out *outputs.Store) (sum backup.Summary, err error) {
+func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *persistence.RunStore, out *outputs.Store) (sum backup.Summary, err error) {
 	defer out.HoldRemovals()()
 	buffered := bufio.NewWriterSize(w, 256<<10)
 	err = store.Backup(func(m *persistence.ReadView) error {
@@ -154,7 +154,7 @@ func backupStoppedFolder(ctx context.Context, data string, w io.Writer) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	store, err := persistence.OpenBadger(persistence.Config{Dir: f.DB()})
+	store, err := persistence.OpenStore(persistence.Config{Dir: f.DB()})
 	if err != nil {
 		return err
 	}

@@ -343,7 +343,7 @@ func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.
 			err = errors.Join(err, draft.Discard())
 		}
 	}()
-	store, err := persistence.OpenBadger(persistence.Config{Dir: draft.DB()})
+	store, err := persistence.OpenStore(persistence.Config{Dir: draft.DB()})
 	if err != nil {
 		return nil, err
 	}
@@ -359,7 +359,7 @@ func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.
 
 // copyWholeRuns copies all intact runs and the keys of deleted runs, in one pass with the check: a
 // run is copied when it has just proved whole. Output is copied before the rows that refer to it.
-func copyWholeRuns(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, draft *datafolder.Draft, store *persistence.Badger) (*salvageReport, error) {
+func copyWholeRuns(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, draft *datafolder.Draft, store *persistence.RunStore) (*salvageReport, error) {
 	s := &salvageReport{Into: draft.Path(), LeftOut: []uint64{}}
 	c, err := checkFolder(ctx, data, old, func(id messages.RunID, state dag.RunState) error {
 		if old.UnboundedLoss && !state.Final() {

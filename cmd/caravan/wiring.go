@@ -57,7 +57,7 @@ type opener func(c Config, l net.Listener, log *slog.Logger) (server, error)
 type localServer struct {
 	folder  *datafolder.Folder
 	http    *http.Server
-	store   *persistence.Badger
+	store   *persistence.RunStore
 	outputs *outputs.Store
 	engine  *actors.Node
 	log     *slog.Logger
@@ -162,7 +162,7 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	go n.serveHTTP(entrances)
 	undo = append(undo, n.stopServing)
 
-	if n.store, err = persistence.OpenBadger(persistence.Config{
+	if n.store, err = persistence.OpenStore(persistence.Config{
 		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified, SoftFreeFloor: minFreeForRuns, FS: files,
 	}); err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ func TestCollectedTablesOpen(t *testing.T) {
 	for id := range uint64(3) {
 		dir := t.TempDir()
 		db := openManaged(t, Options(dir, 1<<20))
-		commit(t, db, id+1, Mutation{Key: idKey(id), Value: []byte("value")})
+		commit(t, db, id+1, mutation{Key: idKey(id), Value: []byte("value")})
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}

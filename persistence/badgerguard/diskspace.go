@@ -5,8 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/dgraph-io/badger/v4"
-	"golang.org/x/sys/unix"
 )
 
 // DiskSpace watches the free space of the data folder. Badger writes its tables and log files
@@ -61,21 +61,12 @@ const (
 // NewDiskSpace starts to watch a folder.
 func NewDiskSpace(c DiskSpaceConfig) *DiskSpace {
 	if c.Statfs == nil {
-		c.Statfs = Statfs
+		c.Statfs = vfs.Statfs
 	}
 	if c.Pause == nil {
 		c.Pause = time.Sleep
 	}
 	return &DiskSpace{DiskSpaceConfig: c, now: time.Now}
-}
-
-// Statfs returns the free space and the size of a folder's file system, in bytes.
-func Statfs(dir string) (free, total int64, err error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, 0, fmt.Errorf("statfs %s: %w", dir, err)
-	}
-	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
 }
 
 // spaceNeeded returns what may be written at once, in bytes: all memtables as tables, a new log

@@ -86,7 +86,7 @@ func TestTablesReportTheirSizes(t *testing.T) {
 	number := uint64(0)
 	for len(db.Tables()) == 0 {
 		number++
-		commit(t, db, number, Mutation{Key: idKey(number), Value: make([]byte, 20<<10)})
+		commit(t, db, number, mutation{Key: idKey(number), Value: make([]byte, 20<<10)})
 	}
 	for _, info := range db.Tables() {
 		if info.OnDiskSize == 0 || info.MaxVersion == 0 || info.MaxVersion > number || info.Level != 0 {
@@ -124,7 +124,7 @@ func manyTables(tb testing.TB, n int) *badger.DB {
 	tb.Helper()
 	dir, view := tb.TempDir(), tb.TempDir()
 	db := openManaged(tb, Options(dir, 1<<20))
-	commit(tb, db, 1, Mutation{Key: idKey(1), Value: []byte("value")})
+	commit(tb, db, 1, mutation{Key: idKey(1), Value: []byte("value")})
 	if err := db.Close(); err != nil {
 		tb.Fatal(err)
 	}

@@ -1,10 +1,7 @@
 // Package badgerguard makes up for what Badger does not do by itself, so that package persistence can
 // use Badger as an ordered set of rows that are whole.
 //
-// Some of it does not depend on Badger, and another engine would need it, too: Mutation and its
-// encoding (large_batch.go), Damage, Statfs and the checks of free space, DeletedIDs, ErrInUse and the
-// lock of the folder. On the other side, package persistence relies on more properties of Badger
-// than its parts below do:
+// Package persistence relies on more properties of Badger than the parts below do:
 //
 //   - A managed Badger takes the version of each row from the caller, and reads at a past commit until
 //     SetDiscardTs gives that commit up.
@@ -37,7 +34,7 @@
 //	    relies on tables come in the order of commits; a table is durable before the manifest names
 //	              it; flock on the folder
 //	    tests     TestTablesHoldRowsWithoutBadgersLogs, TestLockIsBadgers
-//	options.go, large_batch.go
+//	options.go
 //	    why       transactions are limited, and values outside of the tree are not verified
 //	    relies on the limits of transactions, the value threshold
 //	    tests     TestBadgerAcceptsTheLimits, TestNoValueGoesToTheValueLog
@@ -45,7 +42,7 @@
 //	    why       a full disk is SIGBUS, not an error
 //	    relies on the sizes of memtables and of the output of compactions, DB.Tables
 //	    tests     TestTablesReportTheirSizes, TestFullDisk of package persistence
-//	iterator.go, deleted_ids.go
+//	iterator.go
 //	    why       one step of Badger's iterator passes over any number of tombstones
 //	    relies on AllVersions shows tombstones, the newest version first
 //	    tests     TestIteratorShowsTombstones, TestSeekForwardAgreesWithAScan

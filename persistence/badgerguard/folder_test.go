@@ -36,8 +36,14 @@ func openManaged(t testing.TB, opts badger.Options) *badger.DB {
 	return db
 }
 
+// mutation sets or deletes one row.
+type mutation struct {
+	Key, Value []byte
+	Delete     bool
+}
+
 // commit commits mutations as one transaction of this number.
-func commit(t testing.TB, db *badger.DB, number uint64, mutations ...Mutation) {
+func commit(t testing.TB, db *badger.DB, number uint64, mutations ...mutation) {
 	t.Helper()
 	txn := db.NewTransactionAt(number-1, true)
 	defer txn.Discard()
@@ -93,7 +99,7 @@ func TestTablesHoldRowsWithoutBadgersLogs(t *testing.T) {
 	number := uint64(0)
 	for NewestFlushed(db.Tables()) < 3 {
 		number++
-		commit(t, db, number, Mutation{Key: fmt.Appendf(nil, "%08d", number), Value: make([]byte, 10<<10)})
+		commit(t, db, number, mutation{Key: fmt.Appendf(nil, "%08d", number), Value: make([]byte, 10<<10)})
 	}
 	flushed := NewestFlushed(db.Tables())
 	copied := copyFolder(t, dir) // what a crash leaves

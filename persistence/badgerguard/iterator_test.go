@@ -13,9 +13,9 @@ func idKey(id uint64) []byte { return binary.BigEndian.AppendUint64([]byte("p"),
 // the newest version of each. It fails when Badger changes what AllVersions means.
 func TestIteratorShowsTombstones(t *testing.T) {
 	db := openManaged(t, Options(t.TempDir(), 4<<20))
-	commit(t, db, 1, Mutation{Key: idKey(1), Value: []byte("old")}, Mutation{Key: idKey(2), Value: []byte("old")}, Mutation{Key: idKey(5), Value: []byte("five")})
-	commit(t, db, 2, Mutation{Key: idKey(1), Value: []byte("new")}, Mutation{Key: idKey(2), Delete: true})
-	commit(t, db, 3, Mutation{Key: []byte("pstrange"), Value: nil}, Mutation{Key: append(idKey(3), 'x'), Value: nil}, Mutation{Key: []byte("q"), Value: nil})
+	commit(t, db, 1, mutation{Key: idKey(1), Value: []byte("old")}, mutation{Key: idKey(2), Value: []byte("old")}, mutation{Key: idKey(5), Value: []byte("five")})
+	commit(t, db, 2, mutation{Key: idKey(1), Value: []byte("new")}, mutation{Key: idKey(2), Delete: true})
+	commit(t, db, 3, mutation{Key: []byte("pstrange"), Value: nil}, mutation{Key: append(idKey(3), 'x'), Value: nil}, mutation{Key: []byte("q"), Value: nil})
 	txn := db.NewTransactionAt(3, false)
 	defer txn.Discard()
 	it := NewIterator(txn, []byte("p"))
@@ -44,13 +44,13 @@ func TestSeekForwardAgreesWithAScan(t *testing.T) {
 	const n = 2000
 	state := make([]int, n) // 0 never written, 1 there, 2 deleted
 	for number := uint64(1); number <= 300; number++ {
-		var mutations []Mutation
+		var mutations []mutation
 		for id := range rng.Perm(n)[:10] {
 			id = rng.IntN(n)
 			if rng.IntN(2) == 0 && state[id] != 0 {
-				mutations, state[id] = append(mutations, Mutation{Key: idKey(uint64(id)), Delete: true}), 2
+				mutations, state[id] = append(mutations, mutation{Key: idKey(uint64(id)), Delete: true}), 2
 			} else {
-				mutations, state[id] = append(mutations, Mutation{Key: idKey(uint64(id)), Value: []byte{1}}), 1
+				mutations, state[id] = append(mutations, mutation{Key: idKey(uint64(id)), Value: []byte{1}}), 1
 			}
 		}
 		commit(t, db, number, mutations...)

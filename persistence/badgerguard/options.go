@@ -52,10 +52,16 @@ func MemTableSize(fileSystem int64) int64 {
 // are kept in the tree, may have n bytes.
 func MemTableSizeFor(n int64) int64 { return (n*100/12>>20 + 1) << 20 }
 
+// rowOverhead is what Badger counts for a row beyond key and value, rounded up, in bytes.
+const rowOverhead = 24
+
+// RowSize returns what a row takes of Limits.Bytes. A deletion has no value.
+func RowSize(key, value int) int64 { return int64(key+value) + rowOverhead }
+
 // Limits are what one Badger transaction accepts. Beyond them Badger fails with ErrTxnTooBig.
 type Limits struct {
 	Rows  int
-	Bytes int64 // of all rows by Mutation.Size
+	Bytes int64 // of all rows by RowSize
 	Value int   // bytes of one row's value
 }
 

@@ -13,7 +13,7 @@
 //
 // # What it relies on
 //
-// It does not use Badger. Its user (localWAL of package persistence, duty 3) needs these properties of
+// It does not use Badger. Its user (localLog of package persistence, duty 3) needs these properties of
 // Badger, so that the log may forget what tables have:
 //
 //   - The rows of a commit are one request to Badger, and lie in one memtable.

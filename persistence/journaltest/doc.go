@@ -7,7 +7,7 @@
 // # The suite on another engine
 //
 // A test of the engine calls Run with a Backend. Its functions are the only knowledge that the suite
-// has of an engine; all else goes through persistence.Store. TestBadgerConforms of package
+// has of an engine; all else goes through persistence.Store. TestStoreConforms of package
 // persistence and TestMemoryConforms of this package are examples. The engine must provide:
 //
 //   - Open, and Reopen after a Close. Each subtest opens a store of its own.
@@ -77,9 +77,9 @@
 // The name of the subtest names clause and moment, and the message names the thing, the value found
 // and the value expected:
 //
-//	TestBadgerConforms/crash_in_a_commit/before_the_record_is_synced,_power_failed/commit_3:
+//	TestStoreConforms/crash_in_a_commit/before_the_record_is_synced,_power_failed/commit_3:
 //	    6 batches were acknowledged, the first 4 are there
-//	TestBadgerConforms/journal_truncation: next seq: got 2501, want 2500
+//	TestStoreConforms/journal_truncation: next seq: got 2501, want 2500
 //
 // A store that does not answer fails the test after 30 s. Subtests do not
 // depend on each other: each starts from an empty store.

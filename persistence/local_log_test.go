@@ -18,9 +18,9 @@ import (
 
 // Each test here fails when the line is deleted that gives its guarantee.
 
-func openLocal(t *testing.T, c Config) *Badger {
+func openLocal(t *testing.T, c Config) *RunStore {
 	t.Helper()
-	s, err := OpenBadger(c)
+	s, err := OpenStore(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,13 +35,13 @@ func underWay(function string) bool {
 }
 
 // commitOne commits one row, beside the committer, which has nothing to do.
-func commitOne(s *Badger, key string) error {
+func commitOne(s *RunStore, key string) error {
 	o := sealRow([]byte(key), []byte("value of "+key))
 	return s.commitAndApply([]mutation{o}, o.Size())
 }
 
 // stored tells whether a row of commitOne is there.
-func stored(t *testing.T, s *Badger, key string) bool {
+func stored(t *testing.T, s *RunStore, key string) bool {
 	t.Helper()
 	v, err := s.getRow([]byte(key))
 	if err != nil || v != nil && string(v) != "value of "+key {
@@ -55,12 +55,12 @@ func TestFailedCommitIsNotGivenToBadger(t *testing.T) {
 	disk := faults.New(vfs.OS{})
 	c := Config{Dir: t.TempDir(), FS: disk}
 	s := openLocal(t, c)
-	s.localWAL.waitApplied()
+	_ = s.db.writer.wait()
 	var mu sync.Mutex
 	var given []uint64
 	late := make(chan struct{})
-	write := s.localWAL.writeRows
-	s.localWAL.writeRows = func(ops []mutation, at uint64, done func(error)) {
+	write := s.db.writer.writeRows
+	s.db.writer.writeRows = func(ops []mutation, at uint64, done func(error)) {
 		mu.Lock()
 		given = append(given, at)
 		mu.Unlock()
@@ -72,7 +72,7 @@ func TestFailedCommitIsNotGivenToBadger(t *testing.T) {
 	if err := commitOne(s, "?first"); err != nil {
 		t.Fatal(err)
 	}
-	first := s.localWAL.log.Last()
+	first := s.db.localLog.log.Last()
 	disk.Add(faults.Rule{Op: faults.Sync, Path: "0000000001.new"})
 	if err := commitOne(s, "?second"); !errors.Is(err, faults.ErrInjected) || !errors.Is(err, ErrFailed) {
 		t.Errorf("%v", err)
@@ -97,10 +97,10 @@ func TestFailedCommitIsNotGivenToBadger(t *testing.T) {
 func TestBadgerGetsNoCommitAfterARefusedOne(t *testing.T) {
 	c := Config{Dir: t.TempDir()}
 	s := openLocal(t, c)
-	s.localWAL.waitApplied()
-	write := s.localWAL.writeRows
-	refused := s.localWAL.log.Last() + 2
-	s.localWAL.writeRows = func(ops []mutation, at uint64, done func(error)) {
+	_ = s.db.writer.wait()
+	write := s.db.writer.writeRows
+	refused := s.db.localLog.log.Last() + 2
+	s.db.writer.writeRows = func(ops []mutation, at uint64, done func(error)) {
 		if at == refused {
 			done(errors.New("injected"))
 			return
@@ -109,10 +109,10 @@ func TestBadgerGetsNoCommitAfterARefusedOne(t *testing.T) {
 	}
 	for _, key := range []string{"?before", "?refused", "?after"} {
 		o := sealRow([]byte(key), []byte("value of "+key))
-		if _, err := s.localWAL.commit([]mutation{o}, o.Size()); err != nil { // beside the check for the failure, as if that came later
+		if _, err := s.db.localLog.commit([]mutation{o}, o.Size()); err != nil { // beside the check for the failure, as if that came later
 			t.Fatal(err)
 		}
-		s.localWAL.applyToBadger()
+		s.db.localLog.applyToBadger()
 	}
 	if err := s.Err(); !errors.Is(err, ErrFailed) {
 		t.Errorf("the store goes on: %v", err)
@@ -131,13 +131,13 @@ func TestBadgerGetsNoCommitAfterARefusedOne(t *testing.T) {
 // TestFailedOpenWaitsForBadger: an open that fails does not close Badger while that takes a commit.
 func TestFailedOpenWaitsForBadger(t *testing.T) {
 	given := make(chan struct{})
-	_, err := OpenBadger(Config{Dir: t.TempDir(), onWAL: func(l *localWAL) {
-		write := l.writeRows
-		l.writeRows = func(ops []mutation, at uint64, done func(error)) {
+	_, err := OpenStore(Config{Dir: t.TempDir(), onLog: func(l *localLog) {
+		write := l.writer.writeRows
+		l.writer.writeRows = func(ops []mutation, at uint64, done func(error)) {
 			l.alarm(errors.New("injected"))
 			go func() {
 				defer close(given)
-				testenv.Eventually(t, "the open waits for Badger", func() bool { return underWay("(*localWAL).waitApplied") })
+				testenv.Eventually(t, "the open waits for Badger", func() bool { return underWay("(*localLog).waitApplied") })
 				write(ops, at, done)
 			}()
 		}

@@ -1,16 +1,16 @@
-package badgerguard
+package persistence
 
 import (
 	"math/rand/v2"
 	"testing"
 )
 
-// TestDeletedIDsAgreeWithASet: ranges do what a set does, in as few ranges as possible.
-func TestDeletedIDsAgreeWithASet(t *testing.T) {
+// TestDeletedRunIDsAgreeWithASet: ranges do what a set does, in as few ranges as possible.
+func TestDeletedRunIDsAgreeWithASet(t *testing.T) {
 	const most = uint64(1<<64 - 1)
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 200 {
-		var d DeletedIDs
+		var d deletedRunIDs
 		set := map[uint64]bool{}
 		// Half of the sets lie at the very end of the IDs.
 		base := []uint64{0, most - 40}[rng.IntN(2)]

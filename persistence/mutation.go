@@ -1,23 +1,21 @@
-package badgerguard
+package persistence
 
 import (
 	"encoding/binary"
 	"errors"
 
 	"github.com/caravan-dag/caravan/internal/lengthprefix"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
-// Mutation sets or deletes one row.
-type Mutation struct {
+// mutation sets or deletes one row.
+type mutation struct {
 	Key, Value []byte
 	Delete     bool
 }
 
-// rowOverhead is what Badger counts for a row beyond key and value, rounded up, in bytes.
-const rowOverhead = 24
-
 // Size returns what the row takes of a transaction's limit, in bytes.
-func (m Mutation) Size() int64 { return int64(len(m.Key)+len(m.Value)) + rowOverhead }
+func (m mutation) Size() int64 { return badgerguard.RowSize(len(m.Key), len(m.Value)) }
 
 // A batch that is too large for one transaction is written down in parts before it is applied in
 // several transactions. The parts hold its mutations, encoded one after the other:
@@ -28,13 +26,13 @@ const (
 	encodedDelete = 1
 )
 
-// ErrEncodedMutations marks bytes that EncodeMutations did not write.
-var ErrEncodedMutations = errors.New("encoded mutations cannot be decoded")
+// errEncodedMutations marks bytes that encodeMutations did not write.
+var errEncodedMutations = errors.New("encoded mutations cannot be decoded")
 
-// SplitForTransaction returns how many of the mutations go into the first transaction, and their
+// splitForTransaction returns how many of the mutations go into the first transaction, and their
 // size. Neighbours for which keepTogether is true are not separated, unless the transaction would
 // hold only such rows.
-func (l Limits) SplitForTransaction(mutations []Mutation, keepTogether func(Mutation) bool) (n int, size int64) {
+func splitForTransaction(l badgerguard.Limits, mutations []mutation, keepTogether func(mutation) bool) (n int, size int64) {
 	for n < len(mutations) && (n == 0 || l.Fits(n+1, size+mutations[n].Size())) {
 		size += mutations[n].Size()
 		n++
@@ -53,9 +51,9 @@ func (l Limits) SplitForTransaction(mutations []Mutation, keepTogether func(Muta
 	return whole, wholeSize
 }
 
-// EncodeMutations encodes mutations into parts of partSize bytes; the last part may be shorter.
+// encodeMutations encodes mutations into parts of partSize bytes; the last part may be shorter.
 // Each part has spare capacity of that many bytes, so that the caller can append a checksum.
-func EncodeMutations(mutations []Mutation, partSize, spare int) (parts [][]byte) {
+func encodeMutations(mutations []mutation, partSize, spare int) (parts [][]byte) {
 	var part []byte
 	flush := func() {
 		if len(part) > 0 {
@@ -89,21 +87,21 @@ func EncodeMutations(mutations []Mutation, partSize, spare int) (parts [][]byte)
 	return parts
 }
 
-// DecodeMutations is the inverse of EncodeMutations, on the joined parts. The mutations refer to b.
-func DecodeMutations(b []byte) (mutations []Mutation, err error) {
+// decodeMutations is the inverse of encodeMutations, on the joined parts. The mutations refer to b.
+func decodeMutations(b []byte) (mutations []mutation, err error) {
 	for len(b) > 0 {
 		kind := b[0]
-		m := Mutation{Delete: kind == encodedDelete}
+		m := mutation{Delete: kind == encodedDelete}
 		if kind != encodedSet && kind != encodedDelete {
-			return nil, ErrEncodedMutations
+			return nil, errEncodedMutations
 		}
 		var ok bool
 		if m.Key, b, ok = lengthprefix.Cut(b[1:]); !ok || len(m.Key) == 0 {
-			return nil, ErrEncodedMutations
+			return nil, errEncodedMutations
 		}
 		if !m.Delete {
 			if m.Value, b, ok = lengthprefix.Cut(b); !ok {
-				return nil, ErrEncodedMutations
+				return nil, errEncodedMutations
 			}
 		}
 		mutations = append(mutations, m)

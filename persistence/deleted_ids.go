@@ -1,4 +1,4 @@
-package badgerguard
+package persistence
 
 import (
 	"fmt"
@@ -6,10 +6,10 @@ import (
 	"sync"
 )
 
-// DeletedIDs is the set of row IDs that no longer exist and never come back. Scans use it to jump
+// deletedRunIDs is the set of row IDs that no longer exist and never come back. Scans use it to jump
 // over the tombstones of deleted rows, which Badger would step through one by one. The oldest rows
 // are deleted first, so a few ranges hold the set. It is safe for concurrent use.
-type DeletedIDs struct {
+type deletedRunIDs struct {
 	mu     sync.RWMutex
 	ranges []idRange // ascending, with a gap between neighbours
 }
@@ -18,7 +18,7 @@ type DeletedIDs struct {
 type idRange struct{ first, last uint64 }
 
 // Add adds the IDs from first to last, inclusive.
-func (d *DeletedIDs) Add(first, last uint64) {
+func (d *deletedRunIDs) Add(first, last uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	// The ranges [i, end) touch the new one and are merged with it.
@@ -36,7 +36,7 @@ func (d *DeletedIDs) Add(first, last uint64) {
 }
 
 // NextExisting returns the first ID at or after id that may exist. The highest ID always may.
-func (d *DeletedIDs) NextExisting(id uint64) uint64 {
+func (d *deletedRunIDs) NextExisting(id uint64) uint64 {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	i, _ := slices.BinarySearchFunc(d.ranges, id, func(r idRange, id uint64) int {
@@ -52,7 +52,7 @@ func (d *DeletedIDs) NextExisting(id uint64) uint64 {
 }
 
 // String lists the ranges.
-func (d *DeletedIDs) String() string {
+func (d *deletedRunIDs) String() string {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return fmt.Sprint(d.ranges)

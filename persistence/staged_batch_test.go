@@ -22,7 +22,7 @@ func randomBytes(n int) []byte {
 
 // openSmall opens a new store with small transactions, and gives it runs, which are
 // unfinished.
-func openSmall(t *testing.T, runs ...messages.RunID) (s *Badger, put func(*Batch) error) {
+func openSmall(t *testing.T, runs ...messages.RunID) (s *RunStore, put func(*Batch) error) {
 	t.Helper()
 	s, put = openAt(t, t.TempDir())
 	for _, run := range runs {
@@ -32,9 +32,9 @@ func openSmall(t *testing.T, runs ...messages.RunID) (s *Badger, put func(*Batch
 }
 
 // openAt opens a store with small transactions; put has a batch written.
-func openAt(t *testing.T, dir string) (s *Badger, put func(*Batch) error) {
+func openAt(t *testing.T, dir string) (s *RunStore, put func(*Batch) error) {
 	t.Helper()
-	s, err := OpenBadger(Config{Dir: dir, memTable: 4 << 20})
+	s, err := OpenStore(Config{Dir: dir, memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,12 +48,12 @@ func openAt(t *testing.T, dir string) (s *Badger, put func(*Batch) error) {
 }
 
 // listedByTag is what a list of a tag shows.
-func listedByTag(t *testing.T, s *Badger) string {
+func listedByTag(t *testing.T, s *RunStore) string {
 	t.Helper()
 	return listedRuns(t, s, messages.ListQuery{All: true, HasTag: true, Tag: "t"})
 }
 
-func listedRuns(t *testing.T, s *Badger, q messages.ListQuery) (runs string) {
+func listedRuns(t *testing.T, s *RunStore, q messages.ListQuery) (runs string) {
 	t.Helper()
 	err := s.Summaries(q, func(sum *messages.Summary) bool {
 		runs += fmt.Sprintf(" %d:%s", sum.ID, sum.State)
@@ -109,7 +109,7 @@ func TestStagedBatchMovesItsRunAtOnce(t *testing.T) {
 		}
 		total := 0
 		for rest := append(ops, rows...); len(rest) > 0; {
-			n, _ := s.limits.SplitForTransaction(rest, isSummaryRow)
+			n, _ := splitForTransaction(s.limits, rest, isSummaryRow)
 			c := rest[:n]
 			rest = rest[n:]
 			summary := 0

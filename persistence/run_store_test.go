@@ -15,13 +15,13 @@ import (
 
 // opened keeps the folder of each store that a test has open.
 type opened struct {
-	*persistence.Badger
+	*persistence.RunStore
 	dir string
 }
 
 func open(t testing.TB, dir string) persistence.Store {
 	t.Helper()
-	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
+	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func copyFile(to, from string) error {
 	return errors.Join(err, out.Close())
 }
 
-func TestBadgerConforms(t *testing.T) {
+func TestStoreConforms(t *testing.T) {
 	journaltest.Run(t, journaltest.Backend{
 		Open: func(t testing.TB) persistence.Store { return open(t, t.TempDir()) },
 		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {

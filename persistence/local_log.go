@@ -15,21 +15,22 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// writeAheadLog makes commits durable and numbers them. The writer calls it, one commit at a time.
-type writeAheadLog interface {
+// commitLog makes the commits of one store durable and numbers them. The writer calls it, one commit at a
+// time (commit.go). localLog is that of a single node.
+type commitLog interface {
 	// commit makes the rows durable as one commit, and waits until Badger has all earlier ones. It
 	// returns the commit's number, which is higher than that of the commit before. After an error
-	// the log is not used any more; the next open may or may not find the rows.
+	// the store does not use the log any more, and it is unknown whether the rows are in it.
 	commit(mutations []mutation, size int64) (number uint64, err error)
-	// applyToBadger is called after each commit, and before the next one. It gives Badger the rows
-	// and does not wait until Badger has them; then onApplied is called. The rows must stay
-	// unchanged until the next commit has returned without an error.
+	// applyToBadger is called after each commit, and before the next one. Badger gets the rows, if
+	// it does not have them yet, and is not waited for. The rows must stay unchanged until the next
+	// commit has returned without an error.
 	applyToBadger()
 	// waitApplied waits until Badger has all that it was given.
 	waitApplied()
 }
 
-// localWAL is the write-ahead log of a single machine: package commitlog in front of Badger. Its
+// localLog is the write-ahead log of a single machine: package commitlog in front of Badger. Its
 // duties:
 //
 //  1. A commit is appended to the log and synced. Then it is durable, and its batches are answered.
@@ -51,24 +52,17 @@ type writeAheadLog interface {
 //
 // The log keeps as much as Badger has in memtables: at most three of them, and one that is being
 // written to a table. When Badger cannot keep up, commits wait for it.
-type localWAL struct {
-	db  *badger.DB
-	log *commitlog.Log
-	dir string
-	fs  vfs.FS
-	// alarm fails the store: the store stops while the disk is in doubt.
+type localLog struct {
+	db     *badger.DB
+	writer *rowWriter
+	log    *commitlog.Log
+	dir    string
+	fs     vfs.FS
+	// alarm fails the DB: it stops while the disk is in doubt.
 	alarm func(error)
 
 	record    commitlog.RecordBuilder
 	committed durableCommit // what applyToBadger gives Badger; owned by the writer
-	entries   []badger.Entry
-	// badgerIdle holds a token while Badger has all that the log has. commit takes the token, and
-	// the call back of Badger returns it. It guards entries and applyErr.
-	badgerIdle chan struct{}
-	applyErr   error                                     // why Badger did not take a commit
-	onApplied  func(number uint64, mutations []mutation) // a commit is durable, and Badger has it
-	// writeRows is writeToBadger; tests put delays and errors in front of it.
-	writeRows func(mutations []mutation, number uint64, done func(error))
 
 	// recordTables writes the inventory of tables. It comes before the log forgets what they hold:
 	// else a manifest that loses its end later would lose those commits silently.
@@ -111,11 +105,9 @@ func openCommitLog(c Config, maxRowsBytes int, alarm func(error)) (*commitlog.Lo
 // and gives space back segment by segment.
 func segmentSize(memTable int64) int64 { return memTable / 4 }
 
-func newLocalWAL(db *badger.DB, log *commitlog.Log, c Config, onApplied func(number uint64, mutations []mutation), alarm func(error)) *localWAL {
-	l := &localWAL{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, checkEvery: c.memTable / 8, checkNow: make(chan struct{}, 1),
-		onApplied: onApplied, badgerIdle: make(chan struct{}, 1)}
-	l.badgerIdle <- struct{}{}
-	l.writeRows = l.writeToBadger
+func newLocalLog(db *DB, log *commitlog.Log, c Config) *localLog {
+	l := &localLog{db: db.badger, writer: db.writer, log: log, dir: c.Dir, fs: c.FS, alarm: db.writer.alarm, recordTables: db.recordManifest,
+		checkEvery: c.memTable / 8, checkNow: make(chan struct{}, 1)}
 	if l.fs == nil {
 		l.fs = vfs.OS{}
 	}
@@ -127,24 +119,18 @@ func newLocalWAL(db *badger.DB, log *commitlog.Log, c Config, onApplied func(num
 	return l
 }
 
-func (l *localWAL) commit(mutations []mutation, size int64) (number uint64, err error) {
+func (l *localLog) commit(mutations []mutation, size int64) (number uint64, err error) {
 	number = l.log.Last() + 1
 	l.record.Reset()
 	l.record.Grow(int(size))
-	for i := range mutations {
-		if m := &mutations[i]; m.Delete {
-			l.record.Delete(m.Key)
-		} else {
-			l.record.Set(m.Key, m.Value)
-		}
-	}
+	appendRows(&l.record, mutations)
 	if err := l.log.Append(number, &l.record); err != nil {
 		return 0, err
 	}
 	if err := l.log.Sync(); err != nil {
 		return 0, err
 	}
-	<-l.badgerIdle
+	l.writer.begin()
 	l.committed = durableCommit{number, mutations}
 	if l.sinceCheck += size; l.sinceCheck >= l.checkEvery {
 		l.sinceCheck = 0
@@ -156,68 +142,30 @@ func (l *localWAL) commit(mutations []mutation, size int64) (number uint64, err 
 	return number, nil
 }
 
-func (l *localWAL) waitApplied() {
-	<-l.badgerIdle
-	l.badgerIdle <- struct{}{}
+// appendRows encodes the rows of a commit.
+func appendRows(r *commitlog.RecordBuilder, mutations []mutation) {
+	for i := range mutations {
+		if m := &mutations[i]; m.Delete {
+			r.Delete(m.Key)
+		} else {
+			r.Set(m.Key, m.Value)
+		}
+	}
 }
 
-// applyToBadger gives Badger no commit after one that Badger did not take: a table with a later
-// commit would make the next open skip the missing one (duty 3).
-func (l *localWAL) applyToBadger() {
+func (l *localLog) waitApplied() { _ = l.writer.wait() } // the alarm has told of an error
+
+func (l *localLog) applyToBadger() {
 	c := l.committed
 	if c.mutations == nil {
 		return
 	}
 	l.committed = durableCommit{}
-	if l.applyErr != nil {
-		l.badgerIdle <- struct{}{}
-		return
-	}
-	l.writeRows(c.mutations, c.number, func(err error) {
-		if err != nil {
-			l.applyErr = err
-			l.alarm(err)
-		} else {
-			l.onApplied(c.number, c.mutations)
-		}
-		clear(l.entries)
-		l.badgerIdle <- struct{}{}
-	})
-}
-
-// writeToBadger gives the rows to Badger, which answers by a call of done. The rows must stay
-// unchanged until then. The caller holds the token.
-func (l *localWAL) writeToBadger(mutations []mutation, number uint64, done func(error)) {
-	txn := l.db.NewTransactionAt(number-1, true)
-	if cap(l.entries) < len(mutations) {
-		l.entries = make([]badger.Entry, 2*len(mutations))
-	}
-	l.entries = l.entries[:len(mutations)]
-	for i, m := range mutations {
-		var err error
-		if m.Delete {
-			if err = txn.Delete(m.Key); err != nil {
-				err = fmt.Errorf("delete a row: %w", err)
-			}
-		} else {
-			l.entries[i].Key, l.entries[i].Value = m.Key, m.Value
-			if err = txn.SetEntry(&l.entries[i]); err != nil {
-				err = fmt.Errorf("set a row of %d bytes, %d of %d: %w", len(m.Value), i, len(mutations), err)
-			}
-		}
-		if err != nil {
-			txn.Discard()
-			done(err)
-			return
-		}
-	}
-	if err := txn.CommitAt(number, done); err != nil {
-		done(err)
-	}
+	l.writer.apply(c.number, c.mutations)
 }
 
 // retireFlushed lets the log forget what tables have.
-func (l *localWAL) retireFlushed() {
+func (l *localLog) retireFlushed() {
 	flushed := min(max(badgerguard.NewestFlushed(l.db.Tables()), 1)-1, l.log.Last())
 	if flushed <= l.log.Applied() {
 		return
@@ -236,7 +184,7 @@ func (l *localWAL) retireFlushed() {
 
 // catchUp applies the commits of the log that tables may not have. replayFrom, if set, applies all
 // commits after this one.
-func (l *localWAL) catchUp(limits badgerguard.Limits, replayFrom *uint64) error {
+func (l *localLog) catchUp(limits badgerguard.Limits, replayFrom *uint64) error {
 	flushed, last := badgerguard.NewestFlushed(l.db.Tables()), l.log.Last()
 	switch {
 	case flushed == 0 && l.log.Applied() > 0:
@@ -271,13 +219,13 @@ func (l *localWAL) catchUp(limits badgerguard.Limits, replayFrom *uint64) error 
 }
 
 // stopRetiring ends the checks of what tables have. It may be called more than once.
-func (l *localWAL) stopRetiring() {
+func (l *localLog) stopRetiring() {
 	l.stopOnce.Do(func() { close(l.checkNow) })
 	l.goroutines.Wait()
 }
 
 // close closes the log, after Badger. clean says that tables have all commits.
-func (l *localWAL) close(clean bool) error {
+func (l *localLog) close(clean bool) error {
 	if clean {
 		if err := l.fs.SyncDir(l.dir); err != nil {
 			return errors.Join(err, l.log.Close(false))
@@ -290,7 +238,7 @@ func (l *localWAL) close(clean bool) error {
 }
 
 // replayer applies commits to Badger, many in one request. It divides the rows of a commit only when
-// they are too many for one request (localWAL, duty 3).
+// they are too many for one request (localLog, duty 3).
 type replayer struct {
 	db       *badger.DB
 	limits   badgerguard.Limits
@@ -298,7 +246,7 @@ type replayer struct {
 	size     int64 // of rows, in bytes
 	flushed  chan error
 	flushing bool
-	failed   error // of the first flush that failed: Badger gets no rows after it (localWAL, duty 3)
+	failed   error // of the first flush that failed: Badger gets no rows after it (localLog, duty 3)
 }
 
 type replayRow struct {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -24,7 +23,7 @@ const (
 
 // commitStaged commits one batch by itself, while the writer rests. In a failed store it does
 // not write: the writer may not have returned from its last commit.
-func (s *Badger) commitStaged(mutations []mutation, p *pendingBatch) {
+func (s *RunStore) commitStaged(mutations []mutation, p *pendingBatch) {
 	err := s.Err()
 	if err == nil {
 		err = s.stageAndApply(mutations)
@@ -36,7 +35,7 @@ func (s *Badger) commitStaged(mutations []mutation, p *pendingBatch) {
 	p.complete(err)
 }
 
-func (s *Badger) stageAndApply(mutations []mutation) error {
+func (s *RunStore) stageAndApply(mutations []mutation) error {
 	s.encoder.writeCount++
 	id := s.encoder.writeCount
 	parts := stagedParts(mutations, id, s.encoder.partSize)
@@ -56,7 +55,7 @@ func stagedMark(id uint64, parts int) mutation {
 }
 
 // applyStaged commits the rows of a marked batch, and then deletes mark and parts.
-func (s *Badger) applyStaged(mutations []mutation, id uint64, parts []mutation) error {
+func (s *RunStore) applyStaged(mutations []mutation, id uint64, parts []mutation) error {
 	if err := s.commitSplit(mutations); err != nil {
 		return err
 	}
@@ -68,9 +67,9 @@ func (s *Badger) applyStaged(mutations []mutation, id uint64, parts []mutation) 
 }
 
 // commitSplit commits rows in as many transactions as they take, in order.
-func (s *Badger) commitSplit(mutations []mutation) error {
+func (s *RunStore) commitSplit(mutations []mutation) error {
 	for len(mutations) > 0 {
-		n, size := s.limits.SplitForTransaction(mutations, isSummaryRow)
+		n, size := splitForTransaction(s.limits, mutations, isSummaryRow)
 		if err := s.commitAndApply(mutations[:n], size); err != nil {
 			return err
 		}
@@ -87,7 +86,7 @@ func isSummaryRow(m mutation) bool {
 
 // stagedParts returns the rows that hold a batch until it is applied.
 func stagedParts(mutations []mutation, id uint64, partSize int) (parts []mutation) {
-	for i, part := range badgerguard.EncodeMutations(mutations, partSize, checksumSize) {
+	for i, part := range encodeMutations(mutations, partSize, checksumSize) {
 		parts = append(parts, sealRow(stageKey(id, uint32(i)), part))
 	}
 	return parts
@@ -95,7 +94,7 @@ func stagedParts(mutations []mutation, id uint64, partSize int) (parts []mutatio
 
 // decodeStaged is the inverse of stagedParts, on the joined parts.
 func decodeStaged(v []byte) ([]mutation, error) {
-	mutations, err := badgerguard.DecodeMutations(v)
+	mutations, err := decodeMutations(v)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
@@ -141,7 +140,7 @@ func (b *stagedBatch) markAndPartDeletions() []mutation {
 }
 
 // eachStaged calls fn for the staged batches, ascending.
-func (s *Badger) eachStaged(fn func(*stagedBatch) error) error {
+func (s *runReader) eachStaged(fn func(*stagedBatch) error) error {
 	found := map[uint64]*stagedBatch{}
 	batch := func(key []byte) *stagedBatch {
 		id := binary.BigEndian.Uint64(key[1:])
@@ -187,7 +186,7 @@ func (s *Badger) eachStaged(fn func(*stagedBatch) error) error {
 }
 
 // recoverStaged applies the batches that were marked and deletes the others.
-func (s *Badger) recoverStaged() error {
+func (s *RunStore) recoverStaged() error {
 	return s.eachStaged(func(b *stagedBatch) error {
 		if !b.marked {
 			return s.commitSplit(b.partDeletions())

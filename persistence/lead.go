@@ -1,0 +1,66 @@
+package persistence
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/caravan-dag/caravan/persistence/commitlog"
+)
+
+// ErrLost ends a store whose node no longer leads: the leadership is lost, the fence has dropped a group,
+// or it is unknown whether the log has it. The DB goes on: what the log has of the last batches, Apply
+// writes. Errors of a store that has ended so wrap ErrFailed, too.
+var ErrLost = errors.New("the leadership is lost")
+
+// Lead is one term of leadership over the log of a replica.
+type Lead struct {
+	// Epoch is the term. Groups carry it, and write numbers begin with it.
+	Epoch uint64
+	// At is the moment of the entry that began the term. All entries before it are applied.
+	At uint64
+	// Propose appends a group to the log, and returns its moment when the entry is committed and Apply
+	// has written it here. Any error ends the store. One that wraps ErrLost leaves the DB as it is; any
+	// other fails the DB, too. Propose may keep the group. The store calls it from one goroutine.
+	Propose func(group []byte) (at uint64, err error)
+}
+
+// Lead opens a store over a replica for one term. Opening writes rows only when the replica is new (its
+// format), or when a crash has left something half done. It uses Shards and Registerer of c. Closing the
+// store leaves the DB open.
+func (db *DB) Lead(l Lead, c Config) (*RunStore, error) {
+	s, err := db.newStore(replicaLimits())
+	if err != nil {
+		return nil, err
+	}
+	s.epoch, s.replicated = l.Epoch, true
+	s.commits = &proposedLog{lead: l}
+	if applied := db.replica.applied.Load(); l.At < applied {
+		s.packer.close()
+		return nil, fmt.Errorf("lead from moment %d: the replica has rows of moment %d", l.At, applied)
+	}
+	if err := s.start(c); err != nil {
+		return nil, fmt.Errorf("lead from moment %d: %w", l.At, err)
+	}
+	return s, nil
+}
+
+// proposedLog is the commit log of a store over a replica: a commit is an entry of the replicated log. The
+// rows reach Badger by Apply, on the goroutine of the log, before Propose returns.
+type proposedLog struct {
+	lead   Lead
+	record commitlog.RecordBuilder
+}
+
+// commit proposes the rows. The group is a new slice each time: the log may still send it to a slow
+// replica when the next commit is under way.
+func (l *proposedLog) commit(mutations []mutation, size int64) (number uint64, err error) {
+	l.record.Reset()
+	l.record.Grow(int(size))
+	appendRows(&l.record, mutations)
+	rows := l.record.Bytes()
+	return l.lead.Propose(appendGroup(make([]byte, 0, groupHead+len(rows)+groupTail), l.lead.Epoch, rows))
+}
+
+func (l *proposedLog) applyToBadger() {} // Badger has the rows
+
+func (l *proposedLog) waitApplied() {}

@@ -1,0 +1,186 @@
+package persistence
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"sync/atomic"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
+	"github.com/caravan-dag/caravan/persistence/commitlog"
+)
+
+// This file is a DB as one replica of a replicated log. The log orders groups of rows; each replica applies
+// them. The DB has no log of its own. The duties of the owner of the log:
+//
+//  1. OpenDB, with Config.Synced as Sync has returned it before, or as the log no longer has older entries.
+//  2. Apply each committed entry, in the order of moments, beginning at Synced or before. Entries that
+//     come again change nothing.
+//  3. Forget entries only up to the moment that Sync returns. Later entries come again by duty 2.
+//  4. As the leader of a term: apply all entries before the entry that begins the term, Lead, and close
+//     the store when the term is over. A second store in a term begins when the first one is closed and
+//     the log has answered its last proposal.
+//  5. End the process when Failed is closed: the disk is in doubt.
+//
+// A moment is the number of a commit: the index of its entry in the log, and the version of its rows in
+// Badger. Rows are absolute and Apply reads neither clock nor row, so the rows of a replica follow from
+// the log alone, and TestReplicasEndEqual compares the digests of several.
+//
+// # The fence
+//
+// A group carries the epoch of the store that made it: the term that this store leads. A replica writes
+// the rows of a group only if the log put it into an entry of that term. So a store that has lost its
+// leadership, and proposes when its node leads again, changes nothing. The rule needs no state, so a
+// replay decides as the first time.
+
+// A group is
+//
+//	format u8, epoch u64, rows as package commitlog encodes them, checksum u32
+//
+// in big-endian. The checksum (CRC32C) covers all bytes before it.
+const (
+	groupFormat = 1
+	groupHead   = 1 + 8
+	groupTail   = 4
+)
+
+// errGroup marks bytes of the log that this program did not write, or cannot read.
+var errGroup = errors.New("the group of a log entry cannot be decoded")
+
+// maxGroup is the limit of a group, in bytes: an entry of that size is one message of the log.
+const maxGroup = 1 << 20
+
+// replicaMemTable is the smallest memtable of a replica, in bytes. Groups and values have the limits of
+// this memtable whatever the disk of their maker is. So each replica can take each group as one
+// transaction, and keeps each value in the tree.
+var replicaMemTable = badgerguard.MemTableSizeFor(maxGroup)
+
+// replicaLimits returns the limits of a group.
+func replicaLimits() badgerguard.Limits {
+	l := badgerguard.TransactionLimits(replicaMemTable)
+	l.Bytes = min(l.Bytes, maxGroup-groupHead-groupTail)
+	return l
+}
+
+// appendGroup encodes a group. rows are encoded by a RecordBuilder.
+func appendGroup(dst []byte, epoch uint64, rows []byte) []byte {
+	at := len(dst)
+	dst = binary.BigEndian.AppendUint64(append(dst, groupFormat), epoch)
+	dst = append(dst, rows...)
+	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[at:], castagnoli))
+}
+
+// parseGroup is the inverse of appendGroup. The rows refer to the group.
+func parseGroup(group []byte) (epoch uint64, rows []byte, err error) {
+	n := len(group) - groupTail
+	switch {
+	case n < groupHead:
+		return 0, nil, fmt.Errorf("%w: %d bytes", errGroup, len(group))
+	case group[0] != groupFormat:
+		return 0, nil, fmt.Errorf("%w: format %d, this program reads format %d", errGroup, group[0], groupFormat)
+	case binary.BigEndian.Uint32(group[n:]) != crc32.Checksum(group[:n], castagnoli):
+		return 0, nil, fmt.Errorf("%w: wrong checksum", errGroup)
+	}
+	return binary.BigEndian.Uint64(group[1:]), group[groupHead:n], nil
+}
+
+// replicaState is what a DB knows as a replica. Its zero value is for a single node.
+type replicaState struct {
+	applied   atomic.Uint64 // the newest moment whose rows Badger has; Apply raises it
+	term      uint64        // of the entry that is being applied; guarded by the writer's token
+	mutations []mutation    // of that entry; reused
+	synced    uint64        // as Sync returned it; guarded by syncMu
+	lastWrite uint64        // the newest write number of the stores before; the open store owns it
+}
+
+// OpenDB opens the rows of one replica in c.Dir, or makes an empty folder. The error names the folder, and
+// says when another process has it, and when tables are missing that the log no longer has.
+func OpenDB(c Config) (*DB, error) {
+	db, err := openDB(c, false)
+	if err != nil {
+		return nil, err
+	}
+	db.startVerifier()
+	return db, nil
+}
+
+// openReplica is the last step of OpenDB: it finds out which entries tables already have.
+func (db *DB) openReplica(c Config) error {
+	flushed := badgerguard.NewestFlushed(db.badger.Tables())
+	if flushed == 0 && c.Synced > 0 {
+		return fmt.Errorf("all tables are missing, and they had all rows up to moment %d", c.Synced)
+	}
+	// Tables may have only a part of the newest moment. That moment may be lower than Synced when
+	// a compaction has dropped the newest tombstones.
+	db.replica.synced = max(c.Synced, max(flushed, 1)-1)
+	db.replica.applied.Store(db.replica.synced)
+	db.timestamps.publish(db.replica.synced, nil)
+	return nil
+}
+
+// Apply writes the rows of one committed entry: that of moment at, of a term of the log. It returns when
+// they can be read, and does not sync them (Sync). written is false when the entry changes nothing:
+// because its epoch is not the term, or because the rows of at are already there.
+//
+// One goroutine calls it, with ascending moments. After an error the DB has failed, and the process ends.
+func (db *DB) Apply(at, term uint64, group []byte) (written bool, err error) {
+	if err := db.Err(); err != nil {
+		return false, err
+	}
+	epoch, rows, err := parseGroup(group)
+	if err != nil {
+		return false, db.fail(fmt.Errorf("moment %d: %w", at, err))
+	}
+	r := &db.replica
+	if epoch != term || at <= r.applied.Load() {
+		return false, nil
+	}
+	r.mutations = r.mutations[:0]
+	err = commitlog.Rows(rows, func(row commitlog.Row) error {
+		r.mutations = append(r.mutations, mutation(row))
+		return nil
+	})
+	if err == nil {
+		err = db.disk.CheckCommit(int64(len(group)))
+	}
+	if err != nil {
+		return false, db.fail(fmt.Errorf("moment %d: %w", at, err))
+	}
+	db.writer.begin()
+	r.term = term
+	db.writer.apply(at, r.mutations)
+	err = db.writer.wait()
+	clear(r.mutations)
+	if err != nil {
+		return false, db.fail(err)
+	}
+	r.applied.Store(at)
+	return true, db.Err() // Badger's log may have failed the DB in the meantime
+}
+
+// Sync returns the newest moment up to which all rows survive a power failure. The log may then forget
+// entries up to there.
+//
+// It does not make Badger write what it has in memory: at most three memtables, which the log keeps. So
+// it costs two syncs of small files, and less when the moment is the one of the last call.
+func (db *DB) Sync() (at uint64, err error) {
+	if err := db.Err(); err != nil {
+		return 0, err
+	}
+	flushed := max(badgerguard.NewestFlushed(db.badger.Tables()), 1) - 1
+	db.syncMu.Lock()
+	defer db.syncMu.Unlock()
+	if flushed <= db.replica.synced {
+		return db.replica.synced, nil
+	}
+	if err := (vfs.OS{}).SyncDir(db.dir); err != nil {
+		return 0, db.fail(fmt.Errorf("sync the names of tables: %w", err))
+	}
+	if db.recordManifest() != nil {
+		return db.replica.synced, nil // the manifest may be read while Badger appends to it: the next call comes
+	}
+	db.replica.synced = flushed
+	return flushed, nil
+}

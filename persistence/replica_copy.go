@@ -1,0 +1,182 @@
+package persistence
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
+	"github.com/dgraph-io/badger/v4"
+)
+
+// A copy of a replica is all rows as of one moment. A replica that lacks entries which the log no longer
+// has gets a copy, and then the entries after its moment.
+//
+//	magic [8], moment u64
+//	per row, ascending: key length, key, value length, value
+//	0, number of rows u64, moment u64, digest [32]
+//
+// Lengths are varints, the other numbers big-endian. The digest is that of ReadView.Digest.
+const copyMagic = "CARVNCPY"
+
+// rowDigest is the digest of rows (SHA-256): per row, the lengths of key and value in eight bytes each, key
+// and value. Two replicas with the same rows as of a moment have the same digest, whatever tables they lie
+// in.
+type rowDigest struct {
+	sum  hash.Hash
+	rows uint64
+	head [16]byte
+}
+
+func newRowDigest() *rowDigest { return &rowDigest{sum: sha256.New()} }
+
+func (d *rowDigest) add(key, value []byte) {
+	d.rows++
+	binary.BigEndian.PutUint64(d.head[:], uint64(len(key)))
+	binary.BigEndian.PutUint64(d.head[8:], uint64(len(value)))
+	d.sum.Write(d.head[:])
+	d.sum.Write(key)
+	d.sum.Write(value)
+}
+
+func (d *rowDigest) result() (sum [32]byte) {
+	d.sum.Sum(sum[:0])
+	return sum
+}
+
+// Digest returns the digest of all rows of the view, and their number. It reads them all.
+func (m *ReadView) Digest() (sum [32]byte, rows uint64, err error) {
+	d := newRowDigest()
+	err = m.Rows(func(key, value []byte) error {
+		d.add(key, value)
+		return nil
+	})
+	return d.result(), d.rows, err
+}
+
+// WriteCopy writes a copy of the replica as of the view's moment.
+func (m *ReadView) WriteCopy(w io.Writer) error {
+	out := bufio.NewWriterSize(w, 64<<10)
+	d := newRowDigest()
+	head := binary.BigEndian.AppendUint64([]byte(copyMagic), m.at)
+	_, _ = out.Write(head) // a Writer keeps its first error
+	err := m.Rows(func(key, value []byte) error {
+		d.add(key, value)
+		head = append(binary.AppendUvarint(head[:0], uint64(len(key))), key...)
+		head = binary.AppendUvarint(head, uint64(len(value)))
+		_, _ = out.Write(head)
+		_, err := out.Write(value)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	sum := d.result()
+	_, _ = out.Write(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{0}, d.rows), m.at))
+	_, _ = out.Write(sum[:])
+	return out.Flush()
+}
+
+var errCopy = errors.New("the copy of a replica is not what was written")
+
+// InstallCopy makes a new replica in dir of a copy, and returns the copy's moment: Config.Synced of the
+// OpenDB that follows. dir must be missing or empty. The rows lie under another name until all are there
+// and durable, so after a crash there is a whole replica, or none.
+func InstallCopy(dir string, r io.Reader) (at uint64, err error) {
+	draft := dir + ".draft"
+	if err := errors.Join(os.RemoveAll(draft), os.MkdirAll(draft, 0o700)); err != nil {
+		return 0, err
+	}
+	if at, err = fillFromCopy(draft, r); err != nil {
+		return 0, errors.Join(fmt.Errorf("install a copy in %s: %w", dir, err), os.RemoveAll(draft))
+	}
+	if err := errors.Join((vfs.OS{}).SyncDir(draft), os.Rename(draft, dir), (vfs.OS{}).SyncDir(filepath.Dir(dir))); err != nil {
+		return 0, err
+	}
+	return at, nil
+}
+
+// fillFromCopy makes tables of a copy. All rows get the copy's moment as their version: what was replaced
+// before it is of no replica's interest.
+func fillFromCopy(dir string, r io.Reader) (at uint64, err error) {
+	in := bufio.NewReaderSize(r, 64<<10)
+	var head [16]byte
+	if _, err := io.ReadFull(in, head[:]); err != nil {
+		return 0, fmt.Errorf("%w: %w", errCopy, err)
+	}
+	if string(head[:8]) != copyMagic {
+		return 0, fmt.Errorf("%w: it begins with %q", errCopy, head[:8])
+	}
+	at = binary.BigEndian.Uint64(head[8:])
+	db, err := badger.OpenManaged(badgerguard.Options(dir, replicaMemTable).WithLogger(nil))
+	if err != nil {
+		return 0, err
+	}
+	batch := db.NewManagedWriteBatch()
+	err = readCopy(in, at, func(key, value []byte) error {
+		return batch.SetEntryAt(badger.NewEntry(key, value), at)
+	})
+	if err != nil {
+		batch.Cancel()
+		return 0, errors.Join(err, db.Close())
+	}
+	return at, errors.Join(batch.Flush(), db.Close())
+}
+
+// readCopy calls fn for the rows of a copy, and verifies each row and the whole. Key and value are new
+// slices.
+func readCopy(in *bufio.Reader, at uint64, fn func(key, value []byte) error) error {
+	d := newRowDigest()
+	for {
+		key, err := readString(in)
+		if err != nil {
+			return err
+		}
+		if len(key) == 0 {
+			break
+		}
+		value, err := readString(in)
+		if err == nil {
+			err = CheckRow(key, value)
+		}
+		if err == nil {
+			d.add(key, value)
+			err = fn(key, value)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	var tail [48]byte
+	if _, err := io.ReadFull(in, tail[:]); err != nil {
+		return fmt.Errorf("%w: its end: %w", errCopy, err)
+	}
+	sum := d.result()
+	if n := binary.BigEndian.Uint64(tail[:]); n != d.rows || binary.BigEndian.Uint64(tail[8:]) != at || !bytes.Equal(sum[:], tail[16:]) {
+		return fmt.Errorf("%w: %d rows of %d, with the digest %x instead of %x", errCopy, d.rows, n, sum, tail[16:])
+	}
+	return nil
+}
+
+func readString(in *bufio.Reader) ([]byte, error) {
+	n, err := binary.ReadUvarint(in)
+	if err == nil && n > maxGroup {
+		err = fmt.Errorf("a key or value of %d bytes", n)
+	}
+	b := make([]byte, min(n, maxGroup))
+	if err == nil {
+		_, err = io.ReadFull(in, b)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errCopy, err)
+	}
+	return b, nil
+}
