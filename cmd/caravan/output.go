@@ -295,7 +295,9 @@ func (p *progress) drawBar(s *client.Summary, rate string) {
 	}
 	p.barText.Store(&text)
 	if p.bar == nil {
-		p.bar = p.bars.New(int64(s.Total()), mpb.BarStyle(), mpb.BarWidth(30),
+		// Made with a total, a bar would end for good when that many tasks have ended, although a
+		// generator among them has added more. This one ends with close.
+		p.bar = p.bars.New(0, mpb.BarStyle(), mpb.BarWidth(30),
 			mpb.PrependDecorators(decor.Name(fmt.Sprintf("run %d ", p.run)), decor.CountersNoUnit("%d/%d")),
 			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return *p.barText.Load() })))
 	}

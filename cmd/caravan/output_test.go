@@ -59,6 +59,24 @@ func TestProgressBarOnATerminal(t *testing.T) {
 	p.newProgress(4).close()
 }
 
+// A generator that ends adds tasks: the bar goes on, although all tasks of the first summary have ended.
+func TestProgressBarGrowsWithTheRun(t *testing.T) {
+	p := newProgram("")
+	p.Terminal = func(any) bool { return true }
+	bar := p.newProgress(3)
+	bar.show(summary(client.Running, 0, 1))
+	p.errs.await(t, "0/1")
+	bar.show(summary(client.Running, 1, 4))
+	p.errs.await(t, "1/5")
+	bar.show(summary(client.Running, 4, 1))
+	p.errs.await(t, "4/5")
+	bar.show(summary(client.Completed, 5, 0))
+	bar.close()
+	if !strings.Contains(p.errs.String(), "5/5") {
+		t.Errorf("it ends with %q", p.errs)
+	}
+}
+
 func TestFormatDuration(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		-1: "-", 0: "0us", 1500 * time.Microsecond: "1ms", 61500 * time.Millisecond: "1m01s", 9990 * time.Millisecond: "9.9s",
