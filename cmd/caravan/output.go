@@ -220,7 +220,7 @@ type progress struct {
 	run  uint64
 	now  func() time.Time // replaced in tests
 	bars *mpb.Progress    // nil without a terminal
-	bar  *mpb.Bar         // nil until the first summary, which has the number of tasks
+	bar  *mpb.Bar         // nil until the first summary
 
 	state        string                 // of the last printed line
 	lastLine     string                 // the last printed line, without the rate
@@ -308,7 +308,7 @@ func (p *progress) drawBar(s *client.Summary, rate string) {
 }
 
 // close leaves the last state of the bar on the screen, and returns when the goroutine of mpb has
-// drawn it. Without Abort, Wait would wait for a bar that is not full.
+// drawn it. Abort ends the bar, which does not end by itself.
 func (p *progress) close() {
 	if p.bars == nil {
 		return

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/internal/datafolder"
@@ -213,6 +215,29 @@ func TestRunWithTheRealServer(t *testing.T) {
 	p.OpenServer = openServer
 	if c := p.run("serve", "--listen", "127.0.0.1:0", "--data", file(t, "f", "")+"/below"); c != exitInternal || !strings.Contains(p.errs.String(), "data folder ") {
 		t.Errorf("exit %d: %s", c, p.errs)
+	}
+}
+
+// --kill-grace 0 sends SIGKILL at once, also when the timeout of a task is over.
+func TestTimeoutWithoutKillGrace(t *testing.T) {
+	p := newProgram(`{"tasks":{"deaf":{"job":{"commandString":"trap '' TERM; sleep 60","timeoutSeconds":0.2}}}}`)
+	p.OpenServer = openServer
+	code := p.start("run", "-", "--data", t.TempDir(), "--kill-grace", "0", "-o", "json")
+	if c := testenv.Receive(t, "exit code", code); c != exitErrored {
+		t.Fatalf("exit %d: %s%s", c, p.out, p.errs)
+	}
+	var run struct {
+		TaskAttempts map[string][]struct {
+			StartTime int64 `json:",string"`
+			StopTime  int64 `json:",string"`
+		}
+	}
+	if err := json.Unmarshal([]byte(p.out.String()), &run); err != nil || len(run.TaskAttempts["deaf"]) != 1 {
+		t.Fatalf("%v: %s", err, p.out)
+	}
+	a := run.TaskAttempts["deaf"][0]
+	if took := time.Duration(a.StopTime - a.StartTime); took > 4*time.Second { // the default grace is 5 s
+		t.Errorf("the attempt took %v", took)
 	}
 }
 

@@ -191,7 +191,7 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 					Sink: sink, CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, Logger: log, FS: files,
 					Settings: worker.Settings{
 						Version: v.Version + " " + v.Commit, DataFolderID: n.folder.ID().String(), Outputs: n.folder.Output(), Node: host,
-						MaxCapture: maxGenerated, Grace: c.KillGrace, EnforceMemory: c.EnforceMemory, Umask: c.Umask,
+						MaxCapture: maxGenerated, Grace: timeoutGrace(c), EnforceMemory: c.EnforceMemory, Umask: c.Umask,
 					},
 				})
 			},
@@ -211,6 +211,10 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	go n.watchFailures()
 	return n, nil
 }
+
+// timeoutGrace returns the time between SIGTERM and SIGKILL after the timeout of a task. It is that of
+// kills. Executors take 0 for their default of 5 s, so no grace at all is a nanosecond.
+func timeoutGrace(c Config) time.Duration { return max(c.KillGrace, 1) }
 
 // minFreeForRuns returns the free disk space below which new runs are refused, in bytes, for a disk
 // of total bytes. As a disk fills, new runs are refused first, then output is cut, and the store
@@ -348,7 +352,7 @@ func (n *localServer) withSlurm(c Config, engine actors.Config) actors.Config {
 	engine.Executors[slurmExecutor] = func(sink executor.Sink) (executor.Executor, error) {
 		return slurm.New(slurm.Config{
 			CommonConfig: executor.CommonConfig{
-				Outputs: n.outputs, Sink: sink, MaxCapture: maxGenerated, Grace: c.KillGrace, Logger: n.log,
+				Outputs: n.outputs, Sink: sink, MaxCapture: maxGenerated, Grace: timeoutGrace(c), Logger: n.log,
 			},
 			Dir: n.folder.Slurm(), Partition: c.SlurmPartition, Umask: c.Umask,
 		})
