@@ -221,7 +221,7 @@ func (f *configFile) parseEntry(key, value ast.Node, values map[string]any) erro
 		}
 		return fmt.Errorf("unknown key %q", name)
 	}
-	// The YAML parser refuses equal keys by their spelling. Here they are equal after the quotes.
+	// The YAML parser refuses equal keys by itself. This holds whatever it takes for equal.
 	if _, twice := values[name]; twice {
 		return fmt.Errorf("key %q is given twice", name)
 	}

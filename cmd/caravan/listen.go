@@ -299,7 +299,7 @@ func listenUnix(path string) (_ net.Listener, err error) {
 			_ = lock.Close()
 		}
 	}()
-	err = vfs.WaitForLock(lock, unix.LOCK_EX) // for 2 s: a former server may be closing
+	err = vfs.WaitForLock(lock, unix.LOCK_EX) // for up to 2 s: see there
 	if errors.Is(err, vfs.ErrLocked) {
 		return nil, fmt.Errorf("address unix:%s is in use: another server may be running; choose another address with --listen", path)
 	}
