@@ -78,7 +78,7 @@
 // # Life of a server
 //
 // runServer (serve.go) and startLocalServer (wiring.go) open the parts in this order, and close them
-// in the other one:
+// in the reverse one:
 //
 //	listeners      addresses, tokens, certificates, audit log (listen.go)
 //	data folder    lock and identity (internal/datafolder)

@@ -59,7 +59,8 @@ func TestProgressBarOnATerminal(t *testing.T) {
 	p.newProgress(4).close()
 }
 
-// A generator that ends adds tasks: the bar goes on, although all tasks of the first summary have ended.
+// A generator that ends adds tasks: the bar goes on, although all tasks of the first summary have
+// ended.
 func TestProgressBarGrowsWithTheRun(t *testing.T) {
 	p := newProgram("")
 	p.Terminal = func(any) bool { return true }

@@ -35,8 +35,8 @@ import (
 //
 // The last two differ because a user who names another machine wants the tasks to run there.
 //
-// The exit code is that of the run: 0, 3 or 4. After an interrupt the run is KILLED, and so is the
-// code 4 when the command has waited for that, and 130 when a second interrupt ended the wait.
+// The exit code is that of the run: 0, 3 or 4. After an interrupt it is 4 when the command has waited
+// until the run was KILLED, and 130 when a second interrupt ended that wait.
 func (m *Main) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "run FILE",
@@ -59,13 +59,15 @@ func (m *Main) runCommand() *cobra.Command {
 			all[i].initial = "warn"
 		}
 	}
-	// The options left out here are about an address, or about more than one run. They can still
-	// come from the environment or a file, which a server on the same machine may share, and then
-	// do no harm.
-	addOptionFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
+	// The options left out here are about an address, or about more than one run. --token-file and
+	// --insecure are flags of the client instead. The environment and the file may still set such
+	// an option, because a server on the machine shares them: those about addresses then have no
+	// effect, and those about runs hold for this server, too.
+	own := slices.DeleteFunc(slices.Clone(all), func(o option) bool {
 		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "retain-keys", "allow-host", "cors-origin",
 			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log"}, o.name)
-	}))
+	})
+	addOptionFlags(cmd.Flags(), own)
 	completeOptions(cmd)
 	var data string
 	var strict bool
@@ -88,7 +90,7 @@ func (m *Main) runCommand() *cobra.Command {
 		}
 		server, _ := r.address()
 		if data == "" && (r.isReachable(ctx) || !isLocalAddress(server)) {
-			if given := changedOptions(cmd.Flags(), all); len(given) > 0 {
+			if given := changedOptions(cmd.Flags(), own); len(given) > 0 {
 				fmt.Fprintf(m.Stderr, "caravan: %s: no effect, because the server at %s runs the graph; --data starts a separate one\n",
 					strings.Join(given, ", "), c.Server())
 			}
@@ -108,7 +110,8 @@ func (m *Main) runCommand() *cobra.Command {
 	return cmd
 }
 
-// changedOptions lists the option flags that the user has set on the command line, with their dashes.
+// changedOptions lists the flags of options that the user has set on the command line, with their
+// dashes.
 func changedOptions(flags *pflag.FlagSet, all []option) []string {
 	var given []string
 	for _, o := range all {

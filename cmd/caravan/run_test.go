@@ -45,6 +45,12 @@ func TestRunUsesARunningServer(t *testing.T) {
 	if c := p.run("run", "-", "-o", "json", "--server", a.URL); c != 0 || p.out.String() != `{"runID":7,"tasks":{}}`+"\n" {
 		t.Errorf("exit %d: %s", c, p.out)
 	}
+	// Credentials have an effect, although options of a server have the same names.
+	a = newAPI(t, runTable("COMPLETED"))
+	p = newProgram("{}")
+	if c := p.run("run", "-", "--server", a.URL, "--token-file", file(t, "token", "caravan_x"), "--insecure"); c != 0 || strings.Contains(p.errs.String(), "no effect") {
+		t.Errorf("exit %d: %s", c, p.errs)
+	}
 	// The command names the flags for a separate server that have no effect.
 	a = newAPI(t, runTable("COMPLETED"))
 	p = newProgram("{}")

@@ -84,7 +84,7 @@ func openServer(c Config, l net.Listener, log *slog.Logger) (server, error) {
 const preparedThreads = 24
 
 // startLocalServer opens the data folder, starts the engine and serves. If a later step fails, it
-// closes what it opened, in the other order, and joins the errors. Each step needs the former ones:
+// closes what it opened, the last part first, and joins the errors. Each step needs the former ones:
 //
 //	data folder   Its lock comes before any file in it is touched: only one server may work there. It
 //	              knows the ID by which the worker marks processes, and whether the folder is a copy,
@@ -212,8 +212,8 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	return n, nil
 }
 
-// timeoutGrace returns the time between SIGTERM and SIGKILL after the timeout of a task. It is that of
-// kills. Executors take 0 for their default of 5 s, so no grace at all is a nanosecond.
+// timeoutGrace returns the time between SIGTERM and SIGKILL after the timeout of a task. It is that
+// of kills. Executors take 0 for their default of 5 s, so no grace at all is a nanosecond.
 func timeoutGrace(c Config) time.Duration { return max(c.KillGrace, 1) }
 
 // minFreeForRuns returns the free disk space below which new runs are refused, in bytes, for a disk
@@ -290,8 +290,8 @@ func (n *localServer) Close(ctx context.Context) error { return n.shutDown(ctx, 
 // Detach implements server. It stops in the same order and leaves the attempts running.
 func (n *localServer) Detach(ctx context.Context) error { return n.shutDown(ctx, n.engine.Detach) }
 
-// shutDown closes the parts in the reverse order of startLocalServer, except that requests stop
-// first. engine is Close or Detach of the engine. All steps are carried out, also after the failure
+// shutDown closes the parts, roughly in the reverse order of startLocalServer; requests stop first.
+// engine is Close or Detach of the engine. All steps are carried out, also after the failure
 // of one; the errors are joined, each with the name of its part. The reasons for the order:
 //
 //	requests      first: handlers use the engine until http.Server.Shutdown has returned, and a request
