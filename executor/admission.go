@@ -196,8 +196,7 @@ var PostponeReasons = [...]string{"processes", "memory", "descriptors", "groups"
 // postponeReason returns why a start that failed with err is postponed. ok is false when it is not:
 // then the failure is the attempt's own.
 func postponeReason(err error) (reason string, ok bool) {
-	var l *postponeError
-	if errors.As(err, &l) {
+	if l, ok := errors.AsType[*postponeError](err); ok {
 		return l.reason, true
 	}
 	switch {
@@ -208,8 +207,7 @@ func postponeReason(err error) (reason string, ok bool) {
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 		return "descriptors", true
 	}
-	var limit *memoryLimitError
-	if errors.As(err, &limit) && errors.Is(err, unix.ENOSPC) {
+	if _, ok := errors.AsType[*memoryLimitError](err); ok && errors.Is(err, unix.ENOSPC) {
 		return "groups", true
 	}
 	return "", false

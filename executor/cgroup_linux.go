@@ -213,12 +213,8 @@ func (c *cgroupPool) discard(g *cgroup) {
 
 // remove gives a group up, and removes its folders, now or in a sweep. c.slow is held.
 func (c *cgroupPool) remove(g *cgroup, path string) {
-	if g.eventsFile != nil {
-		g.eventsFile.Close()
-	}
-	if g.dir != nil {
-		g.dir.Close()
-	}
+	g.eventsFile.Close() // nil, as dir may be, when create has failed: Close returns an error then
+	g.dir.Close()
 	folders := []string{path}
 	if g.memoryDir != "" && c.v1Home != "" {
 		folders = append(folders, g.memoryDir)

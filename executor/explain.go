@@ -314,8 +314,7 @@ func withCause(err error, format string, args ...any) error {
 
 // kernelError returns the kernel's error without the path that package os puts before it.
 func kernelError(err error) error {
-	var path *os.PathError
-	if errors.As(err, &path) {
+	if path, ok := errors.AsType[*os.PathError](err); ok {
 		return path.Err
 	}
 	return err

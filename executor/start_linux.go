@@ -316,13 +316,13 @@ func (p *Process) startFailed(a *attempt, err error) {
 		return
 	}
 	result, reason := messages.AttemptNotStarted, named
-	var limit *memoryLimitError
+	_, unlimited := errors.AsType[*memoryLimitError](err)
 	switch {
 	case why == causeKill || why == causeClose || err == errEndedFirst:
 		var text string
 		result, text = why.result(a.order.Timeout)
 		reason = errors.New(text)
-	case !errors.As(err, &limit):
+	case !unlimited:
 		reason = p.explain(a, &a.command, err)
 	}
 	if why == causeTimeout && err != errEndedFirst { // it was being ended, and then failed by itself

@@ -164,11 +164,6 @@ func (g *registry) replaceWorker(name string, entry ...registryWorker) error {
 	return err
 }
 
-// indexOf returns the index of the worker of this name, or -1.
-func (g *registry) indexOf(name string) int {
-	return slices.IndexFunc(g.Workers, func(w registryWorker) bool { return w.Name == name })
-}
-
 // CheckFolder reads the registry and the journal of each worker, without any change, and returns what
 // is damaged or missing, each error with the file's name. Workers may live. Files of a former start of
 // the machine are not checked: the journals are not synced, and all attempts that ran then are lost
@@ -209,8 +204,8 @@ func CheckFolder(dir string) (found []error) {
 	}
 	for _, path := range folders {
 		err := worker.CheckJournal(path)
-		var damage *worker.JournalError
-		if err == nil || errors.Is(err, fs.ErrNotExist) || errors.As(err, &damage) && damage.Missing && !started[path] {
+		damage, damaged := errors.AsType[*worker.JournalError](err)
+		if err == nil || errors.Is(err, fs.ErrNotExist) || damaged && damage.Missing && !started[path] {
 			continue
 		}
 		found = append(found, err)

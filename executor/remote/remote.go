@@ -176,11 +176,9 @@ func (r *Remote) Start(o executor.Order) {
 	case a != nil:
 		r.attachOrder(a, &o)
 	default:
-		if err := o.ExceedsMachine(r.cfg.CPUMillis, r.cfg.MemoryBytes); err != nil {
-			if !o.Resume {
-				r.queueReport(tooLargeReport(&o, err))
-				return
-			}
+		if err := o.ExceedsMachine(r.cfg.CPUMillis, r.cfg.MemoryBytes); err != nil && !o.Resume {
+			r.queueReport(tooLargeReport(&o, err))
+			return
 		}
 		r.lastSequence++
 		a = &trackedAttempt{order: &o, sequence: r.lastSequence}

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor/lifecycle"
+	"github.com/caravan-dag/caravan/executor/procfs"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 )
@@ -51,17 +52,18 @@ func (r *Remote) discoverWorkers() error {
 	if err != nil {
 		return err
 	}
+	processes := map[string]procfs.Identity{} // by the paths of their workers
 	for _, w := range r.registry.Workers {
-		if path := filepath.Join(r.cfg.Dir, w.Name); !slices.Contains(paths, path) {
+		path := filepath.Join(r.cfg.Dir, w.Name)
+		processes[path] = w.Identity
+		if !slices.Contains(paths, path) {
 			r.log.Error("the folder of a worker is missing: its attempts are ended, and run again with a new attempt number", "folder", path)
 			paths = append(paths, path)
 		}
 	}
 	for _, path := range paths {
 		p := newPeer(r, path)
-		if i := r.registry.indexOf(filepath.Base(path)); i >= 0 {
-			p.process = r.registry.Workers[i].Identity
-		}
+		p.process = processes[path]
 		r.peers = append(r.peers, p)
 	}
 	return nil

@@ -118,11 +118,8 @@ var transientMessages = []string{
 // isTransient tells whether a retry may succeed. It may after a command that did not run, or did not
 // end.
 func isTransient(err error) bool {
-	var ce *commandError
-	if !errors.As(err, &ce) || ce.output == "" {
-		return true
-	}
-	return containsAny(ce.output, transientMessages)
+	ce, ran := errors.AsType[*commandError](err)
+	return !ran || ce.output == "" || containsAny(ce.output, transientMessages)
 }
 
 func containsAny(s string, parts []string) bool {

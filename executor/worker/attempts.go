@@ -151,8 +151,6 @@ func (w *Worker) setUsage(frame *workerpb.WorkerFrame) {
 	frame.SetUsage(workerpb.Amount{CPUMillis: s.CPUMillisUsed, MemoryBytes: s.MemoryBytesUsed})
 }
 
-// wakeWriter has the journal written when the sender of a session cannot do it. w.mu is held.
-func (w *Worker) wakeWriter() { wakeUp(w.journalPending) }
 
 // repairDelay is how long a broken journal is left alone after an attempt to replace it.
 const repairDelay = 50 * time.Millisecond

@@ -108,12 +108,8 @@ func (f *Folder) Remove() error {
 	return err
 }
 
-// Release releases the lock.
-func (f *Folder) Release() {
-	if f.Lock != nil {
-		f.Lock.Close()
-	}
-}
+// Release releases the lock, if it was taken.
+func (f *Folder) Release() { f.Lock.Close() }
 
 // LockFolder locks a folder that exists. The error wraps vfs.ErrLocked when its worker lives, and
 // fs.ErrNotExist when the folder is missing. A missing lock file is made again, so the lock alone does

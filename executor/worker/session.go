@@ -117,7 +117,7 @@ func (w *Worker) Attach(stream attachStream) error {
 	if w.session == s {
 		w.session = nil
 		w.wasBusy = true
-		w.wakeWriter()
+		wakeUp(w.journalPending)
 	}
 	w.mu.Unlock()
 	return err
@@ -189,11 +189,15 @@ func (w *Worker) receiveFrames(s *session, stream attachStream) error {
 func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
 	w.frameMu.Lock()
 	defer w.frameMu.Unlock()
-	if !w.isAttached(s) {
+	w.mu.Lock()
+	attached := w.session == s
+	startsNoMore := w.draining || w.stopping
+	w.mu.Unlock()
+	if !attached {
 		return nil
 	}
-	if frame.Capacity != nil {
-		w.setCapacity(frame.Capacity.Amount())
+	if frame.Capacity != nil && !startsNoMore {
+		w.process.SetCapacity(frame.Capacity.CpuMillis, frame.Capacity.MemoryBytes)
 	}
 	if len(frame.Acknowledgements) > 0 {
 		w.forgetEnds(frame.Acknowledgements)
@@ -230,23 +234,6 @@ func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
 	return nil
 }
 
-// isAttached reports whether s is the present session.
-func (w *Worker) isAttached(s *session) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.session == s
-}
-
-// setCapacity sets the slots of attempts. A worker that drains or stops starts no more.
-func (w *Worker) setCapacity(a workerpb.Amount) {
-	w.mu.Lock()
-	fixed := w.draining || w.stopping
-	w.mu.Unlock()
-	if !fixed {
-		w.process.SetCapacity(a.CPUMillis, a.MemoryBytes)
-	}
-}
-
 // startOrder enters an order, and starts its attempt if the order is new: duty 1.
 func (w *Worker) startOrder(o executor.Order) {
 	w.mu.Lock()
@@ -277,7 +264,7 @@ func (w *Worker) takeReports(reports ...executor.Report) {
 	}
 	switch {
 	case w.session == nil:
-		w.wakeWriter()
+		wakeUp(w.journalPending)
 	case !w.session.outgoing.IsEmpty():
 		w.session.requestSend(urgent)
 	}
