@@ -12,35 +12,50 @@ import (
 )
 
 // attempt is one attempt, from its order, or from the recovery of its folder, until its end is
-// acknowledged.
+// acknowledged. Only the reconciler's goroutine uses it. A goroutine that collects it has a copy
+// (collectAttempt, recoverAttempt).
+//
+// The folder holds all that must survive the server. The next poll and the folder give every field but
+// order, killed, revoked and endedByClose, and these come again with the order and its kill.
 type attempt struct {
 	key           messages.AttemptKey
 	sequence      uint64          // in which orders came
 	order         *executor.Order // nil: an orphan, which is being ended
 	folder        folder
 	stage         stage
-	jobName       string // name of its job
-	arrayIndex    int    // index in the job's array
-	jobID         string // as squeue and scancel print it; "" = unknown
-	submitting    bool   // its sbatch is running
-	submissions   int
-	visibleFrom   time.Time // polls that began earlier cannot show the job
-	endedJob      *job      // its final state
-	node          string
-	startedAt     int64 // ns since the epoch
-	startReported bool  // Started was reported
-	abandoned     bool  // its run orders it again, so this entry no longer counts
-	killed        bool
-	revoked       bool
-	endedByClose  bool // Close killed it
-	killGrace     time.Duration
-	terminateSent bool      // its script was told to end it
-	cancelAt      time.Time // when Slurm is told to end the job
-	endDeadline   time.Time // how long to wait for its end after the end of its job
-	output        *attemptOutput
+	jobName       string         // name of its job
+	arrayIndex    int            // index in the job's array
+	jobID         string         // as squeue and scancel print it; "" = unknown
+	submitting    bool           // its sbatch is running
+	submissions   int            // that sbatch accepted; see maxSubmissions
+	visibleFrom   time.Time      // polls that began earlier cannot show the job
+	endedJob      *job           // its final state; nil while it has not been seen
+	node          string         // by which the job has named it in begun
+	startedAt     int64          // ns since the epoch
+	startReported bool           // Started was reported
+	abandoned     bool           // its run orders it again, so this entry no longer counts
+	killed        bool           // its end is wanted: by the user, by Close, or because it is an orphan
+	revoked       bool           // it is wanted back unless it has begun
+	endedByClose  bool           // Close killed it, so its end is a loss, not a kill
+	killGrace     time.Duration  // the shortest of all kills
+	terminateSent bool           // its script was told to end it
+	cancelAt      time.Time      // when Slurm is told to end the job
+	endDeadline   time.Time      // how long to wait for its end after the end of its job
+	output        *attemptOutput // nil until it has begun
 }
 
-// stage is how far an attempt is.
+// stage is how far an attempt is. It moves so:
+//
+//	stageWaiting → stageSubmitted      its sbatch is about to run (submitNext)
+//	stageSubmitted → stageWaiting      refused for now, or its job has disappeared (enqueue)
+//	stageSubmitted → stageRunning      begun names its job (noteStart)
+//	stageRunning → stageCollecting     its job is over (collectAttempt)
+//	stageCollecting → stageEnded       its final report is made (reportEnd)
+//	the first three → stageEnded       withdrawn, refused, lost, or replaced (abandon)
+//
+// An attempt that is recovered begins with any of the second to the fourth. The stages are in order, so
+// that a comparison says what has happened: below stageRunning an attempt has not begun as far as is
+// known, below stageCollecting it may still be killed.
 type stage uint8
 
 const (
@@ -59,11 +74,12 @@ const (
 	endPolls = 10
 	// cancelDelay is how long a job may take beyond the grace before Slurm ends it.
 	cancelDelay = 10 * time.Second
-	// idleSleep is how long the reconciler sleeps when it has no duties.
+	// idleSleep is how long the reconciler sleeps when all its duties are done.
 	idleSleep = time.Hour
 )
 
-// setStage moves an attempt to a stage and keeps inFlight.
+// setStage moves an attempt to a stage and keeps inFlight, the number of attempts that a poll may say
+// something about.
 func (r *reconciler) setStage(a *attempt, to stage) {
 	if a.stage == stageSubmitted || a.stage == stageRunning {
 		r.inFlight--
@@ -74,7 +90,15 @@ func (r *reconciler) setStage(a *attempt, to stage) {
 	a.stage = to
 }
 
-// startOrder accepts an order, or finds out what became of it before a restart.
+// startOrder accepts an order, or finds out what became of it before a restart. It serves Slurm.Start.
+//
+// An order is a repetition if its attempt has an order, or was acknowledged not long ago (recent). An
+// attempt without an order is an orphan that is being ended: it gets the order, and so its end is
+// reported. A folder that exists shows that a former server accepted the order (recoverAttempt).
+//
+// The script is written before the attempt may be submitted, and never changed after that, since a job
+// may read it at any time. An error of the file system before that is a loss, as the order never ran
+// and another attempt may succeed.
 func (r *reconciler) startOrder(o *executor.Order) {
 	a := r.attempts[o.Key]
 	switch {
@@ -122,6 +146,7 @@ func (r *reconciler) startOrder(o *executor.Order) {
 	r.enqueue(a)
 }
 
+// track enters an attempt that has not ended.
 func (r *reconciler) track(a *attempt) {
 	r.lastSequence++
 	a.sequence = r.lastSequence
@@ -129,6 +154,8 @@ func (r *reconciler) track(a *attempt) {
 	r.unfinished++
 }
 
+// enqueue has an attempt submitted. The first one that waits begins the time in which others may join
+// its array (Config.Gather).
 func (r *reconciler) enqueue(a *attempt) {
 	if len(r.waiting) == 0 {
 		r.gatherUntil = time.Now().Add(r.slurm.cfg.Gather)
@@ -138,12 +165,26 @@ func (r *reconciler) enqueue(a *attempt) {
 }
 
 // recoverAttempt takes over an attempt whose folder exists. It returns false when the attempt was
-// never submitted.
+// never submitted. The files decide, in this order:
+//
+//	verdict              it has ended: the same report is made again
+//	begun by the server  a former server withdrew it and died before it said so. The claim is removed:
+//	                     if the order has come again, the attempt may begin after all
+//	job                  it was submitted, or was about to be: a poll looks for the job by its name
+//	none of them         it was not submitted: the caller writes the folder again
 func (r *reconciler) recoverAttempt(a *attempt) bool {
 	if v, ok := a.folder.readReport(r.slurm.maxReportBytes()); ok {
 		a.startedAt = v.Record.Start
 		r.setStage(a, stageCollecting)
-		r.slurm.runAsync(func() { r.slurm.repeatReport(a, v) })
+		x := *a
+		r.slurm.runAsync(func() {
+			report, job := r.slurm.repeatReport(&x, v)
+			r.slurm.request(func() {
+				a.jobID = job
+				r.reportStart(a)
+				r.reportEnd(a, report)
+			})
+		})
 		return true
 	}
 	if b, ok := a.folder.readStart(); ok && b.byServer {
@@ -183,8 +224,12 @@ func (r *reconciler) revoke(key messages.AttemptKey) {
 	}
 }
 
-// withdraw withdraws an attempt that has not begun. It returns false when the attempt has begun, or
-// when that cannot be decided now: then the next poll decides.
+// withdraw withdraws an attempt that has not begun, and reports it as Revoked. It returns false when the
+// attempt has begun, or when that cannot be decided now: then the next poll decides.
+//
+// A job that was submitted for it finds begun and exits. It is cancelled all the same, as it would
+// occupy a place in the cluster's queue. Where the number of the job is not known yet, the next poll
+// finds it by its name (orphans), or the answer of sbatch tells it (onSubmitted).
 func (r *reconciler) withdraw(a *attempt) bool {
 	if a.stage >= stageRunning {
 		return false
@@ -208,7 +253,10 @@ func (r *reconciler) withdraw(a *attempt) bool {
 	return true
 }
 
-// requestTermination has an attempt's own script end it, once its job is known.
+// requestTermination has an attempt's own script end it, once its job is known. The script is told by
+// SIGUSR1 and reads the grace from the folder, since a signal carries no number. Slurm's own scancel
+// would end the job after the cluster's KillWait, which the attempt's grace may exceed or undercut; it
+// is the last resort for a script that does not act (cancelAt).
 func (r *reconciler) requestTermination(a *attempt) {
 	if a.stage != stageRunning || a.jobID == "" || a.terminateSent {
 		return
@@ -232,7 +280,8 @@ func (r *reconciler) close() {
 	}
 }
 
-// acknowledge forgets ends that are durable in the server.
+// acknowledge forgets ends that are durable in the server. It serves Slurm.Acknowledge. An attempt that
+// has not ended is not forgotten, whatever the caller says.
 func (r *reconciler) acknowledge(keys []messages.AttemptKey) {
 	for _, key := range keys {
 		if a := r.attempts[key]; a != nil && a.stage == stageEnded {
@@ -241,6 +290,8 @@ func (r *reconciler) acknowledge(keys []messages.AttemptKey) {
 	}
 }
 
+// forget lets an ended attempt go. A repetition of its order is ignored from here on (recent), as far as
+// that memory reaches.
 func (r *reconciler) forget(a *attempt) {
 	delete(r.attempts, a.key)
 	r.recent.Add(a.key)
@@ -260,7 +311,8 @@ func (r *reconciler) removeFolder(a *attempt) {
 	})
 }
 
-// expectResume serves Slurm.ExpectResume.
+// expectResume serves Slurm.ExpectResume. Only the first call, of a server that starts, makes orphans of
+// the attempts that other runs have in the folder. A later call names a run whose actor was rebuilt.
 func (r *reconciler) expectResume(runs []messages.RunID) {
 	expected := map[messages.RunID]bool{}
 	for _, run := range runs {
@@ -288,7 +340,9 @@ func (r *reconciler) abandon(a *attempt) {
 	delete(r.attempts, a.key)
 }
 
-// discardOrphans ends and forgets the attempts of these runs that have a folder but no order.
+// discardOrphans ends and forgets the attempts of these runs that have a folder but no order. It reads
+// the whole folder, so it costs O(runs and attempts in the folder). An orphan that was never submitted,
+// or has ended, only loses its folder; one that may run is killed, and its end is not reported.
 func (r *reconciler) discardOrphans(of func(messages.RunID) bool) {
 	keys, err := r.slurm.listAttempts(of)
 	if err != nil {
@@ -309,7 +363,9 @@ func (r *reconciler) discardOrphans(of func(messages.RunID) bool) {
 	}
 }
 
-// noteStart reads from the folder whether the attempt has begun.
+// noteStart reads from the folder whether the attempt has begun, and reports the start. The folder may
+// show that seconds before the next poll, or long after the job's end, on a file system that lags. The
+// job that it names is the right one, whatever number sbatch gave to a later submission.
 func (r *reconciler) noteStart(a *attempt) {
 	b, ok := a.folder.readStart()
 	if !ok || b.byServer || a.stage > stageRunning {
@@ -329,6 +385,7 @@ func (r *reconciler) noteStart(a *attempt) {
 	}
 }
 
+// reportStart reports the start once, if it is known and asked for.
 func (r *reconciler) reportStart(a *attempt) {
 	if !a.startReported && a.order != nil && a.startedAt != 0 {
 		a.startReported = true
@@ -336,7 +393,9 @@ func (r *reconciler) reportStart(a *attempt) {
 	}
 }
 
-// endNotStarted ends an attempt that will never begin.
+// endNotStarted ends an attempt that will never begin: the caller has claimed it (claimUnstarted), or no
+// job of it was ever submitted. The report is saved before it is made, so that a server which dies in
+// between repeats the same end.
 func (r *reconciler) endNotStarted(a *attempt, result messages.AttemptResult, why string) {
 	if a.order == nil {
 		r.reportEnd(a, nil)
@@ -349,12 +408,15 @@ func (r *reconciler) endNotStarted(a *attempt, result messages.AttemptResult, wh
 	r.reportEnd(a, &report)
 }
 
+// endRevoked gives an order back, whose attempt the caller has claimed.
 func (r *reconciler) endRevoked(a *attempt) {
 	r.reportEnd(a, &executor.Report{Key: a.key, Kind: executor.Revoked, At: time.Now().UnixNano()})
 }
 
-// reportEnd makes the final report. Revoked attempts and orphans leave no trace, so that their keys
-// are free.
+// reportEnd makes the final report; nil for an orphan, which the server does not know. The folders of
+// revoked attempts and orphans are removed at once, so that their keys are free. Any other attempt keeps its folder until the
+// end is acknowledged. An attempt that was abandoned while it was collected is skipped: the attempt that
+// replaced it repeats the saved report.
 func (r *reconciler) reportEnd(a *attempt, report *executor.Report) {
 	if a.abandoned {
 		return

@@ -19,10 +19,12 @@ import (
 const commandTimeout = time.Minute
 
 // commands runs Slurm's commands in an environment of their own, because sbatch passes its
-// environment on to the job, and SBATCH_ variables would change its behaviour.
+// environment on to the job, and SBATCH_ variables would change its behaviour. It does not link
+// libslurm, whose interface changes with each version; the commands and their output are what users rely
+// on. It is immutable, so any goroutine may use it.
 type commands struct {
-	searchPath string
-	env        []string
+	searchPath string   // PATH, in which the commands are looked up at each call: they may be replaced
+	env        []string // of each command
 }
 
 func newCommands(getenv func(string) string) commands {
@@ -55,7 +57,11 @@ func (p *commands) lookupCommand(name string) string {
 	return ""
 }
 
-// commandError is the failure of a command, with its output.
+// commandError is the failure of a command, with its output. Its text is Slurm's own, such as
+//
+//	Batch job submission failed: Invalid partition name specified
+//
+// and only without an output that of the exit, such as "sbatch: exit status 1".
 type commandError struct {
 	name   string
 	output string // may be ""
@@ -71,7 +77,9 @@ func (e *commandError) Error() string {
 
 func (e *commandError) Unwrap() error { return e.err }
 
-// run runs a command to its end and returns its stdout.
+// run runs a command to its end, or until ctx or commandTimeout is over, and returns its stdout. The
+// error is a *commandError. The cluster may have done what a command has asked for that was killed.
+// WaitDelay ends the wait for a child of the command that has kept its stdout.
 func (p *commands) run(ctx context.Context, stdin, name string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -94,7 +102,11 @@ func (p *commands) run(ctx context.Context, stdin, name string, args ...string) 
 	return out.Bytes(), nil
 }
 
-// cleanOutput joins a command's messages to one line, without the prefix of each.
+// cleanOutput joins a command's messages to one line, without the prefix of each. For squeue
+//
+//	squeue: error: Unable to contact slurm controller (connect failure)
+//
+// becomes "Unable to contact slurm controller (connect failure)".
 func cleanOutput(name, said string) string {
 	var lines []string
 	for line := range strings.Lines(said) {
@@ -108,7 +120,8 @@ func cleanOutput(name, said string) string {
 }
 
 // transientMessages are parts of messages about failures that pass, or whose outcome is unknown: the
-// controller, or the credentials' daemon, is away or busy.
+// controller, or the credentials' daemon (munge), is away or busy. A message that is missing
+// here makes an order fail which could have waited; one too many makes it wait for ever.
 var transientMessages = []string{
 	"Unable to contact slurm controller", "temporarily unable", "temporarily unavailable", "Socket timed out",
 	"Connection refused", "Connection timed out", "Zero Bytes were transmitted", "Transport endpoint",
@@ -122,27 +135,28 @@ func isTransient(err error) bool {
 	return !ran || ce.output == "" || containsAny(ce.output, transientMessages)
 }
 
+// containsAny tells whether one of the parts occurs in s.
 func containsAny(s string, parts []string) bool {
 	return slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(s, part) })
 }
 
 // job is Slurm's state of one job, which is one index of an array.
 type job struct {
-	array  int64  // number of its array
-	state  string // PENDING, RUNNING, COMPLETED, …
-	exit   syscall.WaitStatus
-	reason string
-	node   string
+	array  int64              // number of its array
+	state  string             // PENDING, RUNNING, COMPLETED, …; see man squeue, JOB STATE CODES
+	exit   syscall.WaitStatus // of its script, once it has ended
+	reason string             // why it waits or was ended, such as "Resources"; "" or "None" = unknown
+	node   string             // that its script runs on; "" while it waits
 }
 
-// The states of a job that is over. COMPLETING is not one of them: its processes may still run. In the
-// first states the cluster, and not the task, has caused the end.
+// The states of a job that is over. COMPLETING is not one of them: its processes may still run. In
+// lostStates the cluster, and not the task, has caused the end.
 var (
 	lostStates  = []string{"BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED"}
 	endedStates = append([]string{"CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}, lostStates...)
 )
 
-// id is the job's name in squeue and scancel.
+// id is the job's name in squeue and scancel, such as "1234_0".
 func (j *job) id(index int) string { return fmt.Sprintf("%d_%d", j.array, index) }
 
 func (j *job) hasEnded() bool      { return slices.Contains(endedStates, j.state) }
@@ -155,6 +169,8 @@ type snapshot map[string]map[int]*job
 
 const pendingRest = -1
 
+// find returns the job of an array and an index, or nil. An index without an entry of its own still
+// waits, if the array has an entry for its waiting jobs.
 func (s snapshot) find(name string, index int) *job {
 	jobs := s[name]
 	if j := jobs[index]; j != nil {
@@ -163,6 +179,7 @@ func (s snapshot) find(name string, index int) *job {
 	return jobs[pendingRest]
 }
 
+// add enters a job.
 func (s snapshot) add(name string, index int, j *job) {
 	if s[name] == nil {
 		s[name] = map[int]*job{}
@@ -170,8 +187,9 @@ func (s snapshot) add(name string, index int, j *job) {
 	s[name][index] = j
 }
 
-// queryJobs asks Slurm for all jobs. Where squeue lacks JSON it sets plainText and uses scontrol
-// from then on.
+// queryJobs asks Slurm for all jobs of the folder with this id. Where squeue lacks JSON it sets plainText
+// and uses scontrol from then on. A job that has ended is among them for as long as Slurm keeps it
+// (MinJobAge, 5 minutes by default), and is missing after that.
 func (p *commands) queryJobs(ctx context.Context, id string, plainText *bool) (snapshot, error) {
 	if !*plainText {
 		out, err := p.run(ctx, "", "squeue", "--json", "--me", "--states=all")
@@ -197,6 +215,7 @@ type number struct {
 	set   bool
 }
 
+// UnmarshalJSON implements json.Unmarshaler. null, and an object whose set is false, are not set.
 func (n *number) UnmarshalJSON(b []byte) error {
 	*n = number{}
 	if b[0] != '{' {
@@ -216,9 +235,11 @@ func (n *number) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// words reads a string, or a list of strings.
+// words reads a string, or a list of strings: job_state is "RUNNING" in version 22.05. In 24.05 it is
+// ["RUNNING"], with flags such as "COMPLETING" behind the state.
 type words []string
 
+// UnmarshalJSON implements json.Unmarshaler.
 func (w *words) UnmarshalJSON(b []byte) error {
 	if b[0] == '[' {
 		return json.Unmarshal(b, (*[]string)(w))
@@ -229,9 +250,12 @@ func (w *words) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// exitCode reads a raw wait status, or the object that later versions write.
+// exitCode reads a raw wait status, such as 256 for exit code 1, or the object that later versions write:
+//
+//	{"status": ["SIGNALED"], "return_code": {"set": false}, "signal": {"id": {"set": true, "number": 9}}}
 type exitCode syscall.WaitStatus
 
+// UnmarshalJSON implements json.Unmarshaler. It makes a wait status of the object.
 func (e *exitCode) UnmarshalJSON(b []byte) error {
 	if b[0] != '{' {
 		var n number
@@ -288,7 +312,13 @@ func parseJSON(out []byte, id string) (snapshot, error) {
 	return s, nil
 }
 
-// parseText reads the output of scontrol show job -o: one line of KEY=VALUE words per job.
+// parseText reads the output of scontrol show job -o: one line of KEY=VALUE words per job, such as
+//
+//	JobId=8 ArrayJobId=7 ArrayTaskId=0 JobName=t.5e0f.x JobState=FAILED ExitCode=3:0 BatchHost=n1 …
+//
+// Values may contain blanks and '=' (Comment, Command), so words without '=' are skipped and the first
+// word of a key counts. ArrayTaskId=2-9 is the entry of an array's waiting jobs. ExitCode is the exit
+// code and the signal.
 func parseText(out []byte, id string) snapshot {
 	s := snapshot{}
 	for line := range bytes.Lines(out) {

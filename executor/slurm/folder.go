@@ -18,18 +18,26 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
+// logFolder is the folder below Config.Dir with Slurm's messages on jobs.
 const logFolder = "log"
 
 // Every task of this user, and every user who shares the folder, can write to these files. So reads
 // are bounded by what the files may hold: a few words, or a saved report, whose inline output grows
-// by a third in JSON.
+// by a third in JSON. The files are opened by vfs, which refuses pipes and devices.
 const maxNoteBytes = 64 << 10
 
+// maxReportBytes bounds the file verdict: a record with two inline outputs, and texts.
 func (s *Slurm) maxReportBytes() int64 { return 1<<20 + 4*int64(s.cfg.InlineMax) }
 
-// folder is an attempt's folder. See the package doc for its files.
+// folder is an attempt's folder, as an absolute path. See the package doc for its files. Its methods read
+// the disk at each call and keep no state. They are called by the reconciler, and by the goroutine that
+// collects the attempt.
+//
+// The modification times of begun and end are when the attempt began and ended. It depends on the file
+// system whose clock they show: that of the node or that of the file server.
 type folder string
 
+// folder returns the folder of an attempt.
 func (s *Slurm) folder(key messages.AttemptKey) folder {
 	return folder(filepath.Join(s.cfg.Dir, folderName(key)))
 }
@@ -39,9 +47,11 @@ func folderName(key messages.AttemptKey) string {
 	return fmt.Sprintf("%d/%d.%d", key.Run, key.Task, key.Attempt)
 }
 
+// path returns the path of a file of the folder.
 func (f folder) path(name string) string { return filepath.Join(string(f), name) }
 
-// create creates the folder. The error is fs.ErrExist when it exists.
+// create creates the folder, and that of its run. The error wraps fs.ErrExist when the attempt's exists:
+// then a former server has accepted the order.
 func (f folder) create() (err error) {
 	for range 3 { // another attempt may remove the run's folder between the two calls
 		if err = os.MkdirAll(filepath.Dir(string(f)), 0o700); err != nil {
@@ -62,7 +72,9 @@ func (f folder) remove() error {
 }
 
 // claimUnstarted creates begun, so that the attempt can never begin. It returns false when the
-// attempt has begun.
+// attempt has begun. The job does the same before it runs the task, and of both only one can create the
+// file: open(2) with O_EXCL is atomic on a local file system and over NFS from version 3 on. It may be
+// called again: a claim of the server stands.
 func (f folder) claimUnstarted() (bool, error) {
 	file, err := os.OpenFile(f.path("begun"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	switch {
@@ -76,17 +88,19 @@ func (f folder) claimUnstarted() (bool, error) {
 	return true, errors.Join(err, file.Close())
 }
 
-// serverClaim is what the server writes into begun.
+// serverClaim is what the server writes into begun, in the place of a job and a node.
 const serverClaim = "- -\n"
 
-// startNote is the content of begun.
+// startNote is the content of begun, such as "1234_0 node7".
 type startNote struct {
-	byServer bool
-	job      string // "" when it is not written yet
-	node     string
-	at       int64
+	byServer bool   // the server has claimed it: the attempt will never begin
+	job      string // as squeue prints it; "" when it is not written yet
+	node     string // SLURMD_NODENAME
+	at       int64  // ns since the epoch; 0 when it cannot be read
 }
 
+// readStart reads begun. ok is false while the file is missing, or cannot be read. The file exists for a
+// moment before it has content, since the shell creates it first.
 func (f folder) readStart() (b startNote, ok bool) {
 	text, err := readFileAt(f.path("begun"), 0, maxNoteBytes)
 	if err != nil {
@@ -100,15 +114,22 @@ func (f folder) readStart() (b startNote, ok bool) {
 	return b, true
 }
 
-// endNote is the content of end.
+// endNote is the content of end: the exit code, and what the times of sh prints:
+//
+//	0
+//	0m0.003s 0m0.001s
+//	0m1.250s 0m0.020s
 type endNote struct {
-	rc           int32
-	at           int64
-	user, system time.Duration
+	rc           int32         // as wait of sh gives it: 128 + the signal's number after a signal
+	at           int64         // ns since the epoch; 0 when it cannot be read
+	user, system time.Duration // CPU time of the script's children, 0 when times was not understood
 }
 
+// cpuTimes matches a line of times: minutes and seconds of user and system time.
 var cpuTimes = regexp.MustCompile(`(\d+)m([\d.]+)s\s+(\d+)m([\d.]+)s`)
 
+// readEnd reads end. ok is false while the file is missing or lacks the exit code. The script renames the
+// file to its name, so it is never half written.
 func (f folder) readEnd() (e endNote, ok bool) {
 	text, err := readFileAt(f.path("end"), 0, maxNoteBytes)
 	if err != nil {
@@ -130,23 +151,27 @@ func (f folder) readEnd() (e endNote, ok bool) {
 	return e, true
 }
 
+// cpuTime returns the duration of a time such as 1m2.345s, given as minutes and seconds.
 func cpuTime(minutes, seconds string) time.Duration {
 	m, _ := strconv.Atoi(minutes)
 	s, _ := strconv.ParseFloat(seconds, 64)
 	return time.Duration(m)*time.Minute + time.Duration(s*float64(time.Second))
 }
 
-// readWord returns the only word in a file; "" without one.
+// readWord returns the text of a file without its line end, such as "timed out" for cause; "" when the
+// file is missing.
 func (f folder) readWord(name string) string {
 	text, _ := readFileAt(f.path(name), 0, maxNoteBytes)
 	return strings.TrimSpace(string(text))
 }
 
-// writeJob notes the job that the attempt is about to be submitted as.
+// writeJob notes the job that the attempt is about to be submitted as, in the form of "NAME 0". It
+// replaces the note of an earlier submission, whose job then finds another name and exits.
 func (f folder) writeJob(name string, index int) error {
 	return writeFile(f.path("job"), fmt.Appendf(nil, "%s %d\n", name, index))
 }
 
+// readJob reads what writeJob has written. ok is false when the attempt was never submitted.
 func (f folder) readJob() (name string, index int, ok bool) {
 	words := strings.Fields(f.readWord("job"))
 	if len(words) != 2 {
@@ -156,12 +181,14 @@ func (f folder) readJob() (name string, index int, ok bool) {
 	return words[0], index, err == nil
 }
 
-// savedReport is a final report, kept until it is acknowledged.
+// savedReport is a final report, kept as JSON until it is acknowledged. It lacks Report.Stdout, which
+// repeatReport reads again, and Report.StartDelay, which this executor does not know.
 type savedReport struct {
 	At     int64
 	Record messages.AttemptRecord
 }
 
+// saveReport saves a final report before it is made, so that each server reports the same end.
 func (f folder) saveReport(r *executor.Report) error {
 	text, err := json.Marshal(savedReport{r.At, r.Record})
 	if err != nil {
@@ -170,12 +197,14 @@ func (f folder) saveReport(r *executor.Report) error {
 	return writeFile(f.path("verdict"), text)
 }
 
+// readReport reads a saved report of at most that many bytes. A longer one is cut, and so refused as JSON.
 func (f folder) readReport(most int64) (v savedReport, ok bool) {
 	text, err := readFileAt(f.path("verdict"), 0, most)
 	return v, err == nil && json.Unmarshal(text, &v) == nil
 }
 
-// readFileAt reads up to n bytes of a file from an offset. A negative offset counts from the end.
+// readFileAt reads up to n bytes of a file from an offset. A negative offset counts from the end, or from
+// the beginning of a file that is shorter.
 func readFileAt(path string, offset, n int64) ([]byte, error) {
 	file, err := vfs.Open(path)
 	if err != nil {
@@ -192,7 +221,8 @@ func readFileAt(path string, offset, n int64) ([]byte, error) {
 	return io.ReadAll(io.NewSectionReader(file, offset, n))
 }
 
-// writeFile writes a file atomically.
+// writeFile writes a file atomically: a reader sees the old content or the new one. It does not sync, so
+// a crash of the file server may lose a note that was written shortly before.
 func writeFile(path string, text []byte) error {
 	f, err := vfs.OpenNoFollow(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -205,7 +235,8 @@ func writeFile(path string, text []byte) error {
 	return os.Rename(path+".new", path)
 }
 
-// listAttempts lists the attempts of some runs that have a folder.
+// listAttempts lists the attempts of some runs that have a folder. Names that are not those of attempts,
+// such as log and lock, are skipped.
 func (s *Slurm) listAttempts(of func(messages.RunID) bool) (keys []messages.AttemptKey, err error) {
 	runs, err := os.ReadDir(s.cfg.Dir)
 	if err != nil {

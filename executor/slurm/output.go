@@ -19,7 +19,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// attemptOutput are the two output files of an attempt that has begun.
+// attemptOutput are the two output files of an attempt that has begun. The job's script opens both for
+// appending (>>), since a task may share them with its children.
 type attemptOutput struct{ stdout, stderr *outputFile }
 
 // outputFile is a file that an attempt prints into. Beyond the limit its middle is punched out. On a
@@ -30,11 +31,13 @@ type outputFile struct {
 	cannotPunch bool // the file system cannot punch holes
 }
 
+// newOutputFile returns an output that keeps so many bytes, half from each end. The file need not exist.
 func newOutputFile(path string, limit int64) *outputFile {
 	return &outputFile{path: path, OutputBounds: executor.OutputBounds{Limit: limit}}
 }
 
-// publishOutput makes an attempt's output readable by OpenLog.
+// publishOutput makes an attempt's output readable by OpenLog. The reconciler calls it once the attempt
+// has begun.
 func (s *Slurm) publishOutput(a *attempt) *attemptOutput {
 	limit := s.cfg.StdoutLimit(a.order != nil && a.order.Capture)
 	st := &attemptOutput{newOutputFile(a.folder.path("out"), limit), newOutputFile(a.folder.path("err"), s.cfg.MaxOutput)}
@@ -44,7 +47,8 @@ func (s *Slurm) publishOutput(a *attempt) *attemptOutput {
 	return st
 }
 
-// hideOutput undoes publishOutput.
+// hideOutput undoes publishOutput. Logs that are open stay readable, up to
+// the final size.
 func (s *Slurm) hideOutput(a *attempt) {
 	if a.output == nil {
 		return
@@ -157,7 +161,8 @@ func (r *outputReader) ReadAt(p []byte, off int64) (int, error) {
 	}
 }
 
-// runAsync calls do outside the reconciler's goroutine, a few at a time.
+// runAsync calls do outside the reconciler's goroutine, at most maxCollecting at a time. do must not use
+// the reconciler or its attempts: it gets copies, and hands its result back by request.
 func (s *Slurm) runAsync(do func()) {
 	s.goroutines.Go(func() {
 		s.collectSlots <- struct{}{}
@@ -167,7 +172,12 @@ func (s *Slurm) runAsync(do func()) {
 }
 
 // collectReport makes the final report of an attempt that has begun, keeps its output and saves the
-// report in the folder.
+// report in the folder. a is a copy; end is valid if written is true. runAsync runs it, as long output
+// takes long to copy.
+//
+// The order matters: the output is frozen before it is kept, so that the sizes in the record are those of
+// what was kept. It is kept before the report is saved: a server that dies in between collects it again,
+// and the first copy in the store is not referred to.
 func (s *Slurm) collectReport(a *attempt, end endNote, written bool) *executor.Report {
 	now := time.Now().UnixNano()
 	report := &executor.Report{Key: a.key, Kind: executor.Finished, At: now}
@@ -196,7 +206,19 @@ func (s *Slurm) collectReport(a *attempt, end endNote, written bool) *executor.R
 	return report
 }
 
-// attemptResult says how an attempt ended, according to its script and to Slurm.
+// attemptResult says how an attempt ended, according to its script and to Slurm: the result, the exit code
+// and a text for the record. The first of these that applies:
+//
+//	cause says killed or timed out        the server or the script's own clock has ended it
+//	the cluster has ended the job         lost, unless the task had succeeded before
+//	exit code 0                           succeeded
+//	unstarted                             the program or the folder is missing on the node
+//	the job is forgotten, without an end  lost
+//	no exit code at all                   lost
+//	the job was cancelled, after a kill   killed: the script did not act in time
+//	the state of the job, the exit code   timed out by Slurm, ended by a signal, or failed
+//
+// Slurm's state is told in the text where it says more than the exit code, such as OUT_OF_MEMORY.
 func attemptResult(a *attempt, end endNote, written bool) (messages.AttemptResult, int32, string) {
 	j, rc := a.endedJob, int32(-1)
 	switch {
@@ -252,6 +274,7 @@ func orKilled(rc int32) int32 {
 	return rc
 }
 
+// programName is the program of an order, for a message.
 func programName(o *executor.Order) string {
 	if o.UseShell || len(o.Command) == 0 {
 		return "/bin/sh"
@@ -259,7 +282,9 @@ func programName(o *executor.Order) string {
 	return o.Command[0]
 }
 
-// slurmMessages is what Slurm wrote last about a job that did not end well.
+// slurmMessages is what Slurm wrote last about a job that did not end well, of the last KiB, such as
+//
+//	slurmstepd: error: *** JOB 1234 ON node7 CANCELLED AT 2026-11-30T10:00:00 DUE TO TIME LIMIT ***
 func (s *Slurm) slurmMessages(job string) string {
 	if job == "" {
 		return ""
@@ -275,19 +300,19 @@ func (s *Slurm) slurmMessages(job string) string {
 	return strings.Join(lines, "; ")
 }
 
-// repeatReport repeats an end that was reported before and not acknowledged.
-func (s *Slurm) repeatReport(a *attempt, v savedReport) {
-	report := &executor.Report{Key: a.key, Kind: executor.Finished, At: v.At, Record: v.Record}
+// repeatReport makes the report of an end that was reported before and not acknowledged, and returns the
+// number of the job, by which Slurm's messages on it are found. runAsync runs it on a copy of the attempt.
+// The saved report lacks what a generator printed, so that is read again: the output file stays as long
+// as the folder.
+func (s *Slurm) repeatReport(a *attempt, v savedReport) (report *executor.Report, job string) {
+	report = &executor.Report{Key: a.key, Kind: executor.Finished, At: v.At, Record: v.Record}
 	if a.order != nil && a.order.Capture && report.Record.Result == messages.AttemptSucceeded {
 		stdout := newOutputFile(a.folder.path("out"), 0).freeze()
 		s.cfg.CaptureStdout(report, stdout)
 		stdout.close()
 	}
 	if b, ok := a.folder.readStart(); ok && !b.byServer {
-		a.jobID = b.job
+		job = b.job
 	}
-	s.request(func() {
-		s.reconciler.reportStart(a)
-		s.reconciler.reportEnd(a, report)
-	})
+	return report, job
 }

@@ -11,7 +11,10 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// reconciler owns all that is known of attempts. Only its own goroutine, which runs run, uses it.
+// reconciler owns all that is known of attempts. Only its own goroutine, which runs run, uses it, so it
+// needs no lock. Work that takes long, an sbatch and the collection of an ended attempt, is done by
+// goroutines that get what they need by value and answer by Slurm.request. A poll and a scancel are run
+// in place: most decisions wait for the answer of the cluster anyway.
 type reconciler struct {
 	slurm        *Slurm
 	log          *slog.Logger
@@ -19,14 +22,14 @@ type reconciler struct {
 	unfinished   int // attempts that have not ended
 	inFlight     int // attempts whose job is being watched
 	lastSequence uint64
-	recent       executor.RecentKeys
+	recent       executor.RecentKeys // attempts that were acknowledged, or could never run
 
-	waiting     []*attempt // to be submitted, in the order in which they came; may hold attempts that were withdrawn
-	gatherUntil time.Time
-	holdUntil   time.Time // submissions pause until then
-	retryPause  time.Duration
-	submitting  bool // an sbatch is running
-	maxArray    int
+	waiting     []*attempt    // to be submitted, in the order in which they came; may hold attempts that were withdrawn
+	gatherUntil time.Time     // until then orders may join the array of the first one that waits
+	holdUntil   time.Time     // submissions pause until then
+	retryPause  time.Duration // the last pause after an sbatch without an answer; 0 once Slurm has answered
+	submitting  bool          // an sbatch is running
+	maxArray    int           // jobs of one array; halved when the cluster refuses the size (MaxArraySize)
 
 	nextPoll       time.Time // when the jobs are polled next
 	useScontrol    bool      // squeue lacks JSON
@@ -37,7 +40,9 @@ type reconciler struct {
 	closing        bool
 }
 
-// orphanJob is a job that is no longer needed, and whose number is unknown.
+// orphanJob is a job that is not needed any more, and whose number is unknown: its attempt was withdrawn
+// after a server had submitted it, and before a poll showed it. The next poll finds the number by name
+// and index, or shows that the job has ended or never came to be.
 type orphanJob struct {
 	name  string
 	index int
@@ -48,6 +53,10 @@ func newReconciler(s *Slurm) reconciler {
 }
 
 // run performs the reconciler's duties. See the package doc.
+//
+// All requests are served before anything else is done: kills and withdrawals that came together with
+// orders save their submissions. Each duty looks at the time itself, so a wake-up that was not needed costs
+// little. cancelJobs comes last, as the duties before it fill its lists.
 func (r *reconciler) run() {
 	defer close(r.slurm.reconcilerDone)
 	timer := time.NewTimer(0)
@@ -98,10 +107,13 @@ func (r *reconciler) needsPolls() bool {
 	return r.inFlight > 0 || len(r.orphans) > 0 || r.slurm.unreachableErr != nil
 }
 
-// maxPollInterval bounds the time between two polls, however long a poll takes.
+// maxPollInterval bounds the time between two polls, however long a poll takes. Up to that bound the
+// pause is four times as long as the poll, so squeue runs for at most a fifth of the time.
 const maxPollInterval = 10 * time.Second
 
-// pollJobs is duty 3.
+// pollJobs is duty 3. It costs the cluster one squeue for all jobs of this user, and this process O(jobs
+// + attempts in flight). Attempts are compared in the order in which they came: those that have to be
+// submitted again then wait in that order.
 func (r *reconciler) pollJobs() {
 	began := time.Now()
 	if !r.needsPolls() || began.Before(r.nextPoll) {
@@ -131,7 +143,16 @@ func (r *reconciler) pollJobs() {
 	r.orphans = nil
 }
 
-// reconcileAttempt compares one attempt with a poll that began at that time.
+// reconcileAttempt compares one attempt with a poll that began at that time:
+//
+//	the job                               what is done
+//	is being submitted                    wait for the answer of sbatch
+//	is missing, and was seen as ended     collectAttempt
+//	is missing, and must be visible       jobDisappeared
+//	is missing, and may be too new        wait for the next poll
+//	has ended                             jobEnded
+//	waits                                 withdraw the attempt if it is not wanted
+//	runs                                  noteStart: has the attempt begun? Then withdraw, likewise
 //
 // The folder decides whether an attempt has begun, and the poll only whether its job may still act. A
 // job that the poll lacks proves something only if the job was there before the poll began
@@ -220,7 +241,9 @@ func (r *reconciler) jobEnded(a *attempt, j *job) {
 	}
 }
 
-// notStartedReason says what it means that a job ended before its attempt began.
+// notStartedReason says what it means that a job ended before its attempt began. An end that the cluster
+// caused is a loss: the task runs again. An operator's scancel, a deadline and a folder that the node does
+// not see would meet the next attempt as well.
 func notStartedReason(a *attempt, j *job, dir string) (messages.AttemptResult, string) {
 	switch {
 	case j.exit.Exited() && j.exit.ExitStatus() == exitFolderMissing:
@@ -233,7 +256,11 @@ func notStartedReason(a *attempt, j *job, dir string) (messages.AttemptResult, s
 }
 
 // collectAttempt collects an attempt that has begun and whose job is over. Its end may take a while
-// to show in the folder. A script that was killed writes none.
+// to show in the folder: it waits for up to endPolls polls, by returning without a change of stage. The
+// wait is not needed when the job's own exit status shows that the script was killed.
+//
+// The collection runs on a copy of the attempt. While it runs the stage keeps all other duties away, so
+// the original changes only by an order that attaches to it, or by abandon.
 func (r *reconciler) collectAttempt(a *attempt) {
 	if a.order == nil {
 		r.reportEnd(a, nil)
@@ -256,17 +283,20 @@ func (r *reconciler) collectAttempt(a *attempt) {
 	})
 }
 
-// cancelJobs is duty 4.
+// cancelJobs is duty 4: one scancel for all jobs of each list, since each command costs a process and a
+// connection to the controller.
 func (r *reconciler) cancelJobs() {
 	r.toCancel = r.runScancel(r.toCancel) // waiting jobs first: they would begin in the place of jobs that end
 	r.toTerminate = r.runScancel(r.toTerminate, "--batch", "--signal=USR1")
 }
 
-// maxCancelArgs is how many jobs one scancel gets.
+// maxCancelArgs is how many jobs one scancel gets, which bounds its command line and its work.
 const maxCancelArgs = 200
 
-// runScancel calls scancel for all of the jobs. An error for a job that is over already is expected
-// and does not affect the others. The next poll shows the jobs that still run.
+// runScancel calls scancel for all of the jobs, and returns the list, empty, for reuse. An error for a
+// job that is over already is expected and does not affect the others. A cancellation that is lost does
+// no harm: the job of a withdrawn attempt exits when it begins, and that of a killed one is cancelled
+// again when cancelAt is due.
 func (r *reconciler) runScancel(jobs []string, options ...string) []string {
 	for part := range slices.Chunk(jobs, maxCancelArgs) {
 		if _, err := r.slurm.commands.run(r.slurm.ctx, "", "scancel", append(slices.Clone(options), part...)...); err != nil {

@@ -37,7 +37,9 @@ const (
 	maxCollecting = 4
 )
 
-// Slurm implements executor.Durable.
+// Slurm implements executor.Durable. Its methods may be called from any goroutine. Each turns its call
+// into a closure for the reconciler (request) and returns; what the caller hears of it comes by the
+// sink. So no method but New, Close and Detach touches the file system or runs a command.
 type Slurm struct {
 	cfg            Config
 	commands       commands
@@ -55,21 +57,26 @@ type Slurm struct {
 
 	mu         sync.Mutex
 	state      state
-	requests   []func()
+	requests   []func()                               // for the reconciler, in the order of the calls
 	liveOutput map[messages.AttemptKey]*attemptOutput // of attempts that have begun and not ended
 	// unreachableErr is the first error since the cluster last answered; nil while it answers. Only the
 	// reconciler sets it, and so reads it without mu too.
 	unreachableErr error
 }
 
-// state is the stage of a Slurm's life.
+// state is the stage of a Slurm's life:
+//
+//	stateOpen ──Close──→ stateClosing ──all attempts have ended, or patience is over──→ stateClosed
+//	    └─────Detach──→ stateDetached
+//
+// Requests are accepted in the first two. Mu guards it.
 type state uint8
 
 const (
-	stateOpen state = iota
-	stateClosing
-	stateClosed
-	stateDetached
+	stateOpen     state = iota
+	stateClosing        // attempts are being ended; orders are answered by ReportAfterClose
+	stateClosed         // the reconciler has ended, or is given up; orders are answered in Start itself
+	stateDetached       // jobs go on; orders are dropped without a report
 )
 
 var (
@@ -78,7 +85,10 @@ var (
 )
 
 // New takes over the folder, which only one Slurm at a time can do. It fails when Slurm's commands
-// are not installed. While the cluster does not answer, orders wait.
+// are not installed, but does not ask the cluster: while that does not answer, orders wait. The
+// attempts that a former server left in the folder are left alone until ExpectResume.
+//
+// The caller ends it by Close or Detach, which also release the lock on the folder.
 func New(cfg Config) (*Slurm, error) {
 	if cfg.Sink == nil || cfg.Outputs == nil || cfg.Dir == "" {
 		return nil, errors.New("slurm: a sink, a folder and an output store are required")
@@ -104,7 +114,9 @@ func New(cfg Config) (*Slurm, error) {
 	return s, nil
 }
 
-// openFolder creates the folder if it is missing, locks it and reads its name in the cluster.
+// openFolder creates the folder if it is missing, locks it and reads its name in the cluster, 12 hex
+// digits such as "5e0f3c9a71d2". The name is part of all job names, so that two servers, whose jobs the
+// same user runs, tell them apart (isOurs). A copy of the folder has the same name as the original.
 func (s *Slurm) openFolder() (err error) {
 	if s.cfg.Dir, err = filepath.Abs(s.cfg.Dir); err != nil {
 		return err
@@ -134,7 +146,8 @@ func (s *Slurm) openFolder() (err error) {
 	return err
 }
 
-// request has the reconciler call do. It returns false once the reconciler has ended.
+// request has the reconciler call do. It returns false once the reconciler has ended: then do is never
+// called. A closure rather than a message keeps each kind of request in the one line that makes it.
 func (s *Slurm) request(do func()) bool {
 	s.mu.Lock()
 	ok := s.state == stateOpen || s.state == stateClosing
@@ -146,6 +159,8 @@ func (s *Slurm) request(do func()) bool {
 	return ok
 }
 
+// wakeReconciler ends the reconciler's sleep. One entry in the channel is enough, since the reconciler
+// takes all requests at once.
 func (s *Slurm) wakeReconciler() {
 	select {
 	case s.wakeup <- struct{}{}:
@@ -154,7 +169,9 @@ func (s *Slurm) wakeReconciler() {
 }
 
 // nextRequests returns the requests that came since the last call. more is false when the reconciler
-// must end: the Slurm is detached, or closing and idle.
+// must end: the Slurm is detached, or closing and idle. idle says that all attempts of the reconciler have
+// ended, and that sbatch does not run. The check and the change of state are under one lock, so that no
+// request is accepted that would not be served.
 func (s *Slurm) nextRequests(idle bool) (inbox []func(), more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -169,7 +186,8 @@ func (s *Slurm) nextRequests(idle bool) (inbox []func(), more bool) {
 	return inbox, true
 }
 
-// Start implements executor.Executor.
+// Start implements executor.Executor. The order is checked by the reconciler, so even an order that can
+// never run, such as one without a command, is reported by the sink after Start has returned.
 func (s *Slurm) Start(o executor.Order) {
 	if s.request(func() { s.reconciler.startOrder(&o) }) {
 		return
@@ -182,17 +200,19 @@ func (s *Slurm) Start(o executor.Order) {
 	}
 }
 
-// Kill implements executor.Executor.
+// Kill implements executor.Executor. An attempt that has begun is ended by its own script on its node,
+// which scancel signals; see requestTermination.
 func (s *Slurm) Kill(key messages.AttemptKey, grace time.Duration) {
 	s.request(func() { s.reconciler.kill(key, grace) })
 }
 
-// Revoke implements executor.Executor.
+// Revoke implements executor.Executor. Whether the attempt has begun is decided by its folder
+// (claimUnstarted), not by what Slurm says of its job.
 func (s *Slurm) Revoke(key messages.AttemptKey) {
 	s.request(func() { s.reconciler.revoke(key) })
 }
 
-// Acknowledge implements executor.Durable.
+// Acknowledge implements executor.Durable. It lets the folders of the attempts go.
 func (s *Slurm) Acknowledge(keys ...messages.AttemptKey) {
 	keys = slices.Clone(keys) // the slice is the caller's
 	s.request(func() { s.reconciler.acknowledge(keys) })
@@ -231,7 +251,8 @@ func (s *Slurm) Healthy() error {
 func (s *Slurm) PostponedStarts() map[string]uint64 { return nil }
 
 // Detach implements executor.Durable. Reports stop, and jobs go on. An order that was not submitted
-// yet stays in the folder, for the next server.
+// yet stays in the folder, for the next server. A command that runs is killed: an sbatch may have been
+// accepted before that, which the next server finds out by the name of the job.
 func (s *Slurm) Detach() error {
 	s.mu.Lock()
 	if s.state == stateOpen {
@@ -242,7 +263,9 @@ func (s *Slurm) Detach() error {
 }
 
 // Close implements executor.Executor. Attempts that have begun are ended and reported as lost,
-// waiting ones are revoked, and all jobs end. The error says how many jobs do not end.
+// waiting ones are revoked, and all jobs end. The error says how many jobs do not end within CloseGrace
+// and closePatience, for instance because the cluster does not answer. Their folders stay, so a later
+// server can still take them over. A second call waits for the first and returns nil.
 func (s *Slurm) Close() error {
 	s.mu.Lock()
 	first := s.state == stateOpen
@@ -271,7 +294,7 @@ func (s *Slurm) Close() error {
 	return errors.Join(err, s.shutDown())
 }
 
-// shutDown ends all goroutines and releases the folder.
+// shutDown ends all goroutines and releases the folder. The end of ctx kills the command that runs.
 func (s *Slurm) shutDown() error {
 	s.cancel()
 	s.wakeReconciler()

@@ -15,7 +15,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// jobOptions are the job members for which sbatch has an option of the same name.
+// jobOptions are the job members for which sbatch has an option of the same name, as a spec has them:
+//
+//	{"name": "train", "command": ["./train"], "partition": "gpu", "gres": "gpu:1"}
 var jobOptions = []string{"partition", "account", "qos", "constraint", "gres"}
 
 const (
@@ -25,8 +27,12 @@ const (
 	limitHold = 5 * time.Second
 )
 
-// sbatchOptions are the sbatch options of an order. The error is a sentence for the user that says
-// what is wrong with the order.
+// sbatchOptions are the sbatch options of an order, such as
+//
+//	--cpus-per-task=2 --mem=512M --time=62 --gres=gpu:1 --partition=gpu
+//
+// Slurm counts whole processors, mebibytes and minutes, so each is rounded up. The error is a sentence
+// for the user that says what is wrong with the order.
 func (r *reconciler) sbatchOptions(o *executor.Order) ([]string, error) {
 	opts := []string{"--cpus-per-task=" + strconv.FormatInt(max(1, ceilDiv(o.CPUMillis, 1000)), 10)}
 	if o.MemoryBytes > 0 {
@@ -59,21 +65,30 @@ func (r *reconciler) sbatchOptions(o *executor.Order) ([]string, error) {
 	return opts, nil
 }
 
+// ceilDiv divides positive numbers and rounds up.
 func ceilDiv(v, by int64) int64 { return (v + by - 1) / by }
 
-// arrayShape is what orders must have in common to share an array.
+// arrayShape is what orders must have in common to share an array: one sbatch has one set of options and
+// one script, which holds the timeout. Orders of two runs do not share one, since the job's comment
+// names the run for the operator.
 type arrayShape struct {
 	run     messages.RunID
 	timeout time.Duration
 	options string
 }
 
+// shapeOf returns an order's shape and its sbatch options.
 func (r *reconciler) shapeOf(o *executor.Order) (arrayShape, []string) {
 	opts, _ := r.sbatchOptions(o) // cannot fail: startOrder has checked it
 	return arrayShape{o.Key.Run, o.Timeout, strings.Join(opts, "\x00")}, opts
 }
 
-// submitNext is duty 2.
+// submitNext is duty 2: it submits one batch, if one waits, the time to gather is over or the array is
+// full, and no other sbatch runs. The answer comes as a request (onSubmitted).
+//
+// Each attempt's folder gets the name and index of its job before sbatch runs. So a job that begins at
+// once finds its own name there, and a server that dies in between finds the job by that name. A job of
+// an earlier submission finds another name and exits.
 func (r *reconciler) submitNext() {
 	now := time.Now()
 	if r.submitting || len(r.waiting) == 0 || now.Before(r.holdUntil) || now.Before(r.gatherUntil) && len(r.waiting) < r.maxArray {
@@ -107,7 +122,8 @@ func (r *reconciler) submitNext() {
 	})
 }
 
-// nextBatch takes the first waiting attempt and all that may share its array.
+// nextBatch takes the first waiting attempt and all that may share its array, out of waiting. The others
+// keep their order. It returns no attempt when all that waited were withdrawn.
 func (r *reconciler) nextBatch() (batch []*attempt, opts []string) {
 	var with arrayShape
 	left := r.waiting[:0]
@@ -181,7 +197,15 @@ func (r *reconciler) onSubmitted(batch []*attempt, out string, err error) {
 	}
 }
 
-// onRefused decides what becomes of attempts that sbatch refused, by its error.
+// onRefused decides what becomes of attempts that sbatch refused, by its error. left are those of the
+// batch that are still wanted.
+//
+//	the array is too large      halve maxArray and submit again at once
+//	no answer                   leave them submitted: sbatch may have been accepted. The next poll finds
+//	                            the jobs, or jobDisappeared submits again. Others wait for retryPause
+//	a limit on submitted jobs   wait for limitHold, as long as jobs in flight can make room
+//	anything else               the order is at fault, or the cluster's configuration: NotStarted, with
+//	                            Slurm's own words
 func (r *reconciler) onRefused(batch, left []*attempt, err error) {
 	switch {
 	case strings.Contains(err.Error(), "Invalid job array specification") && len(batch) > 1:
@@ -206,7 +230,8 @@ func (r *reconciler) onRefused(batch, left []*attempt, err error) {
 	}
 }
 
-// requeue puts attempts in front of those that wait.
+// requeue puts attempts in front of those that wait, and lets no submission begin for a while. Attempts
+// that have begun by an earlier job stay where they are.
 func (r *reconciler) requeue(es []*attempt, hold time.Duration) {
 	rest := r.waiting
 	r.waiting = nil
@@ -240,7 +265,8 @@ func (r *reconciler) setReachable(err error) {
 	r.slurm.mu.Unlock()
 }
 
-// exitFolderMissing is the exit code of a job that does not find its attempt's folder.
+// exitFolderMissing is the exit code of a job that does not find its attempt's folder (EX_TEMPFAIL of
+// sysexits.h). It counts only while begun is missing, so a task may end with the same code.
 const exitFolderMissing = 75
 
 // jobScript is what Slurm runs for each index of an array. It claims the attempt, runs it, ends it
@@ -252,6 +278,15 @@ const exitFolderMissing = 75
 //     is repeated. It returns 127 when the end was known before.
 //   - SIGUSR1 comes from the server: the attempt is to be killed.
 //   - SIGALRM comes from the script's own clock: the attempt has timed out.
+//
+// Details that tests hold it to (ends_test.go, faults_test.go):
+//
+//   - set -C (noclobber) makes the shell create begun and cause with O_EXCL. The first cause stands.
+//   - end may run at any line. Between the fork of the task and the assignment of task only $! has the
+//     task's number; before tells whether $! is that of an earlier child, the clock.
+//   - kill -TERM 0 reaches the whole process group, and this script itself, whose trap only notes it. The
+//     subshell that waits for the grace ignores SIGTERM, so that it survives until its kill -KILL 0.
+//   - end.new is renamed to end, so that the server never reads half of it.
 const jobScript = `PATH=/usr/local/bin:/usr/bin:/bin
 caught= ending= before= task=
 end() {
@@ -294,7 +329,18 @@ fi
 exit $rc
 `
 
-// arrayScript is the script of a job array whose index i runs the attempt of folders[i], below dir.
+// arrayScript is the script of a job array whose index i runs the attempt of folders[i], below dir:
+//
+//	#!/bin/sh
+//	set -- 7/0.1 7/1.1
+//	shift "$SLURM_ARRAY_TASK_ID"
+//	dir='/data/slurm'/$1
+//	timeout=60
+//	grace=5
+//	… jobScript
+//
+// The folders consist of digits, '/' and '.', which sh does not interpret. timeout is empty for an order
+// without a timeout.
 func arrayScript(dir string, folders []string, timeout, grace time.Duration) string {
 	var b strings.Builder
 	b.WriteString("#!/bin/sh\nset --")
@@ -310,7 +356,8 @@ func arrayScript(dir string, folders []string, timeout, grace time.Duration) str
 	return b.String()
 }
 
-// formatSeconds formats a duration for sleep.
+// formatSeconds formats a duration for sleep, such as "0.25". The sleep of POSIX takes whole seconds
+// only; those of GNU and BSD take fractions.
 func formatSeconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
 
 // shellQuote makes a string one word of sh.
@@ -320,8 +367,22 @@ func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''
 // argument.
 const textFile = "text"
 
-// attemptScript is the script that starts the attempt. Its $1 is the attempt's folder, which is
-// folder here. The error is a sentence for the user that says what is wrong with the order.
+// attemptScript is the script that starts the attempt, the file run. Its $1 is the attempt's folder,
+// which is folder here; cwd is the working folder of orders that name none, or a relative one. The error
+// is a sentence for the user that says what is wrong with the order. For ["make", "all"]:
+//
+//	trap 'echo program > "$1/unstarted"' EXIT
+//	unset ENVIRONMENT SLURM_EXPORT_ENV CDPATH
+//	export PATH='/usr/bin:/bin'
+//	…
+//	cd '/src' || { trap - EXIT; echo folder > "$1/unstarted"; exit 126; }
+//	exec 'make' 'all'
+//
+// The trap runs only if exec fails, since a program that was executed has replaced the shell: so the
+// server can tell a task that exits with 127 from a program that was not found. The variables go into the
+// script and not into sbatch's environment, where they would change what sbatch does. TMPDIR of the base
+// environment yields to the one that the node sets. Names that sh does not accept, such as "a.b", are set
+// by env.
 func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (string, error) {
 	argv := o.Command
 	if o.UseShell {

@@ -164,6 +164,7 @@ func (c *Cluster) stop() {
 	}
 }
 
+// killGroup signals a process group.
 func killGroup(pid int, sig unix.Signal) {
 	if pid > 1 {
 		_ = unix.Kill(-pid, sig) // it may have ended
