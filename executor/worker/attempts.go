@@ -151,7 +151,6 @@ func (w *Worker) setUsage(frame *workerpb.WorkerFrame) {
 	frame.SetUsage(workerpb.Amount{CPUMillis: s.CPUMillisUsed, MemoryBytes: s.MemoryBytesUsed})
 }
 
-
 // repairDelay is how long a broken journal is left alone after an attempt to replace it.
 const repairDelay = 50 * time.Millisecond
 
