@@ -73,11 +73,16 @@ func newCgroupPool(log *slog.Logger) *cgroupPool {
 	return &cgroupPool{log: log, mkdir: func(dir string) error { return os.Mkdir(dir, 0o755) }, rmdir: os.Remove}
 }
 
-// cgroup is one group, with a descriptor of its folder.
+// cgroup is one group, with a descriptor of its folder. It belongs to one attempt at a time, or to the
+// pool's list of free ones.
+//
+//	acquire → the child starts in it (CLONE_INTO_CGROUP) → its descendants follow it
+//	release, empty, without a limit → free → acquire
+//	release, else → given up: descriptors closed, folder removed now or by a sweep
 type cgroup struct {
 	c           *cgroupPool
-	dir         *os.File
-	eventsFile  *os.File // cgroup.events
+	dir         *os.File // its folder in version 2: clone3 and cgroup.kill need it
+	eventsFile  *os.File // cgroup.events, whose line "populated" tells whether a process lives; read by pread
 	memoryDir   string   // the folder with its memory limit; "" = there is none
 	memoryLimit int64    // bytes; 0 = unlimited
 	onTrial     bool     // the last start in a group was refused
@@ -152,7 +157,9 @@ func (c *cgroupPool) acquireFree() (g *cgroup, ok bool) {
 	return g, true
 }
 
-// create makes a group. c.slow is held.
+// create makes a group, in a folder whose name is a number. Each name is used once, so a folder that
+// could not be removed is not in the way. c.slow is held, as mkdir in cgroupfs may wait for other users of
+// the hierarchy.
 func (c *cgroupPool) create(limit int64) (_ *cgroup, err error) {
 	name := strconv.Itoa(c.created)
 	c.created++
@@ -204,7 +211,7 @@ func (c *cgroupPool) releaseFree(g *cgroup) (ok bool) {
 	return ok
 }
 
-// discard gives a group up.
+// discard gives a group up, whose processes may live on. The attempt does not use it after that.
 func (c *cgroupPool) discard(g *cgroup) {
 	c.slow.Lock()
 	defer c.slow.Unlock()
@@ -263,7 +270,9 @@ func (c *cgroupPool) sweep() (removed bool) {
 }
 
 // suspend suspends groups for a while, after a start in a group was refused that succeeded without
-// it.
+// it, for instance with EOPNOTSUPP because the parent is threaded (clone(2), CLONE_INTO_CGROUP). Attempts
+// then have process groups only. The next start after the pause is a trial: if it is accepted
+// (startAccepted) the matter is over, if not the next pause is twice as long.
 func (c *cgroupPool) suspend(err error) {
 	c.slow.Lock()
 	defer c.slow.Unlock()
@@ -335,7 +344,8 @@ func (c *cgroupPool) enforcesMemory(limit int64) bool {
 	return c != nil && c.memoryDir != "" && limit > 0
 }
 
-// kill sends SIGKILL to all processes of the group at once, including those that are being forked.
+// kill sends SIGKILL to all processes of the group at once, including those that are being forked, by
+// writing to cgroup.kill (Linux 5.14). It may wait in the kernel, so it is called with no lock held.
 func (g *cgroup) kill() {
 	fd, err := unix.Openat(int(g.dir.Fd()), "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -407,7 +417,8 @@ func (g *cgroup) oomMessage() string {
 	return fmt.Sprintf("out of memory: the kernel killed a process of the task, which exceeded the %s MB that it asked for", formatRounded(g.memoryLimit, 1<<20))
 }
 
-// countOOM reads how many processes of the group the kernel has killed so far.
+// countOOM reads how many processes of the group the kernel has killed so far: the line "oom_kill 1" of
+// memory.events (version 2) or memory.oom_control (version 1). 0 when the file cannot be read.
 func (g *cgroup) countOOM() int64 {
 	name := "memory.events"
 	if g.c.v1Home != "" {
@@ -427,7 +438,11 @@ func (g *cgroup) countOOM() int64 {
 const cgroupPrefix = "caravan-"
 
 // openCgroupPool makes the folder `caravan-NAME` for groups, or says why that is impossible. Where
-// memory cannot be limited, enforce only causes a warning.
+// memory cannot be limited, enforce only causes a warning. Under systemd with Delegate=yes the result is
+//
+//	/sys/fs/cgroup/system.slice/caravan.service/caravan-ID-w-5e0f3c9a71d2/0, 1, 2, …
+//
+// root is "/", and a folder with a /proc of its own in tests.
 func openCgroupPool(root, name string, enforce bool, log *slog.Logger) (*cgroupPool, error) {
 	mounts, own, err := cgroupHierarchies(root)
 	if err != nil {
@@ -460,7 +475,8 @@ func openCgroupPool(root, name string, enforce bool, log *slog.Logger) (*cgroupP
 	return c, nil
 }
 
-// limitMemory finds where memory can be limited.
+// limitMemory finds where memory can be limited: in the pool's own folder if the memory controller can be
+// enabled for it, else in a hierarchy of version 1, below this process's own group or at its root.
 func (c *cgroupPool) limitMemory(mount, own, name string) {
 	enable := func(dir string) error {
 		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory"), 0)

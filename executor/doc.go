@@ -15,22 +15,40 @@
 // # The loop
 //
 // One goroutine handles all attempts of a Process from their orders to their ends (loop_linux.go).
-// A short attempt has no goroutine, channel, timer or lock of its own:
+// A short attempt shares it with all others, so it needs neither a goroutine of its own nor a channel,
+// a timer or a lock. This is the loop, in which each step handles all attempts of the turn:
 //
-//	for waitForWork() {     // epoll over pidfds and a wake-up; reap exits, free slots, admit orders
-//		confirmExecs()  // attempts that have executed their program
-//		reportEnds()    // freeze the output of ended attempts, make their final reports
-//		Sink(reports)   // all reports of this turn at once
-//		startAll()      // prepare argv, environment and files of the admitted attempts,
-//		                // write all their intents at once (ProcessConfig.RecordIntents),
-//		                // start them without waiting for their exec (vfork.Launch)
-//		releaseEnded()  // free the files and control groups of ended attempts
+//	for waitForWork() {      // epoll_wait over the pidfds of all leaders and an eventfd (wakeLoop).
+//	                         // Of each leader that has exited by itself: wait4, free its slots,
+//	                         // which admits orders from the queue (admitQueued).
+//	                         // Then take up to 32 of the admitted attempts for this turn.
+//		confirmExecs()   // launches whose exec is over: Running, OnStarted, a Started report
+//		reportEnds()     // ended attempts: fix the size of their output, make the final reports,
+//		                 // take them out of the table
+//		Sink(reports...) // one call; in a worker it enters them in its table and journal buffer
+//		go helpers       // for attempts whose end takes longer: see below
+//		startAll()       // admitted attempts: argv, environment and output files (prepareStart),
+//		                 // one write of all their intents (RecordIntents),
+//		                 // clone3 for each (vfork.Launch), which returns before the child's exec
+//		releaseEnded()   // close the files of ended attempts, give their control groups back
 //	}
+//
+// Reports come before the starts, so that a journal has the ends when it gets the next intents. The
+// release comes last, since it takes longer than a start and only memory waits for it.
+//
+// The phase of an attempt's process says what may be done with it (attempt.go):
+//
+//	phaseNotStarted → phaseStarting → phaseRunning → phaseExited → phaseReaped
+//	       ↑________________|  a failed or postponed start
+//
+// Only an attempt that is being ended stops at phaseExited, until its process group is dead: the zombie
+// of its leader reserves the number of the group.
 //
 // Start, Kill, Revoke, SetCapacity and the deadlines of attempts (scheduleDeadline) change the
 // queue, the slots and the attempts under Process.mu in their own goroutine. They wake the loop if
-// it waits and has work. Reading order: process.go, queue.go, admission.go, loop_linux.go,
-// start_linux.go, kill_linux.go, attempt.go.
+// it waits and has work. Signals go out in these goroutines too: a kill never waits for the loop.
+// Reading order: process.go, queue.go, admission.go, loop_linux.go, start_linux.go, kill_linux.go,
+// attempt.go.
 //
 // The loop itself waits only for the journal and the sink. Work that may take longer is done by a
 // helper, a goroutine of its own, which hands the attempt back or handles it to its end:

@@ -39,7 +39,9 @@ func (p *peer) receiveFrames(stream attachStream) error {
 	}
 }
 
-// handleFrame takes a frame in, in the order that the protocol says. mu is held.
+// handleFrame takes a frame in, in the order that the protocol says (worker.proto): the states of attempts
+// before synced, which claims that all were told. An error ends the connection: what the frame said after
+// it is told again on the next one. mu is held, for the whole frame, so that others see it whole.
 func (p *peer) handleFrame(frame *workerpb.WorkerFrame) error {
 	r := p.r
 	if h := frame.Hello; h != nil {
@@ -87,7 +89,8 @@ func (p *peer) handleFrame(frame *workerpb.WorkerFrame) error {
 	return nil
 }
 
-// noteListed notes that the worker has named the attempt on this connection. mu is held.
+// noteListed notes that the worker has named the attempt on this connection, until it has named all. mu is
+// held.
 func (p *peer) noteListed(key messages.AttemptKey) {
 	if p.listed != nil {
 		p.listed[key] = true
@@ -97,8 +100,8 @@ func (p *peer) noteListed(key messages.AttemptKey) {
 // trackedAttempt is an attempt of the table. Its StartDelay is set for an order of this server only.
 type trackedAttempt struct {
 	lifecycle.Attempt                 // GrantedAt is that of the attempt which a worker has
-	order             *executor.Order // nil: not asked for yet
-	sequence          uint64          // numbers the orders as they came
+	order             *executor.Order // nil: not asked for yet, or an orphan
+	sequence          uint64          // numbers the orders as they came; 0 without one
 	peer              *peer           // the worker that has it; nil while it waits for one
 	startReported     bool
 	end               *executor.Report // nil before it has ended
@@ -108,7 +111,8 @@ type trackedAttempt struct {
 	doubtful          bool             // it may have begun, though workers do not know it; see runDoubts
 }
 
-// attachOrder gives an order to the attempt that a worker spoke of before. mu is held.
+// attachOrder gives an order to the attempt that a worker spoke of before, and reports what is known of
+// it. An attempt of another history is ended, and the order with it: its number is taken. mu is held.
 func (r *Remote) attachOrder(a *trackedAttempt, o *executor.Order) {
 	if a.isForeign(o) {
 		r.log.Error("a worker has an attempt of this number from another history of the data folder; the attempt is ended", executor.LogKey(o.Key))
@@ -148,7 +152,8 @@ func (r *Remote) reportStart(key messages.AttemptKey, a *trackedAttempt) {
 }
 
 // reportEnd reports an end, after its start if that was not reported. The end replaces a start that
-// was not delivered yet, as those of very short attempts are. mu is held.
+// was not delivered yet, as those of very short attempts are: the run then handles one report instead of
+// two. mu is held.
 func (r *Remote) reportEnd(a *trackedAttempt, end executor.Report) {
 	for i := range r.undelivered {
 		if start := &r.undelivered[i]; start.Key == end.Key && start.Kind == executor.Started {
@@ -166,7 +171,8 @@ func (r *Remote) reportEnd(a *trackedAttempt, end executor.Report) {
 	r.queueReport(end)
 }
 
-// Acknowledge implements executor.Durable.
+// Acknowledge implements executor.Durable. The acknowledgements go to the worker with its next frame, or
+// within acknowledgementDelay: until then the worker repeats the ends to a server that connects again.
 func (r *Remote) Acknowledge(keys ...messages.AttemptKey) {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
@@ -177,7 +183,8 @@ func (r *Remote) Acknowledge(keys ...messages.AttemptKey) {
 	}
 }
 
-// forgetEnd drops an ended attempt and tells the worker that keeps its end. mu is held.
+// forgetEnd drops an ended attempt and tells the worker that keeps its end. The end of a dead worker is
+// in its folder, which goes with the last of its ends. mu is held.
 func (r *Remote) forgetEnd(key messages.AttemptKey, a *trackedAttempt) {
 	delete(r.attempts, key)
 	r.clearDoubtful(key, a)
@@ -217,10 +224,11 @@ func (r *Remote) assignOrder(key messages.AttemptKey, a *trackedAttempt) {
 	r.active.sendOrder(a.order)
 }
 
-// lostInDoubt is why an attempt is lost that no worker knows.
+// lostInDoubt is why an attempt is lost that workers do not know, of a run in doubt.
 const lostInDoubt = "lost: it is not known whether it had begun"
 
-// assignWaiting assigns all orders that wait, in the order in which they came. mu is held.
+// assignWaiting assigns all orders that wait, in the order in which they came: a run's orders start in that
+// order, whether they came before or after a worker was there. It costs O(attempts). mu is held.
 func (r *Remote) assignWaiting() {
 	var keys []messages.AttemptKey
 	for key, a := range r.attempts {
@@ -241,8 +249,10 @@ func (r *Remote) sortBySequence(keys []messages.AttemptKey) {
 	})
 }
 
-// attemptOf returns the attempt that a worker speaks of. An attempt without an order is kept until
-// ResumeDone. The result is nil when another worker has the attempt. mu is held.
+// attemptOf returns the attempt that a worker speaks of, and enters it if it is new. An attempt without an
+// order is kept until ResumeDone. The first worker that speaks of an attempt has it, also if its order
+// waited for a worker or was in doubt: what a worker knows outweighs what was lost. The result is nil
+// when another worker has the attempt. mu is held.
 func (r *Remote) attemptOf(p *peer, key messages.AttemptKey) *trackedAttempt {
 	a := r.attempts[key]
 	if a == nil {
@@ -261,7 +271,8 @@ func (r *Remote) attemptOf(p *peer, key messages.AttemptKey) *trackedAttempt {
 	return a
 }
 
-// onQueued takes in that an order waits in a worker. mu is held.
+// onQueued takes in that an order waits in a worker, as the worker says for each one when the server
+// connects, and in answer to an order that it has already. mu is held.
 func (r *Remote) onQueued(p *peer, key messages.AttemptKey, grantedAt int64) {
 	a := r.attemptOf(p, key)
 	if a == nil {
@@ -317,7 +328,8 @@ func (r *Remote) onFinished(p *peer, end executor.Report) {
 }
 
 // onRevoked takes in that a worker gave an order back. If the server did not ask for that, the worker
-// accepts no more orders, and another one has to run the attempt. mu is held.
+// accepts no more orders, and another one has to run the attempt: the supervisor assigns it. That is safe
+// under the same number, as the worker gives back only what it has not begun. mu is held.
 func (r *Remote) onRevoked(p *peer, key messages.AttemptKey, at int64) {
 	a := r.attempts[key]
 	if a == nil || a.peer != p {
@@ -367,7 +379,8 @@ func tooLargeReport(o *executor.Order, err error) executor.Report {
 	return o.NotStartedReport(time.Now().UnixNano(), messages.AttemptNotStarted, err.Error())
 }
 
-// queueReport queues a report for unlockAndDeliver. mu is held.
+// queueReport queues a report. mu is held, and its holder calls unlockAndDeliver in place of Unlock. After
+// Detach reports are dropped.
 func (r *Remote) queueReport(rep executor.Report) {
 	if r.phase != phaseDetached {
 		r.undelivered = append(r.undelivered, rep)

@@ -35,7 +35,8 @@ type runDoubts struct {
 // saveDoubtsDelay is how long the registry may still name a run that has left the set.
 const saveDoubtsDelay = time.Second
 
-// restore sets the doubts to those of the registry.
+// restore sets the doubts to those of the registry. Losses of a former server that are not acknowledged
+// are counted again when their orders come.
 func (d *runDoubts) restore(all bool, runs []messages.RunID) {
 	d.all, d.runs = all, make(map[messages.RunID]int, len(runs))
 	for _, run := range runs {
@@ -84,7 +85,9 @@ func (r *Remote) loseAttempt(a *trackedAttempt, why string) {
 }
 
 // doubtUnheard is called when a worker's journal is incomplete. Every attempt that a former server
-// granted and that is not found yet may be one of that worker's. mu is held.
+// granted and that is not found yet may be one of that worker's. So all runs that resume come into doubt;
+// before ExpectResume these are not known yet, and all runs do. Attempts of new grants are not concerned:
+// this server knows which worker it gave them to. mu is held.
 func (r *Remote) doubtUnheard() {
 	r.doubts.changed = true
 	if r.expectedRuns == nil {
@@ -100,7 +103,8 @@ func (r *Remote) doubtUnheard() {
 	}
 }
 
-// doubtExpected replaces runDoubts.all by the runs that exist. mu is held.
+// doubtExpected replaces runDoubts.all by the runs that exist, which can be removed one by one. Runs that
+// are submitted later are not in doubt. mu is held.
 func (r *Remote) doubtExpected(runs []messages.RunID) {
 	if !r.doubts.all {
 		return
@@ -112,7 +116,9 @@ func (r *Remote) doubtExpected(runs []messages.RunID) {
 	r.requestReconcile()
 }
 
-// removeDoubt removes a run from the set when its reasons are over. mu is held.
+// removeDoubt removes a run from the set when its reasons are over: it has given all its live attempts
+// again, and each loss is acknowledged. The registry is written with some delay, since runs resume in
+// bursts after a start. While the Remote closes, the set stays for the next server. mu is held.
 func (r *Remote) removeDoubt(run messages.RunID) {
 	undecided, in := r.doubts.runs[run]
 	if !in || undecided > 0 || r.expectedRuns == nil || r.expectedRuns[run] || r.phase != phaseOpen {
@@ -129,7 +135,9 @@ func (r *Remote) removeDoubt(run messages.RunID) {
 	}
 }
 
-// saveDoubts stores the set in the registry if it has changed.
+// saveDoubts stores the set in the registry if it has changed. The supervisor calls it between the
+// recovery of a dead worker and the removal of its folder, so that a doubt is on disk before its cause is
+// gone; mu is not held over the write.
 func (r *Remote) saveDoubts() {
 	r.mu.Lock()
 	if !r.doubts.changed {

@@ -23,12 +23,15 @@ const (
 	unresponsiveBeats = 7
 )
 
-// unreachableBeats is for how many intervals a worker may lack its socket before it is ended.
+// unreachableBeats is for how many intervals a worker may lack its socket before it is ended. A server
+// makes the socket before it starts the worker, so a missing one was removed.
 const unreachableBeats = 10
 
 var _ executor.HealthReporter = (*Remote)(nil)
 
-// monitorWorkers sends pings to the workers, until ctx ends.
+// monitorWorkers sends pings to the workers, until ctx ends. Except for a worker without a socket it only
+// reports what it finds, in Healthy and in the log: a worker that hangs, or is stopped by SIGSTOP, still has its attempts, and
+// may go on at any time. The lock of its folder alone proves that a worker is dead.
 func (r *Remote) monitorWorkers() {
 	defer r.goroutines.Done()
 	ticks := time.NewTicker(heartbeatInterval)
@@ -49,7 +52,8 @@ func (r *Remote) monitorWorkers() {
 	}
 }
 
-// checkHeartbeat counts an interval, and sends a ping unless one is under way. mu is held.
+// checkHeartbeat counts an interval, and sends a ping unless one is under way. Any frame counts as an answer,
+// so a worker that is busy with ends needs no pong. mu is held.
 func (p *peer) checkHeartbeat() {
 	log := p.r.log
 	if p.heard {
@@ -95,7 +99,8 @@ func (p *peer) logFields() []any {
 }
 
 // endUnreachable ends a worker whose socket was removed by somebody else: servers cannot reach it any
-// more. The worker ends its tasks, or its recovery does. mu is held.
+// more. The worker ends its tasks, or its recovery does. It gets SIGTERM after 10 and 20 s of silence, and
+// SIGKILL from 30 s on. mu is held, over one look at the file system.
 func (p *peer) endUnreachable() {
 	if _, err := os.Stat(worker.SocketPath(p.path)); !errors.Is(err, os.ErrNotExist) || p.process.PID == 0 {
 		return
@@ -146,7 +151,7 @@ func (r *Remote) PostponedStarts() map[string]uint64 {
 	return maps.Clone(r.postponedStarts)
 }
 
-// onPostponed counts the starts that had to wait. mu is held.
+// onPostponed counts the starts that had to wait, and logs that once a minute. mu is held.
 func (r *Remote) onPostponed(p *peer, m *workerpb.Postponed) {
 	r.postponedStarts[m.Reason] += m.Count
 	if now := time.Now(); now.Sub(r.lastComplaint) > time.Minute {

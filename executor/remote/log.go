@@ -17,8 +17,10 @@ import (
 // readAhead bounds what one request asks a worker for, in bytes.
 const readAhead = 1 << 20
 
-// remoteLog is an open log of an attempt in a worker: a stream of requests and replies. When the
-// stream breaks, its reads fail and it is not live.
+// remoteLog is an open log of an attempt in a worker: a stream of requests and replies, one reply for
+// each request. The worker holds the output open as long as the stream, so it stays readable after the
+// attempt's end. When the stream breaks, its reads fail and it is not live. Each call of Size, Kept and
+// Live is a round trip to the worker.
 type remoteLog struct {
 	stream grpc.BidiStreamingClient[workerpb.LogRequest, workerpb.LogReply]
 	cancel context.CancelFunc
@@ -28,7 +30,8 @@ type remoteLog struct {
 	err  error              // stays
 }
 
-// OpenLog implements executor.Executor.
+// OpenLog implements executor.Executor. It waits for the worker's answer. It returns ErrNotRunning for an
+// attempt whose worker is not connected now, since only the worker can read the output.
 func (r *Remote) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
 	r.mu.Lock()
 	var conn *grpc.ClientConn
@@ -55,7 +58,8 @@ func (r *Remote) OpenLog(key messages.AttemptKey, stream messages.Stream) (messa
 	return l, nil
 }
 
-// ask sends a request and returns the reply. An error stays: the log is not used any more.
+// ask sends a request and returns the reply. An error stays: the log is not used any more. mu is held,
+// except while the log is opened, so that a reply belongs to the request before it.
 func (l *remoteLog) ask(request *workerpb.LogRequest) (*workerpb.LogReply, error) {
 	if l.err != nil {
 		return nil, l.err
@@ -78,14 +82,15 @@ func (l *remoteLog) ask(request *workerpb.LogRequest) (*workerpb.LogReply, error
 	return reply, nil
 }
 
-// read asks for bytes, and for the state of the log.
+// read asks for up to n bytes from an offset, and for the state of the log.
 func (l *remoteLog) read(off int64, n int) (*workerpb.LogReply, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.ask(&workerpb.LogRequest{Offset: off, Length: uint32(n)})
 }
 
-// ReadAt implements messages.Log.
+// ReadAt implements messages.Log. It asks for up to readAhead bytes at a time until p is full: a frame is
+// bounded, and the attempt may give up bytes between two replies (messages.ErrCut).
 func (l *remoteLog) ReadAt(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		d, err := l.read(off+int64(n), min(len(p)-n, readAhead))
@@ -107,7 +112,7 @@ func (l *remoteLog) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// Size implements messages.Log.
+// Size implements messages.Log. Without a worker it is the last size that is known.
 func (l *remoteLog) Size() int64 {
 	if d, err := l.read(0, 0); err == nil {
 		return d.Size

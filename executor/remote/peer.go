@@ -44,12 +44,13 @@ const (
 //	workerGone      it has ended; the supervisor recovers its state next
 //	recovered       its state was adopted; its folder stays until all ends are acknowledged
 //
-// Remote.mu guards the fields after the channels.
+// They follow each other in this sequence, except that a worker may end at any time, and attached begins
+// again with each connection. Remote.mu guards the fields after the channels.
 type peer struct {
 	r          *Remote
-	path       string
-	cmd        *exec.Cmd // of a worker that this process started
-	wakeSender chan struct{}
+	path       string        // of its folder, whose last part is the worker's name, such as w-5e0f3c9a71d2
+	cmd        *exec.Cmd     // of a worker that this process started; nil for one that it found
+	wakeSender chan struct{} // outgoing has items that are to be sent
 	leave      chan struct{} // closed by Detach: send what is left, then end
 	ended      chan struct{} // closed when run has returned
 
@@ -61,12 +62,12 @@ type peer struct {
 	listed    map[messages.AttemptKey]bool // attempts that it named on this connection; nil once attached
 	attached  bool                         // it has said what it knows, on this connection
 	synced    bool                         // it has said so once, on any connection
-	version   string
-	pid       int
-	draining  bool // it was told to
-	drained   bool // it accepts no more orders, and usage is valid
-	usage     workerpb.Amount
-	capacity  workerpb.Amount // told on this connection
+	version   string                       // of its hello: binary and settings, see workerVersion; "" before it
+	pid       int                          // of its hello; 0 before it
+	draining  bool                         // it was told to give back its orders
+	drained   bool                         // it accepts no more orders, and usage is valid
+	usage     workerpb.Amount              // slots that its attempts still use; valid once drained
+	capacity  workerpb.Amount              // told on this connection
 
 	heard          bool            // a frame came since the last heartbeat
 	pinged         bool            // a ping was sent, and no frame came since
@@ -76,7 +77,7 @@ type peer struct {
 	workerGone     bool            // the worker has ended
 	folder         *worker.Folder  // of a worker that has ended; nil when it is missing
 	recovered      bool            // the state of the dead worker was adopted
-	unacknowledged int             // ends of the dead worker's journal
+	unacknowledged int             // ends of the dead worker's journal; at 0 the folder goes
 }
 
 func newPeer(r *Remote, path string) *peer {
@@ -84,7 +85,7 @@ func newPeer(r *Remote, path string) *peer {
 		wakeSender: make(chan struct{}, 1), leave: make(chan struct{}), ended: make(chan struct{})}
 }
 
-// requestSend wakes the sender. mu is held.
+// requestSend wakes the sender, which takes all that is in outgoing by then. mu is held.
 func (p *peer) requestSend() {
 	select {
 	case p.wakeSender <- struct{}{}:
@@ -92,7 +93,8 @@ func (p *peer) requestSend() {
 	}
 }
 
-// requestSendWithin wakes the sender within a while. mu is held.
+// requestSendWithin wakes the sender within a while, so that items that are not urgent share a frame. An
+// earlier wake-up stands; a later one is brought forward. mu is held.
 func (p *peer) requestSendWithin(d time.Duration) {
 	due := time.Now().Add(d)
 	switch {
@@ -111,7 +113,8 @@ func (p *peer) requestSendWithin(d time.Duration) {
 	p.sendDue = due
 }
 
-// takeFrame returns what is to be sent. mu is held.
+// takeFrame returns what is to be sent, which may be an empty frame. The caller gives it back to the pool.
+// mu is held.
 func (p *peer) takeFrame() (frame *workerpb.ServerFrame) {
 	frame, p.outgoing = p.outgoing, workerpb.ServerFrameFromVTPool()
 	if p.sendTimer != nil {
@@ -121,7 +124,8 @@ func (p *peer) takeFrame() (frame *workerpb.ServerFrame) {
 	return frame
 }
 
-// pendingOrders counts orders and adds up their slots.
+// pendingOrders counts orders and adds up their slots. While they fill the machine, a worker cannot begin
+// more, so that further orders may wait for others (sendOrder).
 type pendingOrders struct{ count, cpuMillis, memoryBytes int64 }
 
 // add adds an order n times; the order may be unknown (nil). The result is never below zero, because
@@ -158,7 +162,10 @@ func (p *peer) orderAnswered(a *trackedAttempt) {
 	}
 }
 
-// run talks to the worker until the worker or ctx has ended.
+// run talks to the worker until the worker or ctx has ended. After each connection it tries the lock of the
+// worker's folder: a worker holds it for life, so getting it proves that the worker is dead. The file may
+// have been removed and made again while the worker lives, so the identity of the process has a say too.
+// Otherwise it connects again, after 1 ms at first and up to maxRetryDelay later.
 func (p *peer) run() {
 	defer p.r.goroutines.Done()
 	defer close(p.ended)
@@ -198,7 +205,8 @@ func (p *peer) isLeaving() bool {
 	}
 }
 
-// workerEnded notes that the worker has ended; folder is nil when it is missing.
+// workerEnded notes that the worker has ended; folder is nil when it is missing. The supervisor does the
+// rest. A worker that dies before it ever served counts for the delay of the next start (startWorker).
 func (p *peer) workerEnded(folder *worker.Folder) {
 	if p.cmd != nil {
 		_ = p.cmd.Wait() // it has released its lock: it has ended, or is about to

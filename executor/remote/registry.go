@@ -28,7 +28,13 @@ const registryFile = "workers"
 // exist, and the runs that may have attempts which began and are not in a journal (runDoubts). If a
 // folder that the registry names is missing, somebody else removed it and its journal.
 //
-// The file holds JSON and a line with its CRC-32C. A damaged or missing file is replaced by a new one
+// The file holds a line of JSON and a line with its CRC-32C:
+//
+//	{"boot":"3c1c…","folder":"7QH2…","workers":[{"name":"w-5e0f3c9a71d2","pid":4711,"ticks":123456}],…}
+//	crc32c 8c4e1f02
+//
+// It is replaced as a whole by a rename, and not synced: it tells of processes, and a restart of the
+// machine ends these. A damaged or missing file is replaced by a new one
 // that has all runs in doubt: an earlier attempt that workers do not know is lost then, and never
 // started a second time.
 type registry struct {
@@ -89,7 +95,7 @@ func openRegistry(files vfs.FS, dir, dataFolderID string) (g *registry, fault st
 	return g, fault, g.setDoubts(true, nil)
 }
 
-// parse reads the text of the file.
+// parse reads the text of the file. The error is a sentence without the file's name.
 func (g *registry) parse(text []byte) error {
 	body, sum, ok := bytes.Cut(text, []byte("\n"))
 	if !ok {
@@ -106,7 +112,8 @@ func checksumLine(body []byte) string {
 	return fmt.Sprintf("crc32c %08x\n", crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)))
 }
 
-// setDoubts stores which runs are in doubt.
+// setDoubts stores which runs are in doubt. After an error the new set is in memory, and the next change of
+// the registry writes it.
 func (g *registry) setDoubts(all bool, runs []messages.RunID) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -114,7 +121,8 @@ func (g *registry) setDoubts(all bool, runs []messages.RunID) error {
 	return g.write()
 }
 
-// write replaces the file. g.mu is held.
+// write replaces the file. After an error the old file stays, and the next change writes all again. g.mu
+// is held.
 func (g *registry) write() error {
 	body, err := json.Marshal(g)
 	if err != nil {
@@ -220,6 +228,7 @@ type RegistryError struct {
 	Fault string
 }
 
+// Error implements error.
 func (e *RegistryError) Error() string {
 	return fmt.Sprintf("registry of workers: %s: %s", e.File, e.Fault)
 }

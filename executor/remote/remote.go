@@ -44,12 +44,18 @@ const (
 	closeTimeout = 30 * time.Second
 )
 
-// Remote implements executor.Durable.
+// Remote implements executor.Durable. Its methods may be called from any goroutine. All but New, Close and
+// Detach return without waiting: they change the table of attempts under mu, add to the frame that a
+// worker is to get, and wake the goroutine that sends it or the supervisor.
+//
+// Goroutines: the supervisor (supervise), the monitor of heartbeats (monitorWorkers), and for each peer
+// its run, which has one more for sending while it is connected. None of them holds mu over a wait
+// or a call of the sink.
 type Remote struct {
 	cfg            Config
 	log            *slog.Logger
-	workingDir     string // of orders without a folder; relative folders are below it
-	lock           *os.File
+	workingDir     string          // of orders without a folder; relative folders are below it
+	lock           *os.File        // of the folder, held from New to Close or Detach
 	ctx            context.Context // until Close or Detach are done
 	cancel         context.CancelFunc
 	goroutines     sync.WaitGroup // the supervisor, the monitor and the peers
@@ -63,19 +69,20 @@ type Remote struct {
 	expectedRuns map[messages.RunID]bool // runs before ResumeDone; nil before ExpectResume
 	allFound     bool                    // every worker of a former server has said what it knows
 	attempts     attemptTable
-	lastSequence uint64
-	peers        []*peer
-	active       *peer // nil, or synced and taking orders
-	undelivered  []executor.Report
-	delivering   bool  // a goroutine delivers the reports
-	earlyDeaths  int   // new workers in a row that never served, or could not be started
-	discoveryErr error // why the workers without a folder are not known yet; nil once they are
+	lastSequence uint64            // of the order that came last
+	peers        []*peer           // all workers whose folder must stay; the supervisor adds and removes
+	active       *peer             // nil, or synced and taking orders
+	undelivered  []executor.Report // in the order in which they are to be made; see unlockAndDeliver
+	delivering   bool              // a goroutine delivers the reports
+	earlyDeaths  int               // new workers in a row that never served, or could not be started
+	discoveryErr error             // why the workers without a folder are not known yet; nil once they are
 
 	postponedStarts map[string]uint64 // starts that had to wait, by reason
 	lastComplaint   time.Time         // about such a start
 }
 
-// phase is how far the Remote is in its life.
+// phase is how far the Remote is in its life. It leaves phaseOpen once, by Close or Detach, whichever
+// comes first. mu guards it.
 type phase uint8
 
 const (
@@ -87,7 +94,11 @@ const (
 var _ executor.Durable = (*Remote)(nil)
 
 // New finds the workers of the data folder, or starts one. It does not wait for them: orders do. A
-// folder has one Remote at a time.
+// folder has one Remote at a time; the error wraps vfs.ErrLocked when another process still has it after
+// 2 s. A damaged registry is replaced, and then all runs are in doubt (doubts.go).
+//
+// The caller calls ExpectResume before it orders attempts of former servers again, and ends the Remote by
+// Close or Detach.
 func New(cfg Config) (*Remote, error) {
 	if cfg.Sink == nil || cfg.Settings.Outputs == "" || cfg.Dir == "" {
 		return nil, errors.New("remote: a sink, a folder and an output folder are required")
@@ -114,7 +125,8 @@ func New(cfg Config) (*Remote, error) {
 }
 
 // openFolder makes paths absolute, locks the folder, and reads which workers there must be and which
-// runs are in doubt.
+// runs are in doubt. Everything that it reads is read under the lock, so that two servers never recover
+// the same worker. After an error the lock is free.
 func (r *Remote) openFolder() (err error) {
 	for _, path := range []*string{&r.cfg.Dir, &r.cfg.Settings.Outputs} {
 		if *path, err = filepath.Abs(*path); err != nil {
@@ -230,8 +242,9 @@ func (r *Remote) Revoke(key messages.AttemptKey) {
 	a.peer.requestSend()
 }
 
-// revokeUnassigned ends the wait of an order: it revokes an order that is not assigned to a worker. An order that may have begun
-// before the server's restart waits until the workers have said what they know. mu is held.
+// revokeUnassigned revokes an order that is not assigned to a worker. An order that may have begun before
+// the server's restart waits until the workers have said what they know: then assignOrder revokes it, or
+// the worker that has it gets the kill. mu is held.
 func (r *Remote) revokeUnassigned(key messages.AttemptKey, a *trackedAttempt) {
 	switch {
 	case a.order.Resume && !r.allFound:
@@ -243,7 +256,9 @@ func (r *Remote) revokeUnassigned(key messages.AttemptKey, a *trackedAttempt) {
 	}
 }
 
-// ExpectResume implements executor.Durable.
+// ExpectResume implements executor.Durable. From the first call on, the attempts that workers have of all
+// other runs are orphans. Each call takes the orders of its runs back: an attempt that a worker has stays
+// in the table without an order, and is reported once its run orders it again. It costs O(attempts).
 func (r *Remote) ExpectResume(runs ...messages.RunID) {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
@@ -264,7 +279,8 @@ func (r *Remote) ExpectResume(runs ...messages.RunID) {
 	}
 }
 
-// detachOrder makes an attempt one that is not asked for yet. mu is held.
+// detachOrder makes an attempt one that is not asked for yet. An order that was never given to a worker
+// is dropped, since its run orders it again. A kill does not count any more: the run repeats it. mu is held.
 func (r *Remote) detachOrder(key messages.AttemptKey, a *trackedAttempt) {
 	if a.peer == nil && a.State() == lifecycle.Queued {
 		delete(r.attempts, key)
@@ -287,7 +303,8 @@ func (r *Remote) ResumeDone(run messages.RunID) {
 	r.removeDoubt(run)
 }
 
-// isOrphan reports whether an attempt without an order will not get one any more. mu is held.
+// isOrphan reports whether an attempt without an order will not get one any more: the server has said
+// which runs resume, and this one is not among them or is done. mu is held.
 func (r *Remote) isOrphan(key messages.AttemptKey) bool {
 	return r.expectedRuns != nil && !r.expectedRuns[key.Run]
 }
@@ -368,8 +385,9 @@ func (r *Remote) Close() error {
 	return r.awaitWorkers()
 }
 
-// awaitWorkers waits until the supervisor has seen every worker end. A worker that does not answer is
-// killed and recovered as a dead one.
+// awaitWorkers waits until the supervisor has seen every worker end. A worker that does not answer within
+// a third of closeTimeout is killed and recovered as a dead one. After closeTimeout the folder is given up
+// with the workers in it, and the next server deals with them.
 func (r *Remote) awaitWorkers() error {
 	force := time.NewTimer(r.cfg.Settings.CloseGrace + closeTimeout/3)
 	defer force.Stop()
@@ -390,7 +408,8 @@ func (r *Remote) awaitWorkers() error {
 	}
 }
 
-// release ends all goroutines and releases the folder.
+// release ends all goroutines and releases the folder. The doubts are saved after the last goroutine that
+// could add one has ended. Folders of dead workers stay, and are recovered again by the next server.
 func (r *Remote) release() error {
 	r.cancel()
 	r.goroutines.Wait()
@@ -409,7 +428,8 @@ func (r *Remote) release() error {
 	return nil
 }
 
-// requestReconcile wakes the supervisor.
+// requestReconcile wakes the supervisor. It may be called with or without mu. Wake-ups that come while the
+// supervisor works are one wake-up, after that.
 func (r *Remote) requestReconcile() {
 	select {
 	case r.wakeSupervisor <- struct{}{}:

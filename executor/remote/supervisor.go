@@ -14,6 +14,9 @@ import (
 )
 
 // supervise is the supervisor's goroutine: it reconciles again whenever something changed.
+//
+// First it has to know which processes former workers left without a folder (duty 0). Until that works no
+// attempt may start, since it could run a second time beside such a process; Healthy says so.
 func (r *Remote) supervise() {
 	defer r.goroutines.Done()
 	defer close(r.supervised)
@@ -99,7 +102,8 @@ func (r *Remote) discoverUnlisted() error {
 // defaultExitGrace is how long the process of a worker that has ended in order may still be there.
 const defaultExitGrace = 5 * time.Second
 
-// unlistedPaths returns the folders of workers that have processes and are not a peer yet.
+// unlistedPaths returns the folders of workers that have processes and are not a peer yet. The folders do
+// not exist. It reads the environment of each process of the machine.
 func (r *Remote) unlistedPaths() (paths []string, err error) {
 	names, err := worker.MarkedWorkers(r.cfg.Settings.DataFolderID)
 	if err != nil {
@@ -190,7 +194,9 @@ func (r *Remote) electActive() (confirmed bool) {
 	return confirmed
 }
 
-// distributeCapacity gives the active worker the slots that the others do not use. mu is held.
+// distributeCapacity gives the active worker the slots that the others do not use. As attempts of a
+// draining worker end, its usage falls and the active one gets more. A dead worker uses none: its processes
+// have ended before it counts as recovered. mu is held.
 func (r *Remote) distributeCapacity() {
 	free := workerpb.Amount{CPUMillis: r.cfg.CPUMillis, MemoryBytes: r.cfg.MemoryBytes}
 	for _, p := range r.peers {
@@ -241,7 +247,8 @@ func (r *Remote) startWorker() {
 }
 
 // recoverDeadWorkers recovers the state of the workers that have died. mu is not held: their processes
-// have the grace to end.
+// have the grace to end. After an error, for instance of the disk, it is tried again after a second, and
+// until then allSynced keeps all orders back.
 func (r *Remote) recoverDeadWorkers() {
 	r.mu.Lock()
 	var dead []*peer
@@ -344,7 +351,8 @@ func (r *Remote) removeRecovered() {
 	}
 }
 
-// killWorkers kills the workers that live.
+// killWorkers kills the workers that live, for Close. The process is known best from its start; of a worker
+// that was found, the registry has the identity; the pid of the hello is the last resort.
 func (r *Remote) killWorkers() {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()

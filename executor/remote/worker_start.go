@@ -23,7 +23,8 @@ import (
 // ownExecutable is the program of this process, even after its file was replaced.
 const ownExecutable = "/proc/self/exe"
 
-// workerProgram returns the path of the worker's program. binary "" is this process's own.
+// workerProgram returns the path of the worker's program. binary "" is this process's own. The link
+// /proc/self/exe leads to the running program even if its file was replaced or removed by an upgrade.
 func workerProgram(binary string) (string, error) {
 	own, err := os.Executable()
 	if err != nil {
@@ -56,7 +57,13 @@ func workerVersion(binary string, s worker.Settings) (string, error) {
 	return fmt.Sprintf("%s %d-%x %x", s.Version, st.Size(), st.ModTime().UnixNano(), h.Sum64()), nil
 }
 
-// spawnWorker starts a worker in a session of its own, with its folder's lock and socket.
+// spawnWorker starts a worker in a session of its own, with its folder's lock and socket as descriptors 3
+// and 4 (worker.LockFD, worker.ListenFD), and its output in the file log of the folder. The worker
+// inherits the lock from its first moment, so that it is never free while the worker lives. The session
+// keeps signals of the server's terminal away, and shows which processes are the worker's.
+//
+// The socket listens before the worker runs: a connection waits in the kernel's queue. After an error the
+// folder and its entry in the registry are gone.
 func (r *Remote) spawnWorker() (*peer, error) {
 	f, listener, err := worker.CreateFolder(r.cfg.Dir, r.cfg.Settings)
 	if err != nil {

@@ -16,8 +16,8 @@ type attemptTable map[messages.AttemptKey]*trackedAttempt
 // trackedAttempt is an attempt of the table.
 type trackedAttempt struct {
 	lifecycle.Attempt
-	intentAt int64  // of its intent, in ns since boot; 0 before
-	pid      int    // 0 until it is known
+	intentAt int64  // of its intent, in ns since boot; 0 before, and after it was withdrawn
+	pid      int    // 0 until it is known; it is kept after the end, when the number may be another's
 	end      []byte // its end, encoded by workerpb.AppendFinished
 }
 
@@ -80,7 +80,8 @@ func (w *Worker) withdrawIntent(o *executor.Order) {
 	}
 }
 
-// startPostponed is executor.ProcessConfig.OnPostponed.
+// startPostponed is executor.ProcessConfig.OnPostponed: the server counts such starts. A draining worker
+// gives the order back, since it may have been admitted, and so not Queued, when startDrain looked.
 func (w *Worker) startPostponed(o *executor.Order, reason string, err error) {
 	w.mu.Lock()
 	draining := w.draining

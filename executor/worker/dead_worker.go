@@ -32,7 +32,8 @@ type DeadWorkerState struct {
 	Complete bool
 }
 
-// DeadWorker is what a server knows of a worker that is dead, or lives on without its folder.
+// DeadWorker is what a server knows of a worker that is dead, or lives on without its folder. The caller
+// holds the lock of the folder, if there is one: so the worker is dead, and no other server recovers it.
 type DeadWorker struct {
 	Path         string  // of its folder
 	Folder       *Folder // nil when the folder is missing
@@ -45,7 +46,12 @@ type DeadWorker struct {
 
 // RecoverDeadWorker reads what a dead worker leaves. It ends the processes of its attempts that had
 // not ended (SIGTERM, after grace SIGKILL), and the worker itself if that lives on without its folder. It
-// returns when they are proven dead, or ctx ends.
+// returns when they are proven dead, or ctx ends: for processes that hang in the kernel that may take for
+// ever. The caller calls it again after an error; nothing is lost by that, since the folder stays.
+//
+// After a restart of the machine (the boot ID differs) all processes are dead, and the numbers in the
+// journal belong to others: then nothing is searched. A journal without a readable header gives no boot
+// ID, so the processes are searched all the same, by their marks.
 func RecoverDeadWorker(ctx context.Context, d DeadWorker, grace time.Duration, log *slog.Logger) (*DeadWorkerState, error) {
 	boot, err := procfs.BootID()
 	if err != nil {
@@ -77,7 +83,9 @@ func RecoverDeadWorker(ctx context.Context, d DeadWorker, grace time.Duration, l
 	return e, nil
 }
 
-// readJournal reads the dead worker's journal, and logs what is wrong with it.
+// readJournal reads the dead worker's journal, and logs what is wrong with it. A missing journal counts as
+// an empty one, which is incomplete, unless the worker never served: then it cannot have had an order.
+// Any other error of the file is returned, since the next try may read it.
 func (d *DeadWorker) readJournal(log *slog.Logger) (journalContents, error) {
 	path := filepath.Join(d.Path, journalFileName)
 	text, err := vfs.ReadFile(path)
@@ -99,7 +107,9 @@ func (d *DeadWorker) readJournal(log *slog.Logger) (journalContents, error) {
 	return p, nil
 }
 
-// reportOf returns the attempt's end as it was, or the report of its loss.
+// reportOf returns the attempt's end as it was, or the report of its loss. The start of a lost attempt is
+// that of its intent, on the clock since boot, which a change of the wall clock does not move; after a
+// restart of the machine it is unknown.
 func (p *journalContents) reportOf(k messages.AttemptKey, restarted bool) (executor.Report, error) {
 	a := p.attempts[k]
 	if a.end != nil {
@@ -121,7 +131,7 @@ func (p *journalContents) reportOf(k messages.AttemptKey, restarted bool) (execu
 	return executor.Report{Key: k, Kind: executor.Finished, At: now, Record: rec}, nil
 }
 
-// processSearch finds the processes of a dead worker.
+// processSearch finds the processes of a dead worker, by what its journal says of its attempts.
 type processSearch struct {
 	journalContents
 	mark   string          // the value of the worker's own mark
@@ -129,7 +139,8 @@ type processSearch struct {
 }
 
 // endProcesses ends the processes of attempts without an end. It returns when they have left the
-// list of all processes of the machine.
+// list of all processes of the machine. It reads that list, with the environment of each process, only if
+// the worker may have left any: a worker that ended in order costs no search.
 func (s *processSearch) endProcesses(ctx context.Context, grace time.Duration, log *slog.Logger) error {
 	open := !s.complete || s.worker.IsAlive()
 	for _, a := range s.attempts {
@@ -141,7 +152,9 @@ func (s *processSearch) endProcesses(ctx context.Context, grace time.Duration, l
 	return endUntilGone(ctx, s.orphanedProcesses, grace, log)
 }
 
-// endUntilGone ends the processes that find returns, again and again, until find returns an empty list.
+// endUntilGone ends the processes that find returns, again and again, until find returns an empty list. A
+// process may fork while it is searched, and its child be missed: so only an empty list proves that all
+// have ended. Each process gets one SIGTERM within the grace, and SIGKILL at each look after it.
 func endUntilGone(ctx context.Context, find func() ([]procfs.Process, error), grace time.Duration, log *slog.Logger) error {
 	began, warned := time.Now(), false
 	terminated := map[int]bool{} // got SIGTERM
@@ -187,7 +200,7 @@ func (s *processSearch) orphanedProcesses() (orphans []procfs.Process, _ error) 
 	if err != nil {
 		return nil, err
 	}
-	inSession := s.worker.PID != 0
+	inSession := s.worker.PID != 0 // whether its number names its session
 	var orphanedSessions map[int]bool
 	if !inSession {
 		orphanedSessions = s.orphanedSessions(list)
@@ -211,6 +224,7 @@ func (s *processSearch) orphanedProcesses() (orphans []procfs.Process, _ error) 
 		}
 	}
 	for _, p := range list {
+		// A process that is older than the worker is not its child. Ticks are coarse, hence the margin.
 		if p.Dead || p.PID == os.Getpid() || p.Ticks+1 < s.worker.Ticks {
 			continue
 		}
@@ -226,7 +240,7 @@ func (s *processSearch) orphanedProcesses() (orphans []procfs.Process, _ error) 
 			orphan = true
 		case groups[p.Group] != nil:
 			orphan = groups[p.Group].end == nil
-		default:
+		default: // a child of the session without a mark, as after env -i, in a group that is not known
 			orphan = !s.complete || firstUnknown != 0 && int64(p.Ticks+1)*procfs.Tick >= firstUnknown
 		}
 		if orphan {
@@ -237,7 +251,8 @@ func (s *processSearch) orphanedProcesses() (orphans []procfs.Process, _ error) 
 }
 
 // orphanedSessions finds the sessions that have a marked process and a dead leader. One of them is
-// the worker's, when its number is not known.
+// the worker's, when its number is not known. A session whose leader lives is one that a task has made by
+// setsid: its marked processes are found by their marks, and the others are left alone.
 func (s *processSearch) orphanedSessions(list []procfs.Process) map[int]bool {
 	leads := map[int]bool{}
 	for _, p := range list {

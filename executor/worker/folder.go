@@ -32,10 +32,11 @@ const (
 // folderPrefix begins the names of workers' folders in DATA/worker.
 const folderPrefix = "w-"
 
-// Folder is a worker's folder whose lock this process holds.
+// Folder is a worker's folder whose lock this process holds. The holder of the lock owns the folder: at
+// first the server that made it, then the worker until its end, then the server that recovers it.
 type Folder struct {
 	Path string
-	Lock *os.File
+	Lock *os.File // nil while the folder is being made
 }
 
 // Name returns the last part of the path.

@@ -16,7 +16,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// compactMin is the least size at which a journal is compacted, in bytes.
+// compactMin is the least size at which a journal is compacted, in bytes. A larger one is compacted at twice
+// its size after the last time, so that the work of compactions stays in proportion to what is written.
 const compactMin = 1 << 20
 
 // journal is the worker's durable memory of the attempts that it began and of their ends that are not
@@ -149,7 +150,7 @@ func (j *journal) add(records func(*recordBuffer)) {
 	records(&j.buf)
 }
 
-// flush writes what was added.
+// flush writes what was added. Without additions it does nothing.
 func (j *journal) flush() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -234,7 +235,7 @@ func (j *journal) rewrite(addLive func(*recordBuffer)) error {
 	return nil
 }
 
-// close writes what was added and closes the file.
+// close writes what was added and closes the file. The journal is not used after that.
 func (j *journal) close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -14,7 +14,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// journalContents is what a journal says.
+// journalContents is what a journal says. It is read after the worker's death, or by a check of a folder
+// whose worker may live; never by the worker itself.
 type journalContents struct {
 	header   *workerpb.JournalHeader // empty when the header is damaged
 	attempts map[messages.AttemptKey]*journalAttempt
@@ -83,7 +84,8 @@ func (p *journalContents) addFault(format string, args ...any) {
 	}
 }
 
-// findRecord finds the next intact record. Its number must be possible at that place.
+// findRecord finds the next intact record, behind a damaged one whose length cannot be trusted. It tries
+// each offset. Its number must be possible at that place, which spares most offsets the checksum.
 func findRecord(b []byte, number uint32) (at int, found bool) {
 	for at := range b {
 		rest := b[at:]

@@ -11,10 +11,13 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// maxLogRead bounds one read of a log, in bytes.
+// maxLogRead bounds one read of a log, in bytes: far below workerpb.MaxFrame, whatever the server asks for.
 const maxLogRead = 1 << 20
 
-// Log implements workerpb.WorkerServer. Each stream reads one log of an attempt that runs.
+// Log implements workerpb.WorkerServer. Each stream reads one log of an attempt that runs: the first request
+// opens it, and each one is answered by one reply. The output stays open as long as the stream, also after
+// the attempt's end. A log that cannot be opened is answered with the reason; a request that breaks these
+// rules ends the stream with an error.
 func (w *Worker) Log(stream grpc.BidiStreamingServer[workerpb.LogRequest, workerpb.LogReply]) error {
 	var log messages.Log
 	defer func() {

@@ -25,7 +25,9 @@ const MarkVariable = "CARAVAN_WORKER"
 // MarkValue returns the value of a worker's own mark.
 func MarkValue(dataFolderID, worker string) string { return dataFolderID + "/" + worker }
 
-// taskMark returns the mark of an attempt as an entry of its environment.
+// taskMark returns the mark of an attempt as an entry of its environment, for instance
+//
+//	CARAVAN_WORKER=8f14e45f/w-5e0f3c9a71d2/7.0.1
 func taskMark(worker string, k messages.AttemptKey) string {
 	b := make([]byte, 0, 64)
 	b = append(append(append(b, MarkVariable...), '='), worker...)

@@ -53,7 +53,7 @@ func (s *session) requestSend(urgent bool) {
 	wakeUp(s.wakeSender)
 }
 
-// takeFrame returns what is to be sent. Worker.mu is held.
+// takeFrame returns what is to be sent, which may be an empty frame. Worker.mu is held.
 func (s *session) takeFrame() *workerpb.WorkerFrame {
 	frame := s.outgoing
 	s.outgoing, s.attempts, s.endBytes = workerpb.WorkerFrameFromVTPool(), 0, 0
@@ -82,11 +82,17 @@ func wakeUp(c chan struct{}) {
 	}
 }
 
-// attachStream is the worker's side of a server's stream.
+// attachStream is the worker's side of a server's stream. One goroutine receives and one sends: gRPC allows
+// one of each at a time.
 type attachStream = grpc.BidiStreamingServer[workerpb.ServerFrame, workerpb.WorkerFrame]
 
 // Attach implements workerpb.WorkerServer. It serves one server until the server goes, or another
-// one comes.
+// one comes. First it tells the whole table, which ends with Synced: so a server that was away, or is a new
+// one, hears of each attempt, and may conclude from what it does not hear. An attempt that changes
+// meanwhile is told again, in a later frame or the same.
+//
+// The latest server wins: it has the lock of the data folder, so a former one that is still connected is
+// about to end.
 func (w *Worker) Attach(stream attachStream) error {
 	s := newSession()
 	s.outgoing.Hello = &workerpb.Hello{Version: []byte(w.settings.Version), Name: []byte(w.folder.Name()), Pid: int64(os.Getpid())}
@@ -168,7 +174,8 @@ func (w *Worker) sendFrames(s *session, stream attachStream, received <-chan err
 	}
 }
 
-// receiveFrames carries out the server's frames, until the server goes or another one attached.
+// receiveFrames carries out the server's frames, until the server goes or another one attached. It uses one
+// frame again for all: what an order keeps of it (strings) is not overwritten by the next (ToOrder).
 func (w *Worker) receiveFrames(s *session, stream attachStream) error {
 	frame := workerpb.ServerFrameFromVTPool()
 	defer frame.ReturnToVTPool()
@@ -184,8 +191,9 @@ func (w *Worker) receiveFrames(s *session, stream attachStream) error {
 	}
 }
 
-// handleFrame carries out a frame, in the order that the protocol says. A frame of a session that was
-// replaced is dropped: the new server may have heard of another state since.
+// handleFrame carries out a frame, in the order that the protocol says: the capacity before the orders that
+// may use it, and orders before kills of the same attempts. A frame of a session that was replaced is
+// dropped: the new server may have heard of another state since. An error ends the session.
 func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
 	w.frameMu.Lock()
 	defer w.frameMu.Unlock()
@@ -234,7 +242,9 @@ func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
 	return nil
 }
 
-// startOrder enters an order, and starts its attempt if the order is new: duty 1.
+// startOrder enters an order, and starts its attempt if the order is new: duty 1. The table has the attempt
+// before the Process does, so that each report of the Process finds it. w.mu is free when Start is called,
+// which may call the sink (takeReports).
 func (w *Worker) startOrder(o executor.Order) {
 	w.mu.Lock()
 	start := w.session != nil && w.enterOrder(&o)
@@ -306,7 +316,9 @@ func (w *Worker) enterReport(r *executor.Report, end []byte, short bool) (urgent
 	return urgent
 }
 
-// writeJournal writes what was added to the journal, and compacts it when it has grown.
+// writeJournal writes what was added to the journal, and compacts it when it has grown. An error is logged
+// once a minute: ends are still told to the server, which makes them durable, and starts are postponed
+// (recordIntents). It may be called from any goroutine, with no lock held.
 func (w *Worker) writeJournal() {
 	err := w.journal.flush()
 	if err != nil {

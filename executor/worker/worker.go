@@ -48,16 +48,18 @@ type Worker struct {
 	journalPending chan struct{} // the journal has something to write, and there is no session that does it
 	stopped        chan struct{} // closed when stopAttempts has ended everything
 
-	frameMu sync.Mutex // held while a server's frame is carried out
+	// frameMu is held while a server's frame is carried out, and while a new session begins: so the new
+	// server hears of all that the former one has ordered. It is taken before mu.
+	frameMu sync.Mutex
 
 	mu            sync.Mutex
 	attempts      attemptTable
-	session       *session // nil when no server is attached
-	draining      bool
-	stopping      bool
-	released      bool // no server misses the folder
-	wasBusy       bool // since the last isBusy
-	lastComplaint time.Time
+	session       *session  // nil when no server is attached
+	draining      bool      // queued orders were given back, and no order is accepted
+	stopping      bool      // the attempts that run are being ended
+	released      bool      // the registry does not name the worker any more, so the folder may go
+	wasBusy       bool      // since the last isBusy
+	lastComplaint time.Time // about a journal that cannot be written
 	nextRepair    time.Time // before it a broken journal is left alone
 }
 
@@ -81,7 +83,8 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // inheritFolder returns the folder and the socket that the parent process made for this worker, or
-// makes them.
+// makes them. The inherited descriptors get close-on-exec before anything is forked: a task that kept the
+// lock would make the worker look alive after its death.
 func inheritFolder(cfg Config) (*Folder, net.Listener, error) {
 	if cfg.Name == "" {
 		f, l, err := CreateFolder(cfg.Dir, cfg.Settings)
@@ -102,7 +105,8 @@ func inheritFolder(cfg Config) (*Folder, net.Listener, error) {
 	return folder, l, nil
 }
 
-// newWorker makes a worker whose folder is locked, and begins its journal.
+// newWorker makes a worker whose folder is locked, and begins its journal. The journal comes last: a folder
+// without one is that of a worker that never served. Attempts start once a server tells the capacity.
 func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err error) {
 	w = &Worker{folder: folder, log: log, attempts: attemptTable{},
 		checkIdle: make(chan struct{}, 1), journalPending: make(chan struct{}, 1), stopped: make(chan struct{})}

@@ -12,7 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cloneArgs is the kernel's struct clone_args, of Linux 5.7.
+// cloneArgs is the kernel's struct clone_args, of Linux 5.7 (clone(2)). The fields without a
+// name are stack, stack_size, tls, set_tid and set_tid_size: all 0. With stack 0 the child goes on with the stack
+// pointer of the thread that calls clone3.
 type cloneArgs struct {
 	//lint:ignore U1000 the kernel reads them
 	flags, pidfd, childTID, parentTID, exitSignal, _, _, _, _, _, cgroup uint64
@@ -21,16 +23,18 @@ type cloneArgs struct {
 // childArgs is the child's input. The child reads it, and all that it points to, until its exec is
 // over, whatever the goroutine does that has started it. So it is on the heap, where the collector
 // moves no object, and Launch.args keeps it alive until then.
+//
+// The assembly of both architectures finds the fields by their names (go_asm.h).
 type childArgs struct {
 	clone      cloneArgs
-	pidfd      int32  // clone.pidfd points to it
+	pidfd      int32  // clone.pidfd points to it; -1 until clone3 returns, and if it was not wanted
 	tid        uint32 // clone.childTID points to it: the kernel clears it at the child's exec or end
-	allSignals uint64
+	allSignals uint64 // the mask that blocks all signals while the child may run a handler
 	//lint:ignore U1000 cloneExec writes it
-	signalMask uint64 // the signals that this thread had blocked before
-	fds        [maxFiles]uint64
-	fileCount  uint64 // how many of fds are used
-	paths      **byte // ends with nil, as argv and env do
+	signalMask uint64           // the signals that this thread had blocked before
+	fds        [maxFiles]uint64 // become the child's descriptors 0, 1, …
+	fileCount  uint64           // how many of fds are used
+	paths      **byte           // where the program may be, in search order; ends with nil, as argv and env do
 	argv       **byte
 	env        **byte
 	searchOn   uint64       // searchOnErrnos
@@ -47,7 +51,14 @@ type childArgs struct {
 //go:noescape
 func cloneExec(a *childArgs) int
 
-// clone makes a child for the Spec.
+// clone makes a child for the Spec. flags are those that tell Start from Launch. It returns once clone3 has
+// returned in this thread: with CLONE_VFORK after the child's exec or end, else at once. The error is
+// errUnsupported if this kernel, or a filter such as seccomp's, refuses clone3 with these flags: then
+// syscall.ForkExec may work. Any other error is an Errno, of a lack of resources or of the control group.
+//
+// The source of a dup3 must not be one of the numbers that the child's files get, since an earlier dup3 of
+// the same child may have replaced it. Such descriptors are duplicated here, and closed when the child has its own copy:
+// clone3 has copied the table of descriptors (no CLONE_FILES).
 func (s *Starter) clone(p *Spec, flags uint64) (a *childArgs, pid int, err error) {
 	a = &childArgs{allSignals: ^uint64(0), fileLimit: s.fileLimit, pidfd: -1, tid: 1, searchOn: searchOnErrnos, fileCount: uint64(len(p.Files))}
 	a.clone = cloneArgs{flags: flags | unix.CLONE_VM | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD),
@@ -87,7 +98,8 @@ func (s *Starter) clone(p *Spec, flags uint64) (a *childArgs, pid int, err error
 	return nil, 0, syscall.Errno(-pid)
 }
 
-// startCloned is Start without package syscall.
+// startCloned is Start without package syscall. A child that could not execute its program has ended with
+// its errno in a.errno. It is reaped here, after Pending has forgotten its number.
 func (s *Starter) startCloned(p *Spec) (pid, pidfd int, err error) {
 	a, pid, err := s.clone(p, unix.CLONE_VFORK)
 	switch {
@@ -105,7 +117,9 @@ func (s *Starter) startCloned(p *Spec) (pid, pidfd int, err error) {
 }
 
 // Launch starts a process and does not wait for its exec. After an error that is not a
-// syscall.Errno the caller uses Start instead.
+// syscall.Errno the caller uses Start instead. It takes as long as the kernel needs to copy the process's
+// table of descriptors and to make the child, whatever the file systems of the program do. The Spec's
+// Pending is not needed: the caller knows the PID at once.
 func (s *Starter) Launch(p *Spec) (l Launch, err error) {
 	if s.forkExecOnly.Load() {
 		return l, errUnsupported
@@ -119,12 +133,14 @@ func (s *Starter) Launch(p *Spec) (l Launch, err error) {
 
 // Launch is a process that may not execute its program yet. The caller reaps it.
 type Launch struct {
-	PID, PIDFD int
-	args       *childArgs // nil once the exec is over
+	PID, PIDFD int        // PIDFD -1: it was not wanted. The caller closes it
+	args       *childArgs // kept alive for the child; nil once the exec is over
 }
 
 // ExecDone tells whether the child has executed its program, or ended before that. In the second
-// case the first call returns why as errno. The Launch must be kept until ExecDone is true.
+// case the first call returns why as errno; 0 if a signal ended it. The Launch must be kept until ExecDone is
+// true. The kernel clears tid when the child gives up the shared memory (mm_release), after its last write
+// to errno, so the atomic load orders the two. It costs one load and no system call.
 func (l *Launch) ExecDone() (done bool, errno syscall.Errno) {
 	a := l.args
 	if a == nil {
@@ -138,7 +154,8 @@ func (l *Launch) ExecDone() (done bool, errno syscall.Errno) {
 }
 
 // setStrings copies the strings of a Spec into the form of the kernel: each ends with a NUL, each
-// list of pointers with nil. All strings share one allocation, all pointers another.
+// list of pointers with nil. All strings share one allocation, all pointers another. The error is EINVAL
+// for a string that holds a NUL, which the kernel would cut.
 func (a *childArgs) setStrings(p *Spec) error {
 	if strings.IndexByte(p.Path, 0) >= 0 || strings.IndexByte(p.SearchPath, 0) >= 0 || strings.IndexByte(p.Dir, 0) >= 0 {
 		return syscall.EINVAL
