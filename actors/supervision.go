@@ -25,7 +25,7 @@ import (
 //     mailbox and sends the failure to the parent, the run.
 //  2. The run is the supervisor strategy of its tasks. run.HandleFailure makes the failure an
 //     event, which waits its turn among the run's other events and is journaled like them.
-//  3. The pure state machine asks the retry policy of the task's template (dag/run.go,
+//  3. The pure state machine asks the retry policy of the task's template (dag/apply.go,
 //     failAttempt): the task is in RETRY until a due time, in RETRY and ready at once, or ERRORED.
 //  4. Once that is durable, its effect is applied. RetryAt sets a timer, and the actor stays
 //     suspended (awaitRetry). TaskEnded stops the actor (dropTask).

@@ -67,10 +67,10 @@
 //	                 (plan_jobs.go: checks of jobs; plan_edges.go: edges and cycles)
 //	expand.go        a task's texts from its index; one-to-one edges, also by index
 //	states.go        states, the transition tables, and the closed sets of events and effects
-//	run.go           Run.Apply: the state machine, and what the events of attempts do
-//	                 (run_user.go: those of users; run_ready.go: dependencies and queues;
-//	                 run_state.go: how a run begins, and what may be read of it;
-//	                 tasksets.go: sets of tasks; times.go)
+//	run.go           Run: what is kept of a run, how it begins, what may be read of it
+//	apply.go         Run.Apply: the state machine, from the report of an attempt to the demand
+//	                 (run_user.go: the events of users; run_ready.go: dependencies and queues at
+//	                 the start and after changes; tasksets.go: sets of tasks; times.go)
 //	records.go       the journal's records, and what users see of them
 //	snapshot.go      the other form in which a run is stored
 //	recover.go       from both back to a run; every invariant, checked

@@ -7,7 +7,8 @@ import (
 	"sort"
 )
 
-// This file counts dependencies and queues what is ready.
+// This file is how dependencies are counted and ready tasks queued: at the start, and again after a
+// restart, a generated set or a recovery. apply.go counts down from there (completeTask).
 //
 // Dependencies are counted per template, so that N parents and M children of an all-to-all edge are
 // one counter and not N x M edges: a template counts its tasks that are not COMPLETED (remaining),
@@ -92,71 +93,6 @@ func (r *Run) initMatchedDeps(m *Match, waits []uint32) {
 	if per > 1 {
 		r.openParents[m.ID] = open
 	}
-}
-
-// completeTask counts a COMPLETED task at its children, and enqueues the tasks whose last
-// dependency it was. Each dependency is counted down once in a run, because COMPLETED is final.
-func (r *Run) completeTask(task uint32) {
-	i := r.cachedTemplateOf(task)
-	t, ts := r.plan.Templates[i], &r.templates[i]
-	ts.remaining--
-	if ts.remaining > 0 && !ts.hasMatchedChildren {
-		return
-	}
-	for _, e := range t.Children {
-		switch {
-		case e.Match != nil:
-			g := e.Match.GroupOfParent(task - t.Base)
-			if open := r.openParents[e.Match.ID]; open != nil {
-				if open[g]--; open[g] > 0 {
-					continue
-				}
-			}
-			r.unblockTemplate = e.Template
-			e.Match.EachChild(g, r.unblock)
-		case ts.remaining == 0 && !e.ViaGenerator:
-			r.removePendingParent(e.Template)
-		}
-	}
-}
-
-// removePendingParent takes one all-to-all parent off what template i waits for. With the last one
-// its blocked tasks are ready. Their ranges move as they are, so this costs O(ranges), not O(tasks).
-func (r *Run) removePendingParent(i int) {
-	t, ts := r.plan.Templates[i], &r.templates[i]
-	ts.pendingParents--
-	if ts.pendingParents > 0 {
-		return
-	}
-	fresh := &r.classes[t.Class].firstAttempts
-	for _, s := range ts.blocked.list {
-		fresh.push(s.first, s.n)
-	}
-	r.addReady(t.Class, int(ts.blockedCount))
-	ts.blocked, ts.blockedCount = rangeQueue{}, 0
-}
-
-// unblockTasks takes one group of parents off what n tasks of unblockTemplate wait for.
-func (r *Run) unblockTasks(first, n uint32) {
-	t, ts := r.plan.Templates[r.unblockTemplate], &r.templates[r.unblockTemplate]
-	for local := first; local < first+n; local++ {
-		ts.openGroups[local]--
-		if task := t.Base + local; ts.openGroups[local] == 0 && TaskState(r.stateBytes[task]) == TaskQueued {
-			r.enqueueReady(t, ts, task, 1)
-		}
-	}
-}
-
-// enqueueReady queues the QUEUED tasks [first, first+n) of one template, whose matched parents are
-// done. While all-to-all parents are pending, the tasks are blocked.
-func (r *Run) enqueueReady(t *Template, ts *templateState, first, n uint32) {
-	if ts.pendingParents > 0 {
-		ts.blocked.push(first, n)
-		ts.blockedCount += n
-		return
-	}
-	r.classes[t.Class].firstAttempts.push(first, n)
-	r.addReady(t.Class, int(n))
 }
 
 // enqueueNewTemplate is enqueueReady for all tasks of a template of a new run, as one range. With
@@ -284,62 +220,4 @@ func (c *classState) popTask() uint32 {
 		return c.requeued.pop()
 	}
 	return c.firstAttempts.pop()
-}
-
-// addReady counts n more (or fewer) ready tasks of a class. The caller has queued them, or leaves them
-// in a queue to be skipped.
-func (r *Run) addReady(class, n int) {
-	c := &r.classes[class]
-	c.readyTasks += n
-	r.readyTasks += n
-	if c.readyTasks < 0 {
-		panic(fmt.Sprintf("run: class %d has %d ready tasks", class, c.readyTasks))
-	}
-	r.markDemand(class)
-}
-
-// enqueueAgain queues a task that has had an attempt: behind the others of that kind, and ahead of
-// the first attempts of its class.
-func (r *Run) enqueueAgain(task uint32) {
-	class := r.plan.Templates[r.cachedTemplateOf(task)].Class
-	r.classes[class].requeued.push(task, 1)
-	r.addReady(class, 1)
-}
-
-func (r *Run) markDemand(class int) {
-	if c := &r.classes[class]; !c.demandMarked {
-		c.demandMarked = true
-		r.changedClasses = append(r.changedClasses, class)
-	}
-}
-
-// markAllDemand follows a change of the run's state, which the demand of every class depends on.
-// Classes without ready tasks and without demand stay as they are.
-func (r *Run) markAllDemand() {
-	for i := range r.classes {
-		if r.classes[i].readyTasks != 0 || r.classes[i].lastDemand != 0 {
-			r.markDemand(i)
-		}
-	}
-}
-
-// emitDemand emits the run's demand for each class where it differs from the last one, in ascending
-// order: the order in which classes changed depends on the event, and effects must not.
-func (r *Run) emitDemand() {
-	if len(r.changedClasses) > 1 {
-		slices.Sort(r.changedClasses)
-	}
-	for _, class := range r.changedClasses {
-		c := &r.classes[class]
-		c.demandMarked = false
-		want := 0
-		if r.acceptsSlots() {
-			want = c.readyTasks
-		}
-		if want != c.lastDemand {
-			c.lastDemand = want
-			r.emit(Demand{Class: class, Want: want})
-		}
-	}
-	r.changedClasses = r.changedClasses[:0]
 }
