@@ -2,8 +2,10 @@ package commitlog_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	iofs "io/fs"
 	"math/rand/v2"
 	"os"
@@ -205,6 +207,36 @@ func TestMissingAndForeignFilesAreFound(t *testing.T) {
 	})
 	if _, err := commitlog.Verify(vfs.OS{}, t.TempDir()); !errors.Is(err, iofs.ErrNotExist) {
 		t.Errorf("no log: %v", err)
+	}
+}
+
+// TestOtherFormatIsNotDamage: a program that is too old, or too new, for a log says so. It does not take
+// the log for damaged, which would invite its user to salvage it.
+func TestOtherFormatIsNotDamage(t *testing.T) {
+	dir := makeLog(t, 20, 0, false)
+	castagnoli := crc32.MakeTable(crc32.Castagnoli)
+	seal := func(b []byte) { // with the checksum in the last four bytes
+		binary.LittleEndian.PutUint32(b[8:], 9)
+		binary.LittleEndian.PutUint32(b[len(b)-4:], crc32.Checksum(b[:len(b)-4], castagnoli))
+	}
+	for name, change := range map[string]func(b []byte){
+		"state": func(b []byte) {
+			seal(b[:60])
+			seal(b[4096 : 4096+60])
+		},
+		"0000000001.log": func(b []byte) { seal(b[:4096]) },
+	} {
+		to := copyOf(t, dir)
+		path := filepath.Join(to, name)
+		b, err := os.ReadFile(path)
+		must(t, err)
+		change(b)
+		must(t, os.WriteFile(path, b, 0o600))
+		_, err = commitlog.Verify(vfs.OS{}, to)
+		var found *commitlog.DamageError
+		if err == nil || errors.As(err, &found) || !strings.Contains(err.Error(), path+": format 9, this program reads format 1") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

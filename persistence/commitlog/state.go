@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"io/fs"
@@ -114,7 +115,7 @@ func statePath(dir string) string { return filepath.Join(dir, stateName) }
 
 // readState reads the state file: the newer whole slot, and the witness. The error wraps
 // fs.ErrNotExist when the file is missing, and is a *DamageError when both slots or both copies of
-// the witness are unusable.
+// the witness are unusable. A file of another format is a plain error, as in checkHeader.
 func readState(fsys vfs.FS, dir string) (st state, witness uint64, err error) {
 	path := statePath(dir)
 	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
@@ -133,7 +134,7 @@ func readState(fsys vfs.FS, dir string) (st state, witness uint64, err error) {
 	switch {
 	case !first && !second:
 		if n := binary.LittleEndian.Uint32(b[8:]); string(b[:8]) == stateMagic && n != format && bytes.Equal(b[8:12], b[pageSize+8:pageSize+12]) {
-			return st, 0, newDamage(path, 8, "format %d, this program reads format %d", n, format)
+			return st, 0, fmt.Errorf("commit log: %s: format %d, this program reads format %d", path, n, format)
 		}
 		return st, 0, newDamage(path, 0, "neither of its two slots is whole")
 	case first && second && slots[0].identity != slots[1].identity:
