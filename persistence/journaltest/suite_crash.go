@@ -249,11 +249,7 @@ func countOfRun(t testing.TB, s persistence.Store, creation, change *persistence
 	run := creation.Run
 	st, err := s.Load(run)
 	if errors.Is(err, persistence.ErrNotFound) {
-		_, summaryErr := s.Summary(run)
-		attemptsErr := s.Attempts(run, 0, 10_000, func(*messages.AttemptRecord) bool { return true })
-		if !errors.Is(summaryErr, persistence.ErrNotFound) || !errors.Is(attemptsErr, persistence.ErrNotFound) {
-			t.Fatalf("run %d cannot be loaded, and is there in part: its summary: %v; its attempts: %v", run, summaryErr, attemptsErr)
-		}
+		checkUnknown(t, s, run)
 		return 0
 	}
 	if err != nil {

@@ -53,14 +53,7 @@ func testUnknown(t *testing.T, b Backend) {
 	if next != 0 || err != nil {
 		t.Fatalf("next run of an empty store: %d, %v", next, err)
 	}
-	_, err1 := s.Load(3)
-	_, err2 := s.Summary(3)
-	err3 := s.Attempts(3, 0, 10, nil)
-	for _, err := range []error{err1, err2, err3} {
-		if !errors.Is(err, persistence.ErrNotFound) {
-			t.Errorf("got %v, want ErrNotFound", err)
-		}
-	}
+	checkUnknown(t, s, 3)
 	if _, _, ok, err := s.LookUpKey("none"); ok || err != nil {
 		t.Errorf("key: %v, %v", ok, err)
 	}
@@ -69,6 +62,24 @@ func testUnknown(t *testing.T, b Backend) {
 	}
 	if err := s.CheckDiskSpace(); err != nil {
 		t.Errorf("room: %v", err)
+	}
+}
+
+// checkUnknown checks that each read of a run returns ErrNotFound.
+func checkUnknown(t testing.TB, s persistence.Store, run messages.RunID) {
+	t.Helper()
+	for method, read := range map[string]func() error{
+		"Load":                 func() error { _, err := s.Load(run); return err },
+		"Summary":              func() error { _, err := s.Summary(run); return err },
+		"DefinitionIfPristine": func() error { _, err := s.DefinitionIfPristine(run); return err },
+		"JournalRecords":       func() error { _, _, err := s.JournalRecords(run, 0); return err },
+		"Attempts": func() error {
+			return s.Attempts(run, 0, 1<<32-1, func(*messages.AttemptRecord) bool { return true })
+		},
+	} {
+		if err := read(); !errors.Is(err, persistence.ErrNotFound) {
+			t.Errorf("%s of run %d: got %v, want ErrNotFound", method, run, err)
+		}
 	}
 }
 
