@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 
@@ -101,5 +102,23 @@ func TestPagesEndWhenTheirBudgetIsUsed(t *testing.T) {
 	s := serve(t, &pausingEngine{e})
 	if list, pages := walk(t, s, "/v1/dagruns?limit=5"); list != "0 3 6" || pages != 8 {
 		t.Errorf("%s on %d pages", list, pages)
+	}
+}
+
+// TestPagesOfLongEntriesAreBounded: a page is in memory as a whole, so it ends early where its entries
+// are long, and the next page goes on.
+func TestPagesOfLongEntriesAreBounded(t *testing.T) {
+	e := &fakeEngine{}
+	long := strings.Repeat("x", maxPageBytes/4)
+	for range 6 {
+		e.add(t, contractSpec, dag.RunQueued, dag.TaskQueued).view.Tag = long
+	}
+	s := serve(t, e)
+	if list, pages := walk(t, s, "/v1/dagruns?limit=100"); list != "0 1 2 3 4 5" || pages != 2 {
+		t.Errorf("%s on %d pages", list, pages)
+	}
+	e.runs = e.runs[:4]
+	if list, pages := walk(t, s, "/v1/dagruns?limit=100"); list != "0 1 2 3" || pages != 1 {
+		t.Errorf("a page that is just full: %s on %d pages", list, pages)
 	}
 }
