@@ -134,7 +134,7 @@ func (w *waitSet) len() int {
 // the engine for longer than Config.watchAfter. It costs a request no allocation.
 //
 // The end of a context is for good, so a connection that goes on after its client's half close gets a
-// new one (beginRequest). Shutdown does not end it: requests in flight are answered.
+// new one (beginRequest). Shutdown ends it only when its time is up (endCalls).
 type requestContext struct {
 	context.Context
 	conn      *conn
@@ -148,9 +148,10 @@ var (
 	errConnClosed = errors.New("the connection is closed")
 )
 
-// isDeparture tells whether the engine ended a call because its client is gone.
-func isDeparture(err error) bool {
-	return errors.Is(err, errClientGone) || errors.Is(err, errConnClosed)
+// isUnfinished tells whether a call ended before the engine's answer, and without a failure: its client
+// is gone, or the time of a shutdown is up.
+func isUnfinished(err error) bool {
+	return errors.Is(err, errClientGone) || errors.Is(err, errConnClosed) || errors.Is(err, errShuttingDown)
 }
 
 // newRequestContext returns a context that ends when cancel is called.

@@ -129,18 +129,14 @@ func TestRequestsAfterADeparture(t *testing.T) {
 	}
 }
 
-// TestCallEndsWithItsConnection at the end of a shutdown's time.
+// TestCallEndsWithItsConnection: a call ends when the server closes its connection.
 func TestCallEndsWithItsConnection(t *testing.T) {
 	e := contractEngine(t)
 	s := serve(t, e)
 	waiting, ended := waitForDeparture(e, "Submit")
 	s.raw(callsOfTheEngine()["Submit"])
 	<-waiting
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := s.Shutdown(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("shutdown: %v", err)
-	}
+	s.conns.close(true)
 	if err := <-ended; err != errConnClosed {
 		t.Errorf("the call ended with %v", err)
 	}
@@ -403,5 +399,36 @@ func TestClientWatcher(t *testing.T) {
 	}
 	if len(left) > 0 || len(w.callbacks) > 0 {
 		t.Errorf("%d more were told, %d are kept", len(left), len(w.callbacks))
+	}
+}
+
+// TestShutdownAnswersCallsThatDoNotReturn: when the time of a shutdown is up, requests that wait in the
+// engine (for a disk that hangs, say) get an answer before their connections close.
+func TestShutdownAnswersCallsThatDoNotReturn(t *testing.T) {
+	for method, request := range callsOfTheEngine() {
+		t.Run(method, func(t *testing.T) {
+			e := contractEngine(t)
+			e.feed = newFakeFeed()
+			waiting, ended := waitForDeparture(e, method)
+			s := serve(t, e)
+			_, r := s.raw(request)
+			<-waiting
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+			defer cancel()
+			if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("shutdown: %v", err)
+			}
+			if cause := <-ended; cause != errShuttingDown {
+				t.Errorf("ended by %v", cause)
+			}
+			got := s.answerTo(r)
+			if method == "SubmitAll" { // the answer of its line
+				if got.status != 200 || !strings.Contains(got.body, `"status":503`) {
+					t.Errorf("%d %s", got.status, got.body)
+				}
+				return
+			}
+			refusedWith(t, got, 503, "the server is stopping")
+		})
 	}
 }

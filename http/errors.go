@@ -79,8 +79,8 @@ func (s *Server) writeError(ctx *fasthttp.RequestCtx, err error) {
 
 // problemOf returns what a client is shown of an error. It logs an error that the client must not see,
 // and damage, which the client sees as well: it concerns whoever runs the server. method and path are
-// for the log. An error that only says that the client has left is 503 with a sentence which a client
-// that closed only its sending side can still read.
+// for the log. A call that ended before the engine's answer is 503: a client that closed only its
+// sending side, or that waited at the end of a shutdown, can still read that.
 func (s *Server) problemOf(err error, method, path []byte) problem {
 	var (
 		r *refusal
@@ -89,7 +89,7 @@ func (s *Server) problemOf(err error, method, path []byte) problem {
 	switch {
 	case errors.As(err, &r):
 		return problem{status: r.status, detail: r.detail}
-	case isDeparture(err):
+	case isUnfinished(err):
 		return problem{status: fasthttp.StatusServiceUnavailable, detail: err.Error() + " before the answer: the request may still take effect"}
 	case errors.As(err, &m) && m.Code == messages.Damaged:
 		s.log.Error("http: stored data is damaged", "method", string(method), "path", string(path), "err", err)

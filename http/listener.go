@@ -241,6 +241,28 @@ func (cs *connSet) len() int {
 	return len(cs.open)
 }
 
+// endCalls ends the calls of the engine for all connections, at the end of a shutdown.
+func (cs *connSet) endCalls() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for c := range cs.open {
+		c.request.Load().cancel(errShuttingDown)
+	}
+}
+
+// anyUnanswered tells whether a request is occupying its connection before its answer is written, and
+// is not a stream.
+func (cs *connSet) anyUnanswered() bool {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for c := range cs.open {
+		if c.use.Load() == occupied && c.waitingSince.Load() != isStreaming {
+			return true
+		}
+	}
+	return false
+}
+
 // close closes the connections that are between requests, or all of them. Their own goroutines remove
 // them from the set.
 func (cs *connSet) close(all bool) {

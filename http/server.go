@@ -254,9 +254,10 @@ func (s *Server) Serve(l net.Listener) error {
 // Shutdown ends service. Requests in flight are answered, and requests that wait are answered at once.
 // Logs that are followed break off. New requests get 503 until the last answer is complete. Then the
 // listener closes. An answer that is being streamed counts as in flight: a document is sent to its end,
-// at the pace of its client. When ctx ends first, Shutdown closes the remaining connections and returns
-// the error of ctx. Handlers use the engine until Shutdown has returned, so the engine is stopped after
-// it. Shutdown may be called again, also while another call waits.
+// at the pace of its client. When ctx ends first, Shutdown ends the calls of the engine, closes the
+// remaining connections and returns the error of ctx. Handlers use the engine until Shutdown has
+// returned, so the engine is stopped after it. Shutdown may be called again, also while another call
+// waits.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.draining.Swap(true) {
@@ -264,6 +265,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	if err := s.awaitDrained(ctx); err != nil {
+		s.endCalls()
 		s.closeListeners(ctx, true)
 		return err
 	}
@@ -283,6 +285,31 @@ func (s *Server) awaitDrained(ctx context.Context) error {
 	}
 	s.signalDrained() // another call of Shutdown may wait
 	return nil
+}
+
+// Times of the end of a shutdown whose time is up: for all answers, and between two looks at them.
+const (
+	lastAnswersTime = 250 * time.Millisecond
+	lastAnswersPoll = 5 * time.Millisecond
+)
+
+// endCalls ends all calls of the engine, and waits for the answers: without it a request that waits for
+// a disk that hangs would lose its connection without an answer. It gives up after lastAnswersTime,
+// because an engine that does not return and a client that does not read must not hold up the shutdown.
+// Answers that are streamed are not waited for: they cannot be completed.
+func (s *Server) endCalls() {
+	s.conns.endCalls()
+	over := time.NewTimer(lastAnswersTime)
+	defer over.Stop()
+	ticker := time.NewTicker(lastAnswersPoll)
+	defer ticker.Stop()
+	for s.conns.anyUnanswered() {
+		select {
+		case <-ticker.C:
+		case <-over.C:
+			return
+		}
+	}
 }
 
 // signalDrained wakes one call of awaitDrained. The channel has room for one signal, so it never waits.

@@ -159,7 +159,7 @@ func (b *streamBody) Read(p []byte) (n int, err error) {
 		b.read = 0
 		if b.buf, b.more, err = b.producer.next(b.buf[:0]); err != nil {
 			b.buf = b.buf[:0]
-			if err != errStreamBroken && !isDeparture(err) {
+			if err != errStreamBroken && !isUnfinished(err) {
 				b.s.log.Error("http: a stream broke off", "path", b.path, "err", err)
 			}
 			return 0, err

@@ -149,7 +149,7 @@ func looksLikeNavigation(h *fasthttp.RequestHeader) bool {
 		bytes.Contains(bytes.ToLower(h.Peek(fasthttp.HeaderAccept)), []byte("text/html"))
 }
 
-// errShuttingDown is the cause of the end of waits and backups at shutdown.
+// errShuttingDown is the cause of the end of waits, backups and calls of the engine at shutdown.
 var errShuttingDown = errors.New("the server is stopping")
 
 // pipeProducer produces what is written into a pipe.
