@@ -254,7 +254,7 @@ func (r *Report) readTables(ctx context.Context, dir string, o VerifyOptions, wa
 }
 
 // isDeleted reports whether Badger has deleted a table since the manifest was read. A manifest that
-// cannot be read at this moment, because Badger is rewriting it, does not excuse a damage.
+// cannot be read does not excuse a damage.
 func isDeleted(dir string, id uint64) bool {
 	m, err := ReadManifest(dir)
 	if err != nil {

@@ -45,8 +45,7 @@
 //
 // # Clauses and tests
 //
-// The rules are those of package persistence (doc.go), the methods those of persistence.Store. The
-// guarantees are those of docs/semantics.md that rest on the clause.
+// The rules are those of package persistence (doc.go), the methods those of persistence.Store:
 //
 //	rule 1, a batch is whole or absent          crash, crash in a commit, big documents, attempts with
 //	                                            output, long documents that fail
@@ -69,6 +68,19 @@
 //	Close answers what was appended             close
 //	ErrNotFound of each method                  unknown
 //
+// The guarantees of docs/semantics.md rest on them like this:
+//
+//	an acknowledged run survives           rules 1, 2 and 4, UnfinishedSummaries
+//	a COMPLETED task never runs again      rules 1 to 3: the record of an end is durable before the
+//	                                       engine acts on it, with all before it; Load,
+//	                                       DefinitionIfPristine
+//	the server never starts a task twice   the same for the record of a start
+//	the API shows durable state only       rules 2 and 5
+//	a task starts after its parents        rule 3
+//	every request gets an answer           Done of each batch, also after a failure and at Close
+//	a key outlives its run                 LookUpKey, ExpireKeys
+//	times of a run never go backwards      ClockMark
+//
 // These clauses are not held here: the budget of a list (ListPaused), which a store may ignore;
 // ErrTooBig, because each engine has other limits; Damaged, because each engine has other files.
 //
@@ -77,10 +89,10 @@
 // The name of the subtest names clause and moment, and the message names the thing, the value found
 // and the value expected:
 //
-//	TestStoreConforms/crash_in_a_commit/before_the_record_is_synced,_power_failed/commit_3:
-//	    6 batches were acknowledged, the first 4 are there
+//	TestStoreConforms/crash_in_a_commit/power_lost_before_the_write/commit_2:
+//	    4 batches were acknowledged, the first 0 are there
 //	TestStoreConforms/journal_truncation: next seq: got 2501, want 2500
 //
-// A store that does not answer fails the test after 30 s. Subtests do not
-// depend on each other: each starts from an empty store.
+// A store that does not answer fails the test after 30 s. Subtests do not depend on each other: each
+// starts from an empty store.
 package journaltest
