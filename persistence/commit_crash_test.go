@@ -74,7 +74,7 @@ func powerFailedTorn(t testing.TB, s *holdableStore) string {
 }
 
 // crashPoints are the crash points of a Badger: moments of a commit, and what a crash leaves then.
-func crashPoints() (points []journaltest.CrashPoint) {
+func crashPoints(open func(persistence.Config) (*persistence.RunStore, error)) (points []journaltest.CrashPoint) {
 	for i, p := range []struct {
 		name   string
 		moment commitMoment
@@ -88,9 +88,9 @@ func crashPoints() (points []journaltest.CrashPoint) {
 		{"power lost before the witness", beforeWitness, powerFailed},
 	} {
 		points = append(points, journaltest.CrashPoint{Name: p.name, Open: func(t testing.TB) journaltest.HoldableStore {
-			s := &holdableStore{dir: t.TempDir(), leave: p.leave, rng: rand.New(rand.NewPCG(7, uint64(i)))}
+			s := &holdableStore{open: open, dir: t.TempDir(), leave: p.leave, rng: rand.New(rand.NewPCG(7, uint64(i)))}
 			s.gate = logGate{isMoment: p.moment, segments: map[string]bool{}}
-			s.RunStore, s.disk = openOnDisk(t, s.dir, s.gate.pass)
+			s.RunStore, s.disk = openOnDisk(t, open, s.dir, s.gate.pass)
 			return s
 		}})
 	}
@@ -99,7 +99,7 @@ func crashPoints() (points []journaltest.CrashPoint) {
 
 // openOnDisk opens a store whose commit log lies on a model of a disk, which also spares the syncs.
 // pass, if not nil, is called before each call of the log.
-func openOnDisk(t testing.TB, dir string, pass func(faults.Call)) (*persistence.RunStore, *faults.Disk) {
+func openOnDisk(t testing.TB, open func(persistence.Config) (*persistence.RunStore, error), dir string, pass func(faults.Call)) (*persistence.RunStore, *faults.Disk) {
 	t.Helper()
 	disk, err := faults.NewDisk(dir)
 	if err != nil {
@@ -109,7 +109,7 @@ func openOnDisk(t testing.TB, dir string, pass func(faults.Call)) (*persistence.
 	if pass != nil {
 		f.Add(faults.Rule{Do: pass})
 	}
-	s, err := persistence.OpenStore(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
+	s, err := open(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +136,7 @@ func copyState(t testing.TB, to, from string) {
 // holdableStore is a store whose commit log can be held.
 type holdableStore struct {
 	*persistence.RunStore
+	open  func(persistence.Config) (*persistence.RunStore, error)
 	dir   string
 	disk  *faults.Disk
 	gate  logGate
@@ -148,7 +149,7 @@ func (s *holdableStore) HoldCommit(n int) <-chan struct{} { return s.gate.hold(n
 func (s *holdableStore) ReleaseCommits() { s.gate.release() }
 
 func (s *holdableStore) OpenCrashed(t testing.TB) persistence.Store {
-	after, _ := openOnDisk(t, s.leave(t, s), nil)
+	after, _ := openOnDisk(t, s.open, s.leave(t, s), nil)
 	return after
 }
 

@@ -34,6 +34,7 @@ type replicatedLog struct {
 	leader   *DB
 	replicas map[*DB]int // by replica: number of entries that were delivered
 	fail     error       // what the next proposal gets
+	gate     proposalGate
 }
 
 func newReplicatedLog(t testing.TB) *replicatedLog {
@@ -61,6 +62,7 @@ func (l *replicatedLog) lead() Lead {
 // propose appends a group of the store that leads a term. The group of a store that no longer leads is
 // refused.
 func (l *replicatedLog) propose(term uint64, group []byte) (at uint64, err error) {
+	l.gate.pass(false)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.fail; err != nil {
@@ -77,6 +79,9 @@ func (l *replicatedLog) propose(term uint64, group []byte) (at uint64, err error
 func (l *replicatedLog) append(group []byte) (at uint64, err error) {
 	at = uint64(len(l.entries) + 1)
 	l.entries = append(l.entries, proposedEntry{at: at, term: l.term, group: group})
+	l.mu.Unlock()
+	l.gate.pass(true)
+	l.mu.Lock()
 	if !l.deliver(l.leader, len(l.entries)) {
 		return 0, fmt.Errorf("%w: the fence has dropped moment %d", ErrLost, at)
 	}

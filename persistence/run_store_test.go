@@ -103,6 +103,75 @@ func TestStoreConforms(t *testing.T) {
 			return open(t, copyFolder(t, s.(opened).dir))
 		},
 		Fail:        func(_ testing.TB, s persistence.Store) { s.(opened).FailNext() },
-		CrashPoints: crashPoints(),
+		CrashPoints: crashPoints(persistence.OpenStore),
 	})
+}
+
+// TestSecondStoreConforms: a store over a DB that has had another one before. Reopen leaves the DB open.
+func TestSecondStoreConforms(t *testing.T) {
+	openSecond := func(t testing.TB, dir string) persistence.Store {
+		t.Helper()
+		s, err := persistence.OpenSecondStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return closedAtEnd(t, s, dir)
+	}
+	journaltest.Run(t, journaltest.Backend{
+		Open: func(t testing.TB) persistence.Store { return openSecond(t, t.TempDir()) },
+		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
+			t.Helper()
+			next, err := persistence.NextStore(s.(opened).RunStore)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return closedAtEnd(t, next, s.(opened).dir)
+		},
+		Crash: func(t testing.TB, s persistence.Store) persistence.Store {
+			return openSecond(t, copyFolder(t, s.(opened).dir))
+		},
+		Fail:        func(_ testing.TB, s persistence.Store) { s.(opened).FailNext() },
+		CrashPoints: crashPoints(persistence.OpenSecondStore),
+	})
+}
+
+func closedAtEnd(t testing.TB, s *persistence.RunStore, dir string) persistence.Store {
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return opened{s, dir}
+}
+
+// TestReplicatedStoreConforms: a store over one of three replicas of a log. Each reopening and each crash
+// has another replica lead.
+func TestReplicatedStoreConforms(t *testing.T) {
+	replicated := func(s persistence.Store) *persistence.ReplicatedStore { return s.(replicatedStore).ReplicatedStore }
+	point := func(name string, hold func(*persistence.ReplicatedStore) *persistence.ReplicatedStore) journaltest.CrashPoint {
+		return journaltest.CrashPoint{Name: name, Open: func(t testing.TB) journaltest.HoldableStore {
+			return replicatedStore{hold(persistence.OpenReplicated(t))}
+		}}
+	}
+	journaltest.Run(t, journaltest.Backend{
+		Open: func(t testing.TB) persistence.Store { return replicatedStore{persistence.OpenReplicated(t)} },
+		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
+			return replicatedStore{replicated(s).Next(t)}
+		},
+		Crash: func(t testing.TB, s persistence.Store) persistence.Store {
+			return replicatedStore{replicated(s).Crash(t)}
+		},
+		Fail: func(_ testing.TB, s persistence.Store) { replicated(s).FailNext() },
+		CrashPoints: []journaltest.CrashPoint{
+			point("before the log has the group", func(s *persistence.ReplicatedStore) *persistence.ReplicatedStore { return s }),
+			point("before the leader applies the group", (*persistence.ReplicatedStore).HoldAfterAppend),
+		},
+	})
+}
+
+// replicatedStore opens what a crash leaves as the suite wants it.
+type replicatedStore struct{ *persistence.ReplicatedStore }
+
+func (s replicatedStore) OpenCrashed(t testing.TB) persistence.Store {
+	return replicatedStore{s.ReplicatedStore.OpenCrashed(t)}
 }

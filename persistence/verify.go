@@ -133,6 +133,8 @@ func (db *DB) readInventory(dir string) {
 // ahead; when they are behind, rows of acknowledged runs are missing.
 func (s *RunStore) checkNextRun() error {
 	k := &s.db.verifier
+	k.writing.Lock() // the commit log may already have retired commits, and recorded the tables for that
+	defer k.writing.Unlock()
 	if k.known == nil || s.nextRun.Load() >= k.known.NextRun {
 		return nil
 	}
