@@ -295,8 +295,8 @@ func (m *Main) restoreCommand() *cobra.Command {
 // withRestoreChecks wraps a sink with the checks that make a backup restorable: the format and the
 // ID of the data folder, the form of each row, and one file at most for each run. Package backup
 // proves that the stream is what a writer wrote; these checks prove that this program understands
-// it. They hold for a new backup, too: better an error at once than one years later. It keeps 8
-// bytes for each run with a file.
+// it. They hold for a new backup, too: better an error at once than one years later. It remembers
+// each run with a file.
 func withRestoreChecks(to backup.Sink) backup.Sink {
 	row, files := 0, map[uint64]bool{}
 	return backup.Sink{

@@ -256,7 +256,7 @@ func parseCount(s string, least, most int64) (int, error) {
 
 // parseDuration parses the format of time.ParseDuration, days ("30d"), and 0, which needs no unit.
 // Retention is counted in days, for which Go has no unit, because a day of a calendar may have 23
-// or 25 hours; here it has 24. At most 36,500 days: more would overflow a time.Duration.
+// or 25 hours; here it has 24. At most 36,500 days, which is far from an overflow.
 func parseDuration(s string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		f, err := strconv.ParseFloat(days, 64)

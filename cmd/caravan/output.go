@@ -211,7 +211,7 @@ func pluralize(n int, word string) string {
 // of state and at most one a second. So the log of a build stays short, and still shows that the
 // run moves.
 //
-//	run 7  12/25 [=========>-----------] RUNNING: 11 COMPLETED, 14 QUEUED, 3.5 tasks/s
+//	run 7 12/25 [=============>--------------]  RUNNING: 12 COMPLETED, 13 QUEUED, 3.5 tasks/s
 //	run 7 RUNNING: 12 of 25 tasks ended (11 COMPLETED, 13 QUEUED, 1 ERRORED), 3.5 tasks/s
 //
 // One goroutine uses it: show for each summary, close at the end. The goroutine of mpb draws the bar.

@@ -72,8 +72,8 @@ func (m *Main) submitCommand() *cobra.Command {
 // submitLines submits a graph per line, and prints the result of each as soon as it is known: line
 // n of the output is about line n of the input. A refused graph does not stop the others; the exit
 // code is then 5. An error of the request as a whole, such as a server that stops, ends the
-// command: the lines without a result may or may not have been accepted, and repeating them with
-// the same key is safe.
+// command: the lines without a result may or may not have been accepted, and repeating the command
+// is safe with a key of the user's own.
 //
 // The input is sent while it is read, so it may be longer than the memory, or a pipe that grows.
 // With -o json each line is {"runID":7}, or what /validate answers for a refused graph.

@@ -35,7 +35,7 @@ func (m *Main) tokenCommand() *cobra.Command {
 //	caravan token new ci submit --token-file tokens > ci.token
 //
 // and the line, or where it went, is on standard error. The secret is printed after the file is
-// written: after an error no secret exists that the server does not know.
+// written, so that a secret which the user sees is one that the file has.
 func (m *Main) tokenNewCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "new NAME SCOPES",
