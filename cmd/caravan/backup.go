@@ -195,8 +195,11 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 		_ = os.Remove(temporary.Name()) // it may have been renamed
 		return err
 	}
+	if err := syncFolder(filepath.Dir(path)); err != nil {
+		return err
+	}
 	m.printBackupSummary("backup "+path, sum)
-	return syncFolder(filepath.Dir(path))
+	return nil
 }
 
 // syncFolder makes the names in a folder durable: a rename survives a power failure only then.

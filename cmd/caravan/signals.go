@@ -14,14 +14,14 @@ import (
 // orderly end, the second one for an immediate one. Without handlers SIGINT and SIGTERM would end
 // the process at once, and a server would leave requests without an answer.
 //
-//	first signal      the context of the command ends; main.forced goes on
+//	first signal      the context of the command ends; Main.forced goes on
 //	0.1 s             signals within this time of the first count as the same one
 //	second signal     Main.forced ends; waits for a server or a run end with an error
 //	0.5 s later       the error is printed from here
 //	0.1 s later       the process exits with 130
 
 // notifyStopSignals delivers the given signals to c, except those that were ignored when the
-// program was started, as SIGINT is in the background of a script, and SIGHUP below nohup.
+// program was started, as SIGINT is in the background of a script, and SIGHUP under nohup.
 func notifyStopSignals(c chan<- os.Signal, signals ...os.Signal) {
 	for _, s := range signals {
 		if !signal.Ignored(s) {

@@ -20,10 +20,11 @@ import (
 // Recovery reads the unfinished runs of the store. It may take seconds after a kill -9, while the
 // queue of a listener holds a few thousand connections at most.
 //
-// Each method has the same three lines. TestStartingEngineRefusesUntilTheEngineIsSet calls all
-// methods of the interface by reflection, so that a new one cannot be left out. Three are
-// exceptions: Healthy and Damaged answer nil, because a starting server is neither ill nor known to
-// be damaged, and a service manager would restart one that says so; Paused cannot return an error.
+// Methods have the same lines. TestStartingEngineRefusesUntilTheEngineIsSet calls all methods of the
+// interface by reflection, so that a new one cannot be left out. Four are exceptions: Ready returns
+// errStarting itself; Healthy and Damaged answer nil, because a starting server is neither ill nor
+// known to be damaged, and a service manager would restart one that says so; Paused cannot return
+// an error.
 type startingEngine struct {
 	engine atomic.Pointer[http.Engine]
 }
