@@ -118,8 +118,8 @@ func Inspect(path string) (*Folder, error) {
 
 // openLocked opens and locks the folder, whatever its content; how is unix.LOCK_EX or LOCK_SH. With
 // create it makes a missing folder, unless that would lie in another data folder. It resolves links
-// first, so that the path of two names for one folder is the same, in the arguments of workers for
-// one. It reads no file before it holds the lock.
+// first: workers have the path in their arguments, and it must be the same under every name of the
+// folder. It reads no file before it holds the lock.
 func openLocked(path string, how int, create bool, o *Options) (*Folder, error) {
 	o.setDefaults()
 	wrap := func(err error) error { return fmt.Errorf("data folder %s: %w", path, err) }

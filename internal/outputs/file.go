@@ -188,9 +188,9 @@ func (f *file) size() (int64, error) {
 //	caller B          asks                  returns
 //	sync 2                    |-----------|
 //
-// Any of the waiting callers carries out the next sync. After a failed one every later call returns
-// the same error: fdatasync reports lost pages once, and the next one would seem to succeed
-// (package vfs, rule 1).
+// Any of the waiting callers carries out the next sync. After a failed one every later call on this
+// open file returns the same error: fdatasync reports lost pages once, and the next one would seem
+// to succeed (package vfs, rule 1).
 func (f *file) sync(fsys vfs.FS) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

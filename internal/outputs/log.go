@@ -68,7 +68,7 @@ type sectionReader struct {
 	onDamage func(*DamageError) // called with damage; may be nil
 }
 
-// block is a block with its checksum, as it is in the file. The last one of a section is shorter.
+// block is a block with its checksum, as it is in the file. The last one of a section may be shorter.
 type block [blockBytes + sumBytes]byte
 
 // checkHeader checks that the section is the one that the record refers to: the header must be

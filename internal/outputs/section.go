@@ -9,7 +9,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// ID identifies a stream of an attempt. Each is appended at most once.
+// ID identifies a stream of an attempt. After a crash between an append and its record a file may
+// have two sections of one ID; the record tells which one counts, by its offset.
 type ID struct {
 	Key    messages.AttemptKey
 	Stream messages.Stream
