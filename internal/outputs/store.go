@@ -221,7 +221,7 @@ func (s *Store) KeepFree(reserve func(total int64) int64) { s.reserve = reserve 
 // admitAppend accounts for an append of bytes bytes that is not yet written, or refuses it with
 // ErrDiskNearlyFull. The caller calls leave after writing. Appends under way count as if they were
 // still to be written, because statfs(2) may not know of them yet; so of many at a time some are
-// refused a little early. Those of other processes count only as far as statfs(2) knows of them.
+// refused a little early. Appends of other processes count only as far as statfs(2) knows of them.
 func (s *Store) admitAppend(bytes int64) (leave func(), err error) {
 	if s.reserve == nil {
 		return func() {}, nil
