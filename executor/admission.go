@@ -184,11 +184,11 @@ func (p *Process) backOff() {
 // postponeError postpones a start for the reason, one of PostponeReasons.
 type postponeError struct {
 	reason string
-	err    error
+	error
 }
 
-func (l *postponeError) Error() string { return l.err.Error() }
-func (l *postponeError) Unwrap() error { return l.err }
+// Unwrap returns what was lacking.
+func (l *postponeError) Unwrap() error { return l.error }
 
 // PostponeReasons are the reasons for which a start may be postponed: what the machine was short of.
 var PostponeReasons = [...]string{"processes", "memory", "descriptors", "groups", "journal"}
@@ -298,12 +298,11 @@ type startLimits struct {
 
 // findStartLimit reads the limits of this process.
 func findStartLimit() (l startLimits) {
-	l.attempts = math.MaxInt
+	l = startLimits{attempts: math.MaxInt, starting: maxStarting}
 	var files unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil && files.Cur < math.MaxInt32 {
 		l.attempts = max((int(files.Cur)-descriptorsKept)/descriptorsPerAttempt, 1)
 	}
-	l.starting = maxStarting
 	l.tight = ReserveThreads(threadsMadeAhead)
 	most, used := processLimit("/")
 	if most == math.MaxInt {

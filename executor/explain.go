@@ -257,12 +257,7 @@ func readProgramHead(file string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	head := make([]byte, programHeadBytes)
-	n, err := f.Read(head)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	return head[:n], nil
+	return io.ReadAll(io.LimitReader(f, programHeadBytes))
 }
 
 // scriptInterpreter returns the interpreter in a script's first line, as the kernel reads it. ok is

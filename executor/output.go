@@ -340,11 +340,8 @@ func (m *pumps) stop() {
 func (p *pump) run(buffers *sync.Pool) {
 	defer close(p.done)
 	defer p.from.Close()
-	conn, err := p.from.SyscallConn()
-	if err != nil {
-		return
-	}
-	err = conn.Read(func(fd uintptr) bool { return p.copy(int(fd), buffers, -1) })
+	conn, _ := p.from.SyscallConn() // fails for a nil file only
+	err := conn.Read(func(fd uintptr) bool { return p.copy(int(fd), buffers, -1) })
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		// A survivor may go on printing: no more than the pipe holds is still the task's output.
 		_ = conn.Control(func(fd uintptr) {

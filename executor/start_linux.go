@@ -30,7 +30,7 @@ func (p *Process) startSpec(a *attempt, files [2]int) (spec vfork.Spec, err erro
 	c := &a.command
 	spec = vfork.Spec{
 		Path: c.path, SearchPath: c.searchPath, Argv: c.argv, Env: c.env, Dir: c.dir,
-		Files: append(make([]int, 0, scriptFD+1), int(p.devNull.Fd()), files[0], files[1]), CgroupFD: -1, WantPIDFD: true,
+		Files: append(make([]int, 0, scriptFD+1), int(p.devNull.Fd()), files[0], files[1]), CgroupFD: -1,
 	}
 	if a.cgroup != nil {
 		spec.CgroupFD = int(a.cgroup.dir.Fd())

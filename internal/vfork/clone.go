@@ -27,7 +27,7 @@ type cloneArgs struct {
 // The assembly of both architectures finds the fields by their names (go_asm.h).
 type childArgs struct {
 	clone      cloneArgs
-	pidfd      int32  // clone.pidfd points to it; -1 until clone3 returns, and if it was not wanted
+	pidfd      int32  // clone.pidfd points to it; -1 until clone3 returns
 	tid        uint32 // clone.childTID points to it: the kernel clears it at the child's exec or end
 	allSignals uint64 // the mask that blocks all signals while the child may run a handler
 	//lint:ignore U1000 cloneExec writes it
@@ -61,14 +61,11 @@ func cloneExec(a *childArgs) int
 // clone3 has copied the table of descriptors (no CLONE_FILES).
 func (s *Starter) clone(p *Spec, flags uint64) (a *childArgs, pid int, err error) {
 	a = &childArgs{allSignals: ^uint64(0), fileLimit: s.fileLimit, pidfd: -1, tid: 1, searchOn: searchOnErrnos, fileCount: uint64(len(p.Files))}
-	a.clone = cloneArgs{flags: flags | unix.CLONE_VM | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD),
+	a.clone = cloneArgs{flags: flags | unix.CLONE_VM | unix.CLONE_CLEAR_SIGHAND | unix.CLONE_PIDFD, exitSignal: uint64(unix.SIGCHLD),
 		childTID: uint64(uintptr(unsafe.Pointer(&a.tid))), pidfd: uint64(uintptr(unsafe.Pointer(&a.pidfd)))}
 	if p.CgroupFD >= 0 {
 		a.clone.flags |= unix.CLONE_INTO_CGROUP
 		a.clone.cgroup = uint64(p.CgroupFD)
-	}
-	if p.WantPIDFD {
-		a.clone.flags |= unix.CLONE_PIDFD
 	}
 	if p.Pending != nil {
 		p.Pending.reset()
@@ -108,9 +105,7 @@ func (s *Starter) startCloned(p *Spec) (pid, pidfd int, err error) {
 	case a.errno != 0:
 		p.Pending.reset()
 		_ = WaitForChild(pid)
-		if a.pidfd >= 0 {
-			unix.Close(int(a.pidfd))
-		}
+		unix.Close(int(a.pidfd))
 		return 0, -1, syscall.Errno(a.errno)
 	}
 	return pid, int(a.pidfd), nil
@@ -133,7 +128,7 @@ func (s *Starter) Launch(p *Spec) (l Launch, err error) {
 
 // Launch is a process that may not execute its program yet. The caller reaps it.
 type Launch struct {
-	PID, PIDFD int        // PIDFD -1: it was not wanted. The caller closes it
+	PID, PIDFD int        // the caller closes PIDFD
 	args       *childArgs // kept alive for the child; nil once the exec is over
 }
 

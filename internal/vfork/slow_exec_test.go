@@ -52,7 +52,8 @@ func startSlowChildren(t *testing.T, spec Spec, waits func() bool) (children []*
 		p.Argv, p.Env, p.CgroupFD, p.Pending = []string{"slow"}, []string{}, -1, c
 		p.Files = []int{int(null.Fd()), int(null.Fd()), int(null.Fd())}
 		over.Go(func() {
-			pid, _, err := s.Start(&p)
+			pid, pidfd, err := s.Start(&p)
+			unix.Close(pidfd)
 			if err != nil {
 				t.Error(err)
 				return
@@ -159,7 +160,7 @@ func TestSlowExecRunsOnceReleased(t *testing.T) {
 		testenv.Poll(testenv.Patience, lease.HasWaiter)
 		lease.Release()
 	}()
-	pid, pidfd, err := New().Start(&Spec{Path: path, Argv: []string{"slow"}, Env: []string{}, Files: []int{fd, fd, fd}, CgroupFD: -1, WantPIDFD: true, Pending: new(PendingChild)})
+	pid, pidfd, err := New().Start(&Spec{Path: path, Argv: []string{"slow"}, Env: []string{}, Files: []int{fd, fd, fd}, CgroupFD: -1, Pending: new(PendingChild)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +178,7 @@ func launchSpec(t *testing.T, p Spec) Spec {
 	}
 	t.Cleanup(func() { null.Close() })
 	fd := int(null.Fd())
-	p.Files, p.CgroupFD, p.WantPIDFD = []int{fd, fd, fd}, -1, true
+	p.Files, p.CgroupFD = []int{fd, fd, fd}, -1
 	return p
 }
 

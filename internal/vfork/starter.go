@@ -32,7 +32,6 @@ type Spec struct {
 	Dir        string        // "" = this process's
 	Files      []int         // the child's descriptors from 0 on: 3 or 4
 	CgroupFD   int           // folder of the control group that the child begins in; -1 = this process's
-	WantPIDFD  bool          // a descriptor of the process is returned
 	Pending    *PendingChild // if not nil, signals reach the child before Start returns; not with syscall.ForkExec
 }
 
@@ -134,7 +133,8 @@ func WaitForChild(pid int) error {
 }
 
 // Start starts a process and returns once the process executes its program, cannot execute it, or
-// was ended before that by a signal. pidfd is -1 when it was not wanted or the kernel lacks it. The
+// was ended before that by a signal. pidfd is a descriptor of it, which the
+// caller closes; -1 when the kernel lacks them. The
 // error is a syscall.Errno.
 func (s *Starter) Start(p *Spec) (pid, pidfd int, err error) {
 	if len(p.Files) < 3 || len(p.Files) > maxFiles {
@@ -157,12 +157,9 @@ func (s *Starter) Start(p *Spec) (pid, pidfd int, err error) {
 // forkExec is Start by package syscall.
 func (p *Spec) forkExec() (pid, pidfd int, err error) {
 	pidfd = -1
-	sys := &syscall.SysProcAttr{Setpgid: true}
+	sys := &syscall.SysProcAttr{Setpgid: true, PidFD: &pidfd}
 	if p.CgroupFD >= 0 {
 		sys.UseCgroupFD, sys.CgroupFD = true, p.CgroupFD
-	}
-	if p.WantPIDFD {
-		sys.PidFD = &pidfd
 	}
 	files := make([]uintptr, len(p.Files))
 	for i, fd := range p.Files {

@@ -48,7 +48,8 @@ func runForOutput(t *testing.T, s *Starter, p Spec) (string, unix.WaitStatus) {
 	}
 	defer r.Close()
 	p.Files, p.CgroupFD = []int{int(null.Fd()), int(w.Fd()), int(w.Fd())}, -1
-	pid, _, err := s.Start(&p)
+	pid, pidfd, err := s.Start(&p)
+	unix.Close(pidfd)
 	w.Close()
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +145,7 @@ func TestFailedStartLeavesNoChildOrDescriptor(t *testing.T) {
 			{"no right, and no program behind it", Spec{Path: "denied", SearchPath: filepath.Dir(denied) + ":/bin", Argv: []string{"x"}, Files: []int{fd, fd, fd}, CgroupFD: -1}, syscall.EACCES},
 			{"no name", Spec{SearchPath: "/bin", Argv: []string{"x"}, Files: []int{fd, fd, fd}, CgroupFD: -1}, syscall.EACCES},
 			{"two files", Spec{Path: "/bin/true", Argv: []string{"x"}, Files: []int{fd, fd}, CgroupFD: -1}, syscall.EINVAL},
-			{"no program", Spec{Path: "/nowhere", Argv: []string{"x"}, Files: []int{fd, fd, fd}, CgroupFD: -1, WantPIDFD: true}, syscall.ENOENT},
+			{"no program", Spec{Path: "/nowhere", Argv: []string{"x"}, Files: []int{fd, fd, fd}, CgroupFD: -1}, syscall.ENOENT},
 			{"no right", Spec{Path: denied, Argv: []string{"x"}, Files: []int{fd, fd, fd}, CgroupFD: -1}, syscall.EACCES},
 			{"no folder", Spec{Path: "/bin/true", Argv: []string{"x"}, Dir: "/nowhere", Files: []int{fd, fd, fd}, CgroupFD: -1}, syscall.ENOENT},
 			{"no stream", Spec{Path: "/bin/true", Argv: []string{"x"}, Files: []int{fd, fd, 1 << 20}, CgroupFD: -1}, syscall.EBADF},
@@ -182,7 +183,7 @@ func TestStartReturnsPIDFD(t *testing.T) {
 	defer null.Close()
 	fd := int(null.Fd())
 	withEachMethod(t, func(t *testing.T, s *Starter) {
-		pid, pidfd, err := s.Start(&Spec{Path: "/bin/sleep", Argv: []string{"sleep", "1000"}, Files: []int{fd, fd, fd}, CgroupFD: -1, WantPIDFD: true})
+		pid, pidfd, err := s.Start(&Spec{Path: "/bin/sleep", Argv: []string{"sleep", "1000"}, Files: []int{fd, fd, fd}, CgroupFD: -1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -242,7 +243,8 @@ func TestFourthDescriptor(t *testing.T) {
 		defer null.Close()
 		p := shellSpec("echo four >&3; for f in /proc/$$/fd/*; do n=${f##*/}; [ -L $f ] && [ $n -le 9 ] && echo $n; done >&3; :")
 		p.Files, p.CgroupFD = []int{int(null.Fd()), 2, 1, int(w.Fd())}, -1
-		pid, _, err := s.Start(&p)
+		pid, pidfd, err := s.Start(&p)
+		unix.Close(pidfd)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -269,7 +271,8 @@ func TestDescriptorsMayOverlap(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	pid, _, err := New().Start(&Spec{Path: "/bin/true", Argv: []string{"true"}, Files: []int{int(null.Fd()), 2, 1}, CgroupFD: -1})
+	pid, pidfd, err := New().Start(&Spec{Path: "/bin/true", Argv: []string{"true"}, Files: []int{int(null.Fd()), 2, 1}, CgroupFD: -1})
+	unix.Close(pidfd)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +312,8 @@ func TestConcurrentStartsWhileCollecting(t *testing.T) {
 				if bad {
 					p.Path = "/nowhere"
 				}
-				pid, _, err := s.Start(&p)
+				pid, pidfd, err := s.Start(&p)
+				unix.Close(pidfd)
 				if bad != errors.Is(err, syscall.ENOENT) {
 					t.Errorf("%s: %v", p.Path, err)
 				}
