@@ -143,7 +143,7 @@ type startBackoff struct {
 
 // canStart tells whether another process may be started now. p.mu is held.
 func (p *Process) canStart() bool {
-	return p.startsUnderWay < p.startLimit.starting && len(p.attempts)-p.queue.len < p.startLimit.attempts && (!p.backoff.active || p.backoff.triesLeft > 0)
+	return !p.admissionsHeld && p.startsUnderWay < p.startLimit.starting && len(p.attempts)-p.queue.len < p.startLimit.attempts && (!p.backoff.active || p.backoff.triesLeft > 0)
 }
 
 // startSucceeded says that a process was started, which may end the back-off. p.mu is held.

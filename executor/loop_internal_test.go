@@ -213,16 +213,27 @@ func TestOrderIsKeptAfterAFailedIntent(t *testing.T) {
 	const tasks = 3
 	var order []uint32 // the loop's, until all have ended
 	failed := false
-	p, reports := newInternalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
-		if !failed && len(orders) == tasks {
-			failed = true
-			return errors.New("no room")
-		}
-		for _, o := range orders {
-			order = append(order, o.Key.Task)
-		}
-		return nil
-	}})
+	var p *Process
+	p, reports := newInternalRig(t, ProcessConfig{
+		RecordIntents: func(orders []*Order) error {
+			if !failed && len(orders) == tasks {
+				failed = true
+				return errors.New("no room")
+			}
+			for _, o := range orders {
+				order = append(order, o.Key.Task)
+			}
+			return nil
+		},
+		// The back-off allows another try before all are back in the queue.
+		OnPostponed: func(*Order, string, error) {
+			testenv.Poll(testenv.Patience, func() bool {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				return p.backoff.timer == nil
+			})
+		},
+	})
 	runTogether(p, reports, tasks, 300)
 	if !failed || !slices.Equal(order, []uint32{0, 1, 2}) {
 		t.Errorf("refused: %t, then begun: %v", failed, order)

@@ -18,6 +18,7 @@ type turn struct {
 	admitted  []*attempt    // to be started
 	ready     []*attempt    // those of admitted whose intents are written
 	orders    []*Order      // whose intents are to be written
+	lacking   []failedStart // are to be postponed
 	starting  []*attempt    // may not have executed their program yet
 	confirmed []*attempt    // have executed their program
 	ended     []*attempt    // their leader has exited
@@ -25,6 +26,12 @@ type turn struct {
 	helpers   []func()      // goroutines that continue with attempts once reports are made
 	recheck   time.Duration // when starting is checked again
 	pollFirst bool          // check events without a wait before this turn admits more
+}
+
+// failedStart is a start that failed because something is short.
+type failedStart struct {
+	attempt *attempt
+	err     error // see postponeReason
 }
 
 const (
@@ -281,7 +288,7 @@ func (p *Process) removeReported(reports ...Report) {
 }
 
 // startAll starts the admitted attempts, once their intents are written. Those that lack something
-// go back to the queue in reverse, because each goes before the others of its run.
+// go back to the queue at the end (postponeAll).
 //
 // No process is forked before its intent is written, and p.mu is not held while intents are written or
 // processes forked. A kill may come in between. Before beginStart it gives the attempt a cause, and
@@ -299,7 +306,7 @@ func (p *Process) startAll(t *turn) {
 		case failed != nil:
 			p.endUnstarted(a, failed, nil)
 		case lacking != nil:
-			defer p.endUnstarted(a, nil, lacking)
+			t.lacking = append(t.lacking, failedStart{a, lacking})
 		default:
 			t.ready = append(t.ready, a)
 			t.orders = append(t.orders, &a.order)
@@ -308,8 +315,8 @@ func (p *Process) startAll(t *turn) {
 	if len(t.orders) > 0 && p.cfg.RecordIntents != nil {
 		if err := p.cfg.RecordIntents(t.orders); err != nil {
 			again := len(t.ready) - len(t.orders)
-			for _, a := range slices.Backward(t.ready[again:]) {
-				p.endUnstarted(a, nil, &postponeError{"journal", fmt.Errorf("start %q: %w", a.command.argv[0], err)})
+			for _, a := range t.ready[again:] {
+				t.lacking = append(t.lacking, failedStart{a, &postponeError{"journal", err}})
 			}
 			t.ready = t.ready[:again]
 		}
@@ -325,7 +332,7 @@ func (p *Process) startAll(t *turn) {
 			t.starting = append(t.starting, a)
 		case errHelperStarts:
 		default:
-			defer p.startFailed(a, err)
+			t.lacking = append(t.lacking, failedStart{a, err})
 		}
 	}
 	p.mu.Lock()
@@ -341,6 +348,27 @@ func (p *Process) startAll(t *turn) {
 	clear(t.ready)
 	clear(t.admitted)
 	clear(t.orders)
+	if len(t.lacking) > 0 {
+		p.postponeAll(t)
+	}
+}
+
+// postponeAll puts the attempts of the turn that lack something back into the queue, the last one first,
+// because each goes before the others of its run. While it does so no attempt is admitted: the timer of
+// the back-off could take those that are back already before the others.
+func (p *Process) postponeAll(t *turn) {
+	p.mu.Lock()
+	p.admissionsHeld = true
+	p.mu.Unlock()
+	for _, f := range slices.Backward(t.lacking) {
+		p.startFailed(f.attempt, f.err)
+	}
+	clear(t.lacking)
+	t.lacking = t.lacking[:0]
+	p.mu.Lock()
+	p.admissionsHeld = false
+	p.admitQueued(0)
+	p.mu.Unlock()
 }
 
 // releaseEnded frees what the ended attempts still hold. That takes longer than a start, which

@@ -79,7 +79,8 @@ type Process struct {
 	startedKeys    RecentKeys
 	backoff        startBackoff
 	startLimit     startLimits
-	startsUnderWay int // attempts that are being started, at most startLimit.starting
+	startsUnderWay int  // attempts that are being started, at most startLimit.starting
+	admissionsHeld bool // see postponeAll
 
 	admitted      []*attempt         // the loop starts them
 	leadersByPID  map[int32]*attempt // attempts whose pidfd is in epollFD

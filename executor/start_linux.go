@@ -226,11 +226,11 @@ func (p *Process) prepareStart(a *attempt) (_ *Report, lacking error) {
 		}
 	}
 	if err != nil {
-		err = fmt.Errorf("start %q: output: %w", a.command.argv[0], err)
+		err = fmt.Errorf("output: %w", err)
 		if _, ok := postponeReason(err); ok {
 			return nil, err
 		}
-		return p.notStartedReport(&a.order, messages.AttemptLost, err), nil
+		return p.notStartedReport(&a.order, messages.AttemptLost, fmt.Errorf("start %q: %w", a.command.argv[0], err)), nil
 	}
 	return nil, nil
 }
