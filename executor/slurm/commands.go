@@ -292,8 +292,7 @@ func parseJSON(out []byte, id string) (snapshot, error) {
 		return nil, fmt.Errorf("squeue --json: %w", err)
 	}
 	s := snapshot{}
-	for i := range doc.Jobs {
-		d := &doc.Jobs[i]
+	for _, d := range doc.Jobs {
 		if !isOurs(d.Name, id) {
 			continue
 		}

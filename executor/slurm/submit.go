@@ -415,7 +415,7 @@ func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (str
 		switch {
 		case !shellName.MatchString(name):
 			odd = append(odd, kv)
-		case name == "TMPDIR" && !setsVariable(o, name):
+		case name == "TMPDIR" && !slices.ContainsFunc(o.Environment, func(kv string) bool { return strings.HasPrefix(kv, "TMPDIR=") }):
 			fmt.Fprintf(&b, "export TMPDIR=\"${TMPDIR:-%s}\"\n", strings.NewReplacer(`\`, `\\`, `"`, `\"`, "$", `\$`, "`", "\\`", "}", `\}`).Replace(value))
 		default:
 			fmt.Fprintf(&b, "export %s=%s\n", name, shellQuote(value))
@@ -430,11 +430,6 @@ func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (str
 	}
 	b.WriteString("\n")
 	return b.String(), nil
-}
-
-// setsVariable tells whether the order itself sets a variable.
-func setsVariable(o *executor.Order, name string) bool {
-	return slices.ContainsFunc(o.Environment, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
 }
 
 // shellName matches the names of variables that sh accepts.
