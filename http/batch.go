@@ -226,7 +226,7 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	// fasthttp may close the connection with unread bytes in it. Without the drain the kernel sends a
 	// reset then, and the client may lose the last answers.
 	if (err != nil && err != io.EOF || b.linesRefused >= maxRefusedLines) && b.body.conn != nil {
-		b.body.conn.drainOnClose = true
+		b.body.conn.drainOnClose.Store(true)
 	}
 	full := errors.Is(err, errBudgetSpent) || errors.Is(err, errClientBudgetSpent)
 	switch {

@@ -29,7 +29,7 @@ type conn struct {
 	use           atomic.Int32 // unused, occupied or evicted
 	closed        atomic.Bool
 	refusal       connRefusal // not notRefused: accepted beyond a limit
-	drainOnClose  bool        // the client may still be sending: see Close
+	drainOnClose  atomic.Bool // the client may still be sending: see Close
 	deadlineSetAt time.Time   // the write deadline; only the writer uses it
 	chunks        chunkMeter
 
@@ -100,8 +100,7 @@ const drainTime = time.Second
 
 // Close closes the connection. After a request that was refused before it was read, it first reads on
 // for drainTime. Closing while the client is still sending would reset the connection, and the client
-// might not receive the answer (RFC 9112, section 9.6). It is left out at shutdown, which would have to
-// wait for it.
+// might not receive the answer (RFC 9112, section 9.6). closeNow ends that early.
 func (c *conn) Close() error {
 	if !c.closed.CompareAndSwap(false, true) {
 		return nil
@@ -109,7 +108,7 @@ func (c *conn) Close() error {
 	defer c.s.conns.remove(c)
 	c.vacate()
 	c.request.Load().cancel(errConnClosed)
-	if !c.s.draining.Load() && c.drainOnClose { // in this order: at shutdown another goroutine may close it
+	if c.drainOnClose.Load() {
 		if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
 			if c.Conn.SetReadDeadline(time.Now().Add(drainTime)) == nil {
 				_, _ = io.Copy(io.Discard, c.Conn)
@@ -126,6 +125,7 @@ func trackState(nc net.Conn, state fasthttp.ConnState) {
 		c.state.Store(int32(state))
 		if state == fasthttp.StateIdle {
 			c.chunks.active = false // the next request begins
+			c.drainOnClose.Store(false)
 			c.stateSince.Store(int64(time.Since(c.s.startedAt)))
 			c.vacate()
 		}

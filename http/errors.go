@@ -66,12 +66,13 @@ var internalProblem = problem{status: fasthttp.StatusInternalServerError, detail
 // maxListedErrors bounds `errors`; the text of the problem has the full count.
 const maxListedErrors = 1000
 
-// writeError answers with an error. If more of the body may be unread than fasthttp drains, fasthttp
-// closes the connection after the answer; the client may still be sending then, so the connection reads
-// on for a while (conn.Close).
+// writeError answers with an error. If fasthttp closes the connection after the answer with a part of
+// the body unread, the client may still be sending then, so the connection reads on for a while
+// (conn.Close). fasthttp closes it if the answer says so, or if more is unread than it drains.
 func (s *Server) writeError(ctx *fasthttp.RequestCtx, err error) {
 	p := s.problemOf(err, ctx.Method(), ctx.URI().PathOriginal())
-	if n := ctx.Request.Header.ContentLength(); ctx.RequestBodyStream() != nil && (n < 0 || n > maxDrainedBody) {
+	if n := ctx.Request.Header.ContentLength(); ctx.RequestBodyStream() != nil &&
+		(n < 0 || n > maxDrainedBody || n > readAheadBytes && ctx.Response.ConnectionClose()) {
 		drainOnClose(ctx)
 	}
 	writeProblem(ctx, p)
@@ -234,13 +235,16 @@ func (s *Server) bodyTooLarge(ctx *fasthttp.RequestCtx) error {
 // drainOnClose has the connection read on for a while before it closes: see conn.Close.
 func drainOnClose(ctx *fasthttp.RequestCtx) {
 	if c := connOf(ctx); c != nil {
-		c.drainOnClose = true
+		c.drainOnClose.Store(true)
 	}
 }
 
 // maxDrainedBody is the length from which fasthttp closes a connection instead of reading the rest
 // of a body that the handler did not read.
 const maxDrainedBody = 256 << 10
+
+// readAheadBytes is how much of a body fasthttp reads before it calls the handler.
+const readAheadBytes = 8 << 10
 
 // bodyLimit returns how many bytes the body of a request may have: MaxBody for a POST, but for a batch
 // each line has its own limit. It works on the raw target, because fasthttp asks for it before it has

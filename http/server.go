@@ -340,6 +340,7 @@ func (s *Server) closeListeners(ctx context.Context, all bool) error {
 			errs = append(errs, err)
 		}
 	}
+	s.awaitClosed(ctx)
 	if ctx.Err() != nil {
 		s.conns.close(true)
 	}
@@ -349,6 +350,25 @@ func (s *Server) closeListeners(ctx context.Context, all bool) error {
 		}
 	})
 	return errors.Join(errs...)
+}
+
+// awaitClosed waits for connections that still read what their clients send after a refusal
+// (conn.Close): the end of the process would reset them. fasthttp no longer counts these. It returns
+// when the last one is closed, when ctx ends, or after drainTime.
+func (s *Server) awaitClosed(ctx context.Context) {
+	over := time.NewTimer(drainTime)
+	defer over.Stop()
+	ticker := time.NewTicker(lastAnswersPoll)
+	defer ticker.Stop()
+	for s.conns.len() > 0 {
+		select {
+		case <-ticker.C:
+		case <-over.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // beginWork and endWork bracket work that Shutdown waits for.

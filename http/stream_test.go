@@ -434,3 +434,52 @@ func TestStalledClient(t *testing.T) {
 	}
 	testenv.Eventually(t, "it is cut off", func() bool { return s.connections() == 0 && s.inflight.Load() == 0 })
 }
+
+// TestShutdownAnswersClientsThatSend: a client whose body is on its way when the server shuts down gets
+// the answer, and not a reset connection.
+func TestShutdownAnswersClientsThatSend(t *testing.T) {
+	e := contractEngine(t)
+	entered, proceed := make(chan struct{}), make(chan struct{})
+	e.hook = func(method string) {
+		if method == "Kill" {
+			close(entered)
+			<-proceed
+		}
+	}
+	s := serve(t, e)
+	killed := make(chan reply, 1)
+	go func() { killed <- s.do("DELETE", "/v1/dagrun/0", "") }()
+	<-entered
+	down := make(chan error, 1)
+	go func() { down <- s.Shutdown(context.Background()) }()
+	<-s.serviceContext.Done()
+	// A body that fasthttp would drain on a connection that stays: each piece is sent after the answer.
+	piece := strings.Repeat(" ", 10_000)
+	c, r := s.raw("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n" + piece)
+	if _, err := r.Peek(1); err != nil {
+		t.Fatal(err)
+	}
+	for range 9 {
+		if _, err := io.WriteString(c, piece); err != nil {
+			t.Errorf("reset while it sends: %v", err)
+			break
+		}
+	}
+	refusedWith(t, s.answerTo(r), 503, "shutting down")
+	for range 10 {
+		resp, err := s.open("POST", "/v1/dagrun", strings.Repeat(" ", 8<<20))
+		if err != nil {
+			t.Errorf("without an answer: %v", err)
+			continue
+		}
+		if _, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 503 {
+			t.Errorf("%d, %v", resp.StatusCode, err)
+		}
+		resp.Body.Close()
+	}
+	close(proceed)
+	<-killed
+	if err := <-down; err != nil {
+		t.Error(err)
+	}
+}
