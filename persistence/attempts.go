@@ -17,7 +17,12 @@ import (
 //	record = flags [task] [attempt] [result rc] start length [node] [usage] [log stdout stderr]
 //
 // task is the zigzag difference to the expected next task, start (ns) the difference to the start
-// before. Both are 0 before the first record.
+// before. Both are 0 before the first record. length is the stop less the start (ns). For example,
+// two no-op tasks that follow each other, on one node and with all flags set, are 3f, start,
+// length, and 3f, the small difference of the starts, length: some 5 bytes for the second one.
+//
+// Values do not refer to each other: each begins anew, so a damaged row costs the attempts of one
+// batch in one chunk.
 const (
 	attemptNext   = 1 << iota // of the next task: task is left out
 	attemptFirst              // its number is 1: attempt is left out
@@ -35,7 +40,8 @@ type attemptCoder struct {
 	node  string
 }
 
-// append appends a record to a value that begins with attemptsV2.
+// append appends a record to a value that begins with attemptsV2. Fields that have their most
+// frequent value are left out, and a flag says so.
 func (c *attemptCoder) append(dst []byte, a *messages.AttemptRecord) []byte {
 	var flags byte
 	set := func(flag byte, when bool) {
@@ -79,7 +85,7 @@ func (c *attemptCoder) append(dst []byte, a *messages.AttemptRecord) []byte {
 	return dst
 }
 
-// decode is the inverse of append.
+// decode is the inverse of append. Errors are left in d; the record is then useless.
 func (c *attemptCoder) decode(d *decoder) (a messages.AttemptRecord) {
 	flags := d.byte()
 	if flags > attemptFlags {
@@ -131,12 +137,17 @@ func decodeAttempts(dst []messages.AttemptRecord, v []byte) ([]messages.AttemptR
 	return dst, nil
 }
 
+// Kinds of an output. An output of a record is its kind and, unless empty, the numbers of bytes
+// that were written, kept from its beginning and kept from its end, its place in the run's output
+// file, and the text if it is inline.
 const (
 	outputEmpty  = iota // the task wrote no output
 	outputInline        // whole or cut, in the record
 	outputFile          // in the run's output file
 )
 
+// noOutput reports whether a task has written nothing. An inline text of no bytes is one that was
+// kept.
 func noOutput(o *messages.Output) bool {
 	return o.Size == 0 && o.Head == 0 && o.Tail == 0 && o.Inline == nil && o.Offset == 0
 }
@@ -180,7 +191,11 @@ func (d *decoder) output(o *messages.Output) {
 const attemptPageBytes = 256 << 10
 
 // Attempts yields the ended attempts of the tasks [first, first+n). It reads chunk by chunk, and
-// never calls yield within a transaction.
+// never calls yield within a transaction: yield may write to a slow client.
+//
+// Rows of one chunk lie in the order of their batches, and an attempt may be in a later batch than
+// the next attempt of another task. So the records of whole chunks are sorted before they are
+// yielded. Memory holds a page of them, attemptPageBytes of rows, or a chunk if that has more.
 func (s *runReader) Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
 	end := uint64(first) + uint64(n)
 	if _, err := s.Summary(run); err != nil {
@@ -211,7 +226,8 @@ func (s *runReader) Attempts(run messages.RunID, first, n uint32, yield func(*me
 	return nil
 }
 
-// checkContiguous finds missing records: the attempts of a task are numbered from 1.
+// checkContiguous finds missing records: the attempts of a task are numbered from 1. The list is
+// sorted by task and attempt. It cannot find a missing last record.
 func checkContiguous(run messages.RunID, list []messages.AttemptRecord) error {
 	for i := range list {
 		before := uint32(0)
@@ -226,7 +242,8 @@ func checkContiguous(run messages.RunID, list []messages.AttemptRecord) error {
 }
 
 // readAttemptPage appends the records of whole chunks, from chunk on. It returns the chunk that
-// follows, 0 at the end.
+// follows, 0 at the end. end is the first task that is not wanted. A page ends only between two
+// chunks, so that Attempts can sort and check them whole.
 func (s *runReader) readAttemptPage(dst []messages.AttemptRecord, run messages.RunID, chunk uint32, end uint64) ([]messages.AttemptRecord, uint32, error) {
 	prefix := runKey(typeAttempts, run)
 	from := binary.BigEndian.AppendUint32(runKey(typeAttempts, run), chunk)

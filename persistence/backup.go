@@ -17,8 +17,8 @@ type ReadView struct {
 	at  uint64
 }
 
-// View returns the rows as of the newest commit that can be read. Commits go on. The caller closes the
-// view: until then Badger keeps the versions of its moment, and the DB cannot be closed.
+// View returns the rows as of the newest commit that can be read. Commits go on. The caller closes
+// the view: until then Badger keeps the versions of its moment, and the DB cannot be closed.
 func (db *DB) View() (*ReadView, error) {
 	db.readers.RLock()
 	err := db.Err()
@@ -40,8 +40,8 @@ func (m *ReadView) Close() {
 	m.db.readers.RUnlock()
 }
 
-// Backup calls fn with a view of the newest published commit. Commits and reads go on, but the store
-// cannot be closed before fn has returned.
+// Backup calls fn with a view of the newest published commit. Commits and reads go on, but the
+// store cannot be closed before fn has returned.
 func (s *runReader) Backup(fn func(*ReadView) error) error {
 	return s.view(func(txn *badger.Txn) error { return fn(&ReadView{txn: txn, at: txn.ReadTs()}) })
 }
@@ -66,7 +66,8 @@ func (s *RunStore) VerifyTables(ctx context.Context) error { return s.db.VerifyT
 func (m *ReadView) CommitNumber() uint64 { return m.at }
 
 // Rows yields all rows as they are stored, with their verified checksums, by ascending keys, until
-// yield returns an error. Key and value are valid within the call.
+// yield returns an error. Key and value are valid within the call. A wrong checksum ends it with an
+// error, and a lost block is not seen here: whoever needs all rows calls VerifyTables, too.
 func (m *ReadView) Rows(yield func(key, value []byte) error) error {
 	return scanTxn(m.txn, nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		err := item.Value(func(value []byte) error {
@@ -79,7 +80,7 @@ func (m *ReadView) Rows(yield func(key, value []byte) error) error {
 	})
 }
 
-// HasRun reports whether a run is known.
+// HasRun reports whether a run is known as of the view.
 func (m *ReadView) HasRun(run messages.RunID) (bool, error) {
 	sum, err := summaryTxn(m.txn, run)
 	return sum != nil, err
@@ -108,6 +109,8 @@ func Restore(c Config, rows func(yield func(key, value []byte) error) error) err
 // restoreBytes is how much one commit of a restore has, in bytes.
 const restoreBytes = 1 << 20
 
+// restore commits rows in their order, restoreBytes at a time. A crash leaves a part of them, so
+// the caller fills a folder that no server opens yet.
 func (s *RunStore) restore(rows func(yield func(key, value []byte) error) error) error {
 	var mutations []mutation
 	size := int64(0)

@@ -51,8 +51,8 @@ import (
 //   - Commits are strictly one after the other. commitLog.commit is called by the writer, or by the
 //     committer while the writer rests: when it has returned the result of its last group, and has
 //     not been given another one.
-//   - commitLog.commit of group n+1 returns only when Badger has taken group n. So the rows of group n may
-//     be reused once group n+1 is durable: completeGroup recycles the group before.
+//   - commitLog.commit of group n+1 returns only when Badger has taken group n. So the rows of
+//     group n may be reused once group n+1 is durable: completeGroup recycles the group before.
 //   - After it returned the result of group n, the writer gives that group to Badger, while the
 //     committer may already commit by itself. The token of localLog puts the two in order.
 //   - Done runs on the committer's goroutine and must not block.
@@ -65,11 +65,11 @@ import (
 //
 // # Failure
 //
-// After an error of the disk check, the log or Badger, the store has failed for good (RunStore.fail):
-// the failed group and every later batch get ErrFailed, and neither the log nor Badger is written.
-// The kernel may have dropped what it could not write and report the next sync as a success, so the
-// group may or may not be found by the next open. Faults of a batch
-// alone are ErrTooBig, a document that cannot be read, and damage of what the store has of its run.
+// After an error of the disk check, the log or Badger, the store has failed for good
+// (RunStore.fail): the failed group and every later batch get ErrFailed, and neither the log nor
+// Badger is written. The kernel may have dropped what it could not write and report the next sync
+// as a success, so the group may or may not be found by the next open. Faults of a batch alone are
+// ErrTooBig, a document that cannot be read, and damage of what the store has of its run.
 
 // pendingBatch is one entry of the committer's queue: a batch, or bare rows (a deletion).
 type pendingBatch struct {
@@ -411,8 +411,8 @@ func (s *RunStore) commitAndApply(mutations []mutation, size int64) error {
 	return err
 }
 
-// commitDurably makes rows durable as one commit. The caller then calls commits.applyToBadger. Any error
-// fails the store: after a failed commit it is unknown whether the rows are there.
+// commitDurably makes rows durable as one commit. The caller then calls commits.applyToBadger. Any
+// error fails the store: after a failed commit it is unknown whether the rows are there.
 func (s *RunStore) commitDurably(mutations []mutation, size int64) error {
 	if err := s.db.disk.CheckCommit(size); err != nil {
 		return s.fail(err)
@@ -438,9 +438,9 @@ func (s *RunStore) publishCommit(number uint64, mutations []mutation) {
 	s.finished.publishExpected()
 }
 
-// stallWatch raises an alarm when a commit does not end. It counts the seconds in which this process
-// ran. A timer that comes much too late was late because the process, or its machine, stood still
-// (SIGSTOP, a suspended machine); then the disk is not to blame.
+// stallWatch raises an alarm when a commit does not end. It counts the seconds in which this
+// process ran. A timer that comes much too late was late because the process, or its machine, stood
+// still (SIGSTOP, a suspended machine); then the disk is not to blame.
 type stallWatch struct {
 	alarm func(time.Duration)
 	now   func() time.Time            // monotonic

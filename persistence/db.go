@@ -32,8 +32,8 @@ type Config struct {
 	Shards int
 	// Unverified opens the tables without a proof that they are whole: for emergencies.
 	Unverified bool
-	// Synced is for a replica: tables have all rows up to this moment, because the log may no longer have
-	// them (DB.Sync).
+	// Synced is for a replica: tables have all rows up to this moment, because the log may no
+	// longer have them (DB.Sync).
 	Synced uint64
 	// FS is where the commit log lies; nil = the machine's. Badger opens its own files without it.
 	FS vfs.FS
@@ -46,14 +46,15 @@ type Config struct {
 	onLog      func(*localLog) // called before the first commit
 }
 
-// DB holds the rows: Badger, its files, the disk space that they may need, the verification of tables,
-// and the moments as of which rows are read. It knows keys and checksums of rows, and nothing of runs.
-// A RunStore is the other half. A single node opens both together (OpenStore), and they end together.
+// DB holds the rows: Badger, its files, the disk space that they may need, the verification of
+// tables, and the moments as of which rows are read. It knows keys and checksums of rows, and
+// nothing of runs. A RunStore is the other half. A single node opens both together (OpenStore), and
+// they end together.
 //
 // It is safe for concurrent use.
 //
-// Lock order: that of RunStore, then closeMu, readers, failure, then one of the leaves, under which no
-// other lock is taken: those of timestamps, disk and verifier.
+// Lock order: that of RunStore, then closeMu, readers, failure, then one of the leaves, under which
+// no other lock is taken: those of timestamps, disk and verifier.
 type DB struct {
 	dir      string
 	log      *slog.Logger
@@ -80,15 +81,15 @@ type DB struct {
 }
 
 // openPatience bounds the wait for a folder that another process has, and openPause is between two
-// attempts. A process that was killed may hold the lock a little longer: the kernel releases it when the
-// process is gone.
+// attempts. A process that was killed may hold the lock a little longer: the kernel releases it
+// when the process is gone.
 const (
 	openPatience = 2 * time.Second
 	openPause    = 20 * time.Millisecond
 )
 
-// openDB opens the rows in c.Dir, or makes an empty folder. local says that the folder has a commit log,
-// that of a single node, and it is applied. The caller starts the verifier.
+// openDB opens the rows in c.Dir, or makes an empty folder. local says that the folder has a commit
+// log, that of a single node, and it is applied. The caller starts the verifier.
 func openDB(c Config, local bool) (*DB, error) {
 	for begin := time.Now(); ; time.Sleep(openPause) {
 		db, err := openDBOnce(c, local)
@@ -101,9 +102,9 @@ func openDB(c Config, local bool) (*DB, error) {
 	}
 }
 
-// openDBOnce has an order: the log's lock comes first, because the log tells how large memtables must be.
-// The folder is verified before Badger opens it, and Badger's own logs are removed in between (localLog,
-// duty 2).
+// openDBOnce has an order: the log's lock comes first, because the log tells how large memtables
+// must be. The folder is verified before Badger opens it, and Badger's own logs are removed in
+// between (localLog, duty 2).
 func openDBOnce(c Config, local bool) (*DB, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -173,12 +174,12 @@ func openDBOnce(c Config, local bool) (*DB, error) {
 	return db, nil
 }
 
-// memTableBytes returns what Badger may have in memory and nowhere else, at most, in bytes. The log of a
-// replica is somewhere else, and does not tell.
+// memTableBytes returns what Badger may have in memory and nowhere else, at most, in bytes. The log
+// of a replica is somewhere else, and does not tell.
 func (db *DB) memTableBytes() int64 { return 3 * db.memTable }
 
-// openTables verifies the folder and opens Badger on it. flushed says that tables have rows which the log
-// no longer has.
+// openTables verifies the folder and opens Badger on it. flushed says that tables have rows which
+// the log no longer has.
 func (db *DB) openTables(c Config, flushed bool) error {
 	if err := db.disk.CheckOpen(); err != nil {
 		return err
@@ -201,7 +202,8 @@ func (db *DB) openTables(c Config, flushed bool) error {
 	return nil
 }
 
-// catchUp brings Badger up to the last commit of the log of a single node.
+// catchUp brings Badger up to the last commit of the log of a single node. Reads then begin at that
+// commit.
 func (db *DB) catchUp(c Config) error {
 	if err := db.localLog.catchUp(db.limits, c.replayFrom); err != nil {
 		return err
@@ -210,6 +212,7 @@ func (db *DB) catchUp(c Config) error {
 	return nil
 }
 
+// registerMetrics counts the verification of the open as the first one, unless it was left out.
 func (db *DB) registerMetrics(c Config) (err error) {
 	if db.metrics, err = newVerifyMetrics(c.Registerer); err != nil || db.metrics == nil {
 		return err
@@ -232,8 +235,9 @@ func (db *DB) abandon() error {
 	return errors.Join(db.badger.Close(), db.localLog.log.Close(false))
 }
 
-// publish is called for each commit that is durable and in Badger, in order, while the writer's token is
-// taken. The store over the DB learns the rows; Badger learns which versions no read uses any more.
+// publish is called for each commit that is durable and in Badger, in order, while the writer's
+// token is taken. The store over the DB learns the rows; Badger learns which versions no read uses
+// any more.
 func (db *DB) publish(number uint64, mutations []mutation) {
 	// On a replica a store knows the rows of its own term; those of other terms it never encoded.
 	if s := db.store.Load(); s != nil && (!s.replicated || s.epoch == db.replica.term) {
@@ -243,9 +247,9 @@ func (db *DB) publish(number uint64, mutations []mutation) {
 	db.badger.SetDiscardTs(db.timestamps.publish(number, nil))
 }
 
-// Close closes the files, after the store over the DB. On a disk without space for what Badger has in
-// memory it returns an error and leaves the folder as a crash would, which loses no commit; it may be
-// called again.
+// Close closes the files, after the store over the DB. On a disk without space for what Badger has
+// in memory it returns an error and leaves the folder as a crash would, which loses no commit; it
+// may be called again.
 func (db *DB) Close() error {
 	db.closeMu.Lock()
 	defer db.closeMu.Unlock()
@@ -283,8 +287,8 @@ func (db *DB) Close() error {
 	return nil
 }
 
-// fail makes the DB failed, and the store over it: the disk, or what Badger did with it, is in doubt. The
-// first reason stays. It returns the error that every batch gets from now on.
+// fail makes the DB failed, and the store over it: the disk, or what Badger did with it, is in
+// doubt. The first reason stays. It returns the error that every batch gets from now on.
 func (db *DB) fail(err error) error {
 	err, first := db.failure.set(err)
 	if first {

@@ -10,20 +10,26 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// deleteRows is how many tombstones one step of a deletion writes, so that other batches do not wait
-// long for it.
+// deleteRows is how many tombstones one step of a deletion writes, so that other batches do not
+// wait long for it.
 const deleteRows = 2000
 
 const deletingV1 = 1
 
 // Delete removes finished runs, in small batches of tombstones, and returns when that is durable. A
-// run whose rows do not fit one batch loses its summary and indexes first, and leaves a mark, so that
-// the next open can continue after a crash. Unknown runs are skipped; an unfinished run is an error.
-// Idempotency keys stay until keysUntil, see ExpireKeys.
+// run whose rows do not fit one batch loses its summary and indexes first, and leaves a mark, so
+// that the next open can continue after a crash. Unknown runs are skipped; an unfinished run is an
+// error. Idempotency keys stay until keysUntil, see ExpireKeys.
 func (s *RunStore) Delete(runs []messages.RunID, keysUntil int64) error {
 	return s.deleteRuns(runs, keysUntil, s.commitRows)
 }
 
+// deleteRuns deletes runs in steps, each of which is one commit or more: step writes the rows and
+// returns when they are durable. Small runs share a step. Each step carries the row of the highest
+// run ID, because the rows that tell it may be among the deleted ones. Tests end a deletion in the
+// middle by their step.
+//
+// A run counts as deleted (deletedIDs) only when its step is durable: lists skip it from then on.
 func (s *RunStore) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]mutation) error) error {
 	// Else a deletion that began earlier could lower the stored highest ID of a later one.
 	s.deleteMu.Lock()
@@ -80,7 +86,9 @@ func (s *RunStore) deleteRuns(runs []messages.RunID, keysUntil int64, step func(
 	return do(batch)
 }
 
-// commitRows commits rows through the committer, and waits for them.
+// commitRows commits rows through the committer, and waits for them. More rows than half a
+// transaction's are several commits, in order. Keys and values must stay unchanged until a later
+// commit is durable (pendingBatch).
 func (s *RunStore) commitRows(rows []mutation) error {
 	for len(rows) > 0 {
 		n := min(len(rows), s.limits.Rows/2)
@@ -110,7 +118,7 @@ func (s *runReader) deletionsOf(run messages.RunID, keysUntil int64) (index, row
 }
 
 // summaryDeletions returns the rows that make a run unknown, and those of its idempotency key. The
-// result is empty for an unknown run.
+// result is empty for an unknown run. An unfinished run is an error: its actor would write on.
 func summaryDeletions(txn *badger.Txn, run messages.RunID, keysUntil int64) (rows []mutation, err error) {
 	sum, err := summaryTxn(txn, run)
 	if err != nil || sum == nil {
@@ -158,7 +166,9 @@ func rowDeletions(txn *badger.Txn, run messages.RunID, limit int) (rows []mutati
 	return rows
 }
 
-// deleteMarked deletes the rows of a run that was made unknown, then the mark.
+// deleteMarked deletes the rows of a run that was made unknown, then the mark. Each round reads
+// what is still there, at a later commit than its last step, so it needs no position and ends
+// whatever a crash has left. The mark goes with the last rows: without it they would stay for ever.
 func (s *RunStore) deleteMarked(run messages.RunID, step func([]mutation) error) error {
 	for {
 		var rows []mutation
@@ -174,7 +184,9 @@ func (s *RunStore) deleteMarked(run messages.RunID, step func([]mutation) error)
 	}
 }
 
-// recoverDeletions continues the deletions that a crash has interrupted.
+// recoverDeletions continues the deletions that a crash has interrupted, and removes the parts of
+// long documents whose run was never created. It runs before the committer does, so it commits by
+// itself.
 func (s *RunStore) recoverDeletions() error {
 	var runs []messages.RunID
 	err := s.scanRows([]byte{typeDeleting}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
@@ -218,7 +230,9 @@ func (c *journalTruncator) noteBatch(b *Batch) {
 	}
 }
 
-// addTruncations adds deletions to a group, as far as it has room.
+// addTruncations adds deletions to a group, as far as it has room. They ride on a commit that comes
+// anyway; an idle committer makes one for them. A search begins where the last deletion of the run
+// ended, so it steps over none of the tombstones that it has left.
 func (s *RunStore) addTruncations(g *writeGroup) {
 	c := &s.truncator
 	if s.Err() != nil {
@@ -260,8 +274,8 @@ func (s *RunStore) addTruncations(g *writeGroup) {
 }
 
 // An idempotency key outlives its run. The deletion of the run keeps the key's row, with the time
-// until which it stays, and adds a row to an index by that time. ExpireKeys reads the index from its
-// beginning, so it never reads a key that stays.
+// until which it stays, and adds a row to an index by that time. ExpireKeys reads the index from
+// its beginning, so it never reads a key that stays.
 
 // keptKeys is what the store knows of the keys whose runs were deleted.
 type keptKeys struct {
@@ -282,8 +296,9 @@ func parseExpiryKey(key []byte) (until int64, hash [32]byte, err error) {
 	return int64(binary.BigEndian.Uint64(key[1:])), hash, nil
 }
 
-// keyMutations returns what the deletion of a run changes of its idempotency key. The result is empty
-// for a run without a key, and when the key belongs to another run by now.
+// keyMutations returns what the deletion of a run changes of its idempotency key. The result is
+// empty for a run without a key, and when the key belongs to another run by now. until (ns) is when
+// the key expires; 0 deletes it with the run.
 func keyMutations(txn *badger.Txn, run messages.RunID, hash [32]byte, until int64) ([]mutation, error) {
 	v, err := getRowTxn(txn, idempotencyKey(hash))
 	if err != nil || v == nil {
@@ -316,7 +331,9 @@ func keptKeyChange(rows []mutation) (n int64) {
 	return n
 }
 
-// withKeyCount appends the row that says how many keys are kept once the rows are durable.
+// withKeyCount appends the row that says how many keys are kept once the rows are durable, so that
+// a start need not count them. The caller holds deleteMu and adds change to the count when the
+// commit is durable.
 func (s *RunStore) withKeyCount(rows []mutation) (_ []mutation, change int64) {
 	if change = keptKeyChange(rows); change != 0 {
 		rows = append(rows, metaRow("keys", uint64(max(s.keptKeys.count.Load()+change, 0))))
@@ -327,8 +344,8 @@ func (s *RunStore) withKeyCount(rows []mutation) (_ []mutation, change int64) {
 // KeptKeyCount returns how many keys of deleted runs are kept.
 func (s *runReader) KeptKeyCount() int { return int(s.keptKeys.count.Load()) }
 
-// ExpireKeys removes up to limit keys of deleted runs, the oldest first: keys that stay until now or
-// less, and keys beyond the newest most. It returns how many it removed.
+// ExpireKeys removes up to limit keys of deleted runs, the oldest first: keys that stay until now
+// or less, and keys beyond the newest most. It returns how many it removed.
 func (s *RunStore) ExpireKeys(now int64, most, limit int) (int, error) {
 	s.deleteMu.Lock()
 	defer s.deleteMu.Unlock()
@@ -369,7 +386,7 @@ func (s *RunStore) ExpireKeys(now int64, most, limit int) (int, error) {
 	return removed, nil
 }
 
-// loadKeptKeys reads how many keys are kept.
+// loadKeptKeys reads how many keys are kept. It runs once, before any Delete.
 func (s *runReader) loadKeptKeys() error {
 	n, err := s.metaNumber("keys")
 	s.keptKeys.count.Store(int64(n))

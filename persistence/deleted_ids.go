@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// deletedRunIDs is the set of row IDs that no longer exist and never come back. Scans use it to jump
-// over the tombstones of deleted rows, which Badger would step through one by one. The oldest rows
-// are deleted first, so a few ranges hold the set. It is safe for concurrent use.
+// deletedRunIDs is the set of row IDs that no longer exist and never come back. Scans use it to
+// jump over the tombstones of deleted rows, which Badger would step through one by one. The oldest
+// rows are deleted first, so a few ranges hold the set. It is safe for concurrent use.
 type deletedRunIDs struct {
 	mu     sync.RWMutex
 	ranges []idRange // ascending, with a gap between neighbours

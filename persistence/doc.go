@@ -8,15 +8,15 @@
 //  2. Done(nil) is called only when the batch survives kill -9 and power failure.
 //  3. Batches become durable in the order of Append, and Done is called in that order. Only the
 //     creation of a run with a long document is overtaken by later batches.
-//  4. After a commit error other than a batch's own fault the store has failed: this and every later
-//     batch get ErrFailed, and no more is written.
+//  4. After a commit error other than a batch's own fault the store has failed: this and every
+//     later batch get ErrFailed, and no more is written.
 //  5. A read returns only what is durable.
 //
 // Package journaltest holds every implementation to these rules, also in the middle of a commit, at
-// the moments that the implementation names. How much of rule 2 that proves depends on these moments,
-// and on the disk. So further tests of the implementation hold it to rule 2: TestPowerFailure,
-// TestAcknowledgedIsOnTheDevice and TestAcknowledgedRunsSurviveKill; and the tests of timestamps.go to
-// rule 5.
+// the moments that the implementation names. How much of rule 2 that proves depends on these
+// moments, and on the disk. So further tests of the implementation hold it to rule 2:
+// TestPowerFailure, TestAcknowledgedIsOnTheDevice and TestAcknowledgedRunsSurviveKill; and the
+// tests of timestamps.go to rule 5.
 //
 // # The implementation
 //
@@ -28,12 +28,12 @@
 //	            front of Badger. A replica has proposedLog: an entry of a replicated log.
 //	DB          rows: Badger, its files, disk space and verification, and reads as of a commit.
 //
-// A single node opens a store and a DB together (OpenStore). The DB of a replica (OpenDB) lives as long as
-// the replica, applies the entries of the log (DB.Apply), and has a store only while its node leads
-// (DB.Lead): one for each term. replica.go lists the duties of the log's owner.
+// A single node opens a store and a DB together (OpenStore). The DB of a replica (OpenDB) lives as
+// long as the replica, applies the entries of the log (DB.Apply), and has a store only while its
+// node leads (DB.Lead): one for each term. replica.go lists the duties of the log's owner.
 //
-// Package badgerguard makes up for what Badger does not do: it verifies files, watches the disk, and
-// skips tombstones.
+// Package badgerguard makes up for what Badger does not do: it verifies files, watches the disk,
+// and skips tombstones.
 //
 // # To change the engine
 //
@@ -41,25 +41,27 @@
 //
 //   - It applies the rows of a commit atomically, under the number that the commit log gave it, and
 //     commits in their order (row_writer.go).
-//   - It reads, and iterates in the order of keys in both directions, as of a past commit, while later
-//     commits come. It learns the oldest commit that a read still uses (DB.publish).
-//   - It says up to which commit its files are durable, so that the log may forget (localLog.retireFlushed,
-//     DB.Sync), and never has a later commit in its files without all earlier ones. It accepts the
-//     commits after that one again, whatever it has of them (localLog.catchUp, DB.Apply).
-//   - It says what a commit may hold. partSize, the segments and the record limit of the log, and the
-//     reserve of disk space follow from the size of a memtable (badgerguard/options.go,
+//   - It reads, and iterates in the order of keys in both directions, as of a past commit, while
+//     later commits come. It learns the oldest commit that a read still uses (DB.publish).
+//   - It says up to which commit its files are durable, so that the log may forget
+//     (localLog.retireFlushed, DB.Sync), and never has a later commit in its files without all
+//     earlier ones. It accepts the commits after that one again, whatever it has of them
+//     (localLog.catchUp, DB.Apply).
+//   - It says what a commit may hold. partSize, the segments and the record limit of the log, and
+//     the reserve of disk space follow from the size of a memtable (badgerguard/options.go,
 //     badgerguard/diskspace.go).
 //
-// TestOlderCommitsReplayedOverNewerRows holds Badger to the first and third of these, TestReplicasEndEqual
-// to all of them together, and the tests of timestamps.go to the second.
+// TestOlderCommitsReplayedOverNewerRows holds Badger to the first and third of these,
+// TestReplicasEndEqual to all of them together, and the tests of timestamps.go to the second.
 //
-// These files use Badger: db.go, row_writer.go, local_log.go, replica.go, replica_copy.go, timestamps.go
-// (by its numbers), meta.go, read.go, list.go, iterators.go, attempts.go, documents.go, snapshot.go,
-// delete.go, staged_batch.go, finished_index.go, rows.go, backup.go, offline.go, and verify.go through
-// package badgerguard. The rows themselves (encode.go, values.go, mutation.go) do not.
+// These files use Badger: db.go, row_writer.go, local_log.go, replica.go, replica_copy.go,
+// timestamps.go (by its numbers), meta.go, read.go, list.go, iterators.go, attempts.go,
+// documents.go, snapshot.go, delete.go, staged_batch.go, finished_index.go, rows.go, backup.go,
+// offline.go, and verify.go through package badgerguard. The rows themselves (encode.go, values.go,
+// mutation.go) do not.
 //
-// Commands and the server use more of the implementation than Store: Backup with ReadView, Restore and
-// VerifyTables for backups; OpenOffline, Offline and SetNextRun for check and salvage.
+// Commands and the server use more of the implementation than Store: Backup with ReadView, Restore
+// and VerifyTables for backups; OpenOffline, Offline and SetNextRun for check and salvage.
 //
 // A change of keys or values raises rowFormat (meta.go): the open refuses other row formats, and
 // restored rows are opened once, so Restore refuses them, too. A change of what lies in the folder

@@ -11,8 +11,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// maxDocument bounds the length that a stored document may claim, in bytes, so that a corrupt length
-// cannot take all memory.
+// maxDocument bounds the length that a stored document may claim, in bytes, so that a corrupt
+// length cannot take all memory.
 const maxDocument = 1 << 30
 
 // compressFrom is the size from which a document is compressed, in bytes.
@@ -23,12 +23,16 @@ const (
 	codecZstd
 )
 
-// packer compresses documents. It is safe for concurrent use.
+// packer compresses documents: definitions and generated sets, the only large values that compress
+// well. It is safe for concurrent use. The level is zstd's fastest and the window is 1 MiB, so an
+// encoder needs little memory. Two documents at a time are compressed, and two decompressed; a
+// third one waits.
 type packer struct {
 	enc *zstd.Encoder
 	dec *zstd.Decoder
 }
 
+// newPacker makes a packer. The caller closes it.
 func newPacker() (*packer, error) {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(2), zstd.WithLowerEncoderMem(true),
 		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
@@ -47,7 +51,12 @@ func (p *packer) close() {
 	p.dec.Close()
 }
 
-// appendPacked appends codec, length and the document, compressed if that is shorter.
+// appendPacked appends codec, length and the document, compressed if that is shorter:
+//
+//	codec u8, length of the document as a varint, the document as the codec has it
+//
+// The length is that of the plain document, so that a reader can refuse a claim before it
+// allocates.
 func (p *packer) appendPacked(dst, doc []byte) []byte {
 	at := len(dst)
 	dst = append(dst, codecZstd)
@@ -63,7 +72,9 @@ func (p *packer) appendPacked(dst, doc []byte) []byte {
 	return append(dst, doc...)
 }
 
-// unpack is the inverse of appendPacked, to the end of d.
+// unpack is the inverse of appendPacked, to the end of d. The result is a copy. An error is left in
+// d. The buffer begins with 64 MiB at most, whatever length the value claims; the decoder stops at
+// maxDocument.
 func (p *packer) unpack(d *decoder) []byte {
 	codec, size := d.byte(), d.uint()
 	if d.err != nil {
@@ -103,6 +114,7 @@ func (p *packer) decodeDefinition(run messages.RunID, v []byte) (doc, records []
 	return doc, bytes.Clone(c.records), nil
 }
 
+// decodeSet reads the value of a generated set, its parts joined.
 func (p *packer) decodeSet(run messages.RunID, n int, v []byte) (GeneratedSet, error) {
 	d := newDecoder(v, setV1)
 	s := GeneratedSet{N: n, Generator: d.uint32()}
@@ -114,15 +126,19 @@ func (p *packer) decodeSet(run messages.RunID, n int, v []byte) (GeneratedSet, e
 }
 
 // A long document is never whole in memory. Before its batch is queued, the document is compressed
-// while it is read, and written in parts to where they stay. The first part comes with the mark of a
-// run that is being deleted. The batch removes the mark when it makes the run known. So the next
-// open deletes what a crash has left of a document, like the rest of any deleted run; after an error
-// that happens at once. The parts go through the committer one by one, together with other batches.
+// while it is read, and written in parts to where they stay. The first part comes with the mark of
+// a run that is being deleted. The batch removes the mark when it makes the run known. So the next
+// open deletes what a crash has left of a document, like the rest of any deleted run; after an
+// error that happens at once. The parts go through the committer one by one, together with other
+// batches.
 
 // longDocumentSize is the size from which a stored document is read as a stream, in bytes.
 const longDocumentSize = 4 << 20
 
-// appendLong queues the creation of a run with a long document.
+// appendLong queues the creation of a run with a long document. The document is opened on the
+// caller's goroutine, as Creation.Long says. It is read on a goroutine of its own, which Close
+// waits for (longWrites). When the document cannot be read, the error still goes through the queue,
+// so that Done is called where all others are.
 func (s *RunStore) appendLong(b *Batch) {
 	doc, err := b.Create.Long.Open()
 	if !s.queue.addProducer(&s.longWrites) {
@@ -148,7 +164,10 @@ func (s *RunStore) appendLong(b *Batch) {
 	}()
 }
 
-// writeLong writes the definition's parts, and deletes them again after an error.
+// writeLong writes the definition's parts, and deletes them again after an error. It returns when
+// the last part is durable: only then may the batch be queued that makes the run known. The first
+// part begins with what appendCreation and appendPacked would write for a short document, so
+// readers see one format.
 func (s *RunStore) writeLong(b *Batch, doc io.Reader) error {
 	var first []byte
 	if b.Seq == 1 {
@@ -173,7 +192,8 @@ func (s *RunStore) writeLong(b *Batch, doc io.Reader) error {
 	return err
 }
 
-// compressStream compresses a document of a known size.
+// compressStream compresses a document of a known size. It holds one window of it in memory. A
+// document that is longer or shorter than it said is refused: its length was already written.
 func compressStream(w io.Writer, doc io.Reader, size int64) error {
 	enc, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
 		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
@@ -191,6 +211,13 @@ func compressStream(w io.Writer, doc io.Reader, size int64) error {
 }
 
 // partWriter divides a definition into parts and commits them, one while the next is being filled.
+// It has three buffers in turn, of partSize bytes each:
+//
+//	buf       is being filled by the compression
+//	sent      is with the committer, until done gets its result
+//	applying  is durable, and Badger may still read it: until Badger takes the next commit (commit.go)
+//
+// So a buffer is filled again only two parts later, as spare.
 type partWriter struct {
 	s        *RunStore
 	run      messages.RunID
@@ -252,7 +279,8 @@ func (w *partWriter) awaitPart() error {
 	return err
 }
 
-// storedDocument is a long definition as it is stored.
+// storedDocument is a long definition as it is stored. It is a messages.LongDocument: Open may be
+// called again and again, and each reader begins at the start. It holds no part in memory.
 type storedDocument struct {
 	s    *runReader
 	run  messages.RunID
@@ -274,6 +302,10 @@ func (s *runReader) longDefinition(run messages.RunID, v []byte) (doc *storedDoc
 
 func (d *storedDocument) Size() int64 { return d.size }
 
+// Open returns a reader that decompresses while it reads, one part at a time. Each part is a read
+// of its own, at a later commit than the one before. That is safe, because the parts of a
+// definition never change; when the run is deleted in between, the document ends early, which
+// documentReader reports.
 func (d *storedDocument) Open() (io.ReadCloser, error) {
 	dec, err := zstd.NewReader(&partReader{doc: d}, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 	if err != nil {
@@ -309,7 +341,8 @@ func (r *partReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// documentReader verifies that the document is whole.
+// documentReader verifies that the document is whole: it has exactly the bytes that its row has
+// promised.
 type documentReader struct {
 	*zstd.Decoder
 	left int64
@@ -329,8 +362,10 @@ func (r *documentReader) Close() error {
 	return nil
 }
 
-// definition reads a run's definition, or the beginning of a long one, and the first journal records
-// that lie with it.
+// definition reads a run's definition, or the beginning of a long one, and the first journal
+// records that lie with it. It sets st.Definition, or st.Long for a long document, and stops after
+// the first part of that. The parts are numbered without gaps from 0, so a lost one is found; a
+// lost last one is found by the length in the value.
 func (s *runReader) definition(txn *badger.Txn, run messages.RunID, st *Stored) (records []byte, err error) {
 	var value []byte
 	next := 0 // part

@@ -12,17 +12,23 @@ import (
 )
 
 // writeGroup is the rows of one commit, and the batches that they are of. Keys and values lie
-// in one arena, which the next group uses again.
+// in one arena, which the next group uses again. So a group of thousands of rows allocates little.
+//
+// It goes through four hands, one at a time: the committer gathers it, the writer commits it,
+// Badger takes the rows, and the committer empties it (commit.go). An append may move the arena.
+// Slices into the former array stay valid, as arrays are not written again until reset.
 type writeGroup struct {
-	mutations []mutation
-	size      int64
+	mutations []mutation // in the order of the batches; later rows of one key overwrite earlier ones
+	size      int64      // of mutations, as a transaction counts it (badgerguard.RowSize)
 	arena     []byte
-	pending   []*pendingBatch
+	pending   []*pendingBatch // to be answered, in the order of Append
 }
 
 // maxKeptArena is the largest arena that the next group uses again, in bytes.
 const maxKeptArena = 4 << 20
 
+// reset empties the group for another use, once Badger has its rows. The slots are cleared, or a
+// small group would keep the documents of a large one before it alive.
 func (g *writeGroup) reset() {
 	clear(g.mutations)
 	clear(g.pending)
@@ -33,14 +39,17 @@ func (g *writeGroup) reset() {
 	g.arena = g.arena[:0]
 }
 
-// isLarge reports whether much has come together: several batches, or one of several attempts.
+// isLarge reports whether much has come together: several batches, or one of several attempts. Then
+// a short wait for more is worth it (commitLoop). A lone batch of up to two attempts, as a chain of
+// tasks makes them, is not large.
 func (g *writeGroup) isLarge() bool {
 	return len(g.pending) > 1 || len(g.pending) == 1 && g.pending[0].batch != nil && len(g.pending[0].batch.Attempts) > 2
 }
 
 func (g *writeGroup) isEmpty() bool { return len(g.pending) == 0 && len(g.mutations) == 0 }
 
-// checkpoint and rollBack remove the rows again that were added after the checkpoint.
+// checkpoint and rollBack remove the rows again that were added after the checkpoint. The arena
+// keeps their bytes until reset: other slices may refer to the same array.
 func (g *writeGroup) checkpoint() (n int, size int64) { return len(g.mutations), g.size }
 
 func (g *writeGroup) rollBack(n int, size int64) { g.mutations, g.size = g.mutations[:n], size }
@@ -75,7 +84,9 @@ func (g *writeGroup) newKey(typ byte, run messages.RunID, numbers ...uint32) []b
 	return g.arenaFrom(at)
 }
 
-// encoder turns batches into rows. It belongs to the committer's goroutine.
+// encoder turns batches into rows. It belongs to the committer's goroutine. It runs ahead of the
+// disk: a group is encoded while the one before is being synced. So what it knows of a run
+// (snapshots, the index of unfinished runs) is as of the newest batch, not as of what is durable.
 type encoder struct {
 	packer       *packer
 	partSize     int   // limit of a row's value, in bytes
@@ -88,9 +99,9 @@ type encoder struct {
 }
 
 // encodeBatch appends the rows of a batch. The rows of the summary come last and side by side: the
-// summary itself, the deletion of its former row, its entries in the indexes. So commitSplit can keep
-// them in one commit. The error is the batch's own fault (ErrTooBig), or that of reading what the
-// store has of the run.
+// summary itself, the deletion of its former row, its entries in the indexes. So commitSplit can
+// keep them in one commit. The error is the batch's own fault (ErrTooBig), or that of reading what
+// the store has of the run.
 func (e *encoder) encodeBatch(g *writeGroup, p *pendingBatch) error {
 	err := e.encodeRows(g, p)
 	if err != nil {
@@ -99,6 +110,9 @@ func (e *encoder) encodeBatch(g *writeGroup, p *pendingBatch) error {
 	return err
 }
 
+// encodeRows has an order: all that can refuse the batch comes before encodeSummary, whose changes
+// of the index are never undone. Rows that are there already are taken back by the caller
+// (rollBack).
 func (e *encoder) encodeRows(g *writeGroup, p *pendingBatch) error {
 	b := p.batch
 	_, before := g.checkpoint()
@@ -161,7 +175,13 @@ func (e *encoder) appendDocument(dst, doc []byte, p *pendingBatch) []byte {
 	return e.packer.appendPacked(dst, doc)
 }
 
-// encodeAttempts writes the records of neighbouring tasks as one row.
+// encodeAttempts writes the records of neighbouring tasks as one row. The key has the number of the
+// write, so a batch appends a row beside those of earlier batches, and reads none of them. A chunk
+// whose records exceed a row takes several, told apart by the part number, which goes on over the
+// chunks of a batch.
+//
+// Records are sorted by chunk only: within a chunk they keep the order of the batch, and readers
+// sort.
 func (e *encoder) encodeAttempts(g *writeGroup, b *Batch) error {
 	if len(b.Attempts) == 0 {
 		return nil
@@ -204,6 +224,8 @@ func (e *encoder) encodeAttempts(g *writeGroup, b *Batch) error {
 	return nil
 }
 
+// encodeSnapshot writes chunks, and the header that ends a round. Each chunk is stamped with the
+// batch's Seq, and the header lists the newest stamps (snapshot.go).
 func (e *encoder) encodeSnapshot(g *writeGroup, b *Batch) error {
 	s := b.Snapshot
 	if s == nil {
@@ -284,6 +306,8 @@ func (e *encoder) checkSize(g *writeGroup, b *Batch, before int64) error {
 	return nil
 }
 
+// isFinal reports whether a run of this state is stored as a finished one. A restart makes it
+// unfinished again.
 func isFinal(s dag.RunState) bool {
 	return s == dag.RunCompleted || s == dag.RunErrored || s == dag.RunKilled
 }

@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 )
 
-// failure is why something has failed for good: a DB, or a store over it. The first reason stays. It is
-// safe for concurrent use.
+// failure is why something has failed for good: a DB, or a store over it. The first reason stays.
+// It is safe for concurrent use.
 type failure struct {
 	mu     sync.Mutex
 	reason atomic.Pointer[error]
@@ -18,8 +18,8 @@ type failure struct {
 // newFailure returns a failure that has not happened.
 func newFailure() failure { return failure{failed: make(chan struct{})} }
 
-// set keeps the reason, which wraps ErrFailed afterwards. It returns the reason that counts, and whether
-// that is this one.
+// set keeps the reason, which wraps ErrFailed afterwards. It returns the reason that counts, and
+// whether that is this one.
 func (f *failure) set(err error) (reason error, first bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -37,7 +37,8 @@ func (f *failure) set(err error) (reason error, first bool) {
 // Failed is closed when the store has failed.
 func (f *failure) Failed() <-chan struct{} { return f.failed }
 
-// Err says why the store has failed, or nil. It costs one atomic load: each read and each commit asks.
+// Err says why the store has failed, or nil. It costs one atomic load: each read and each commit
+// asks.
 func (f *failure) Err() error {
 	if err := f.reason.Load(); err != nil {
 		return *err

@@ -27,8 +27,8 @@ import (
 // no row on disk, and 40 bytes for 64 neighbouring runs.
 //
 // A run is added once a read can see its summary, and removed before the first read that cannot:
-// see expectCommit and publishExpected. So a run that is indexed both before and after a read must be
-// found by that read, perhaps as an unfinished run that was restarted.
+// see expectCommit and publishExpected. So a run that is indexed both before and after a read must
+// be found by that read, perhaps as an unfinished run that was restarted.
 type finishedIndex struct {
 	mu         sync.Mutex
 	words      idtable.Table[finishedWord]  // by run ID / 64
@@ -88,7 +88,8 @@ type finishedRun struct {
 	removed bool // the run is no longer a finished one
 }
 
-// finishedRunOf extracts from a summary what the index keeps.
+// finishedRunOf extracts from a summary what the index keeps. A summary that cannot be read is a
+// run in every state: each list that might show the run reads its row, and reports the damage.
 func finishedRunOf(run messages.RunID, value []byte) finishedRun {
 	state, changed, err := summaryFacts(value)
 	if err != nil || !isFinal(state) {
@@ -112,7 +113,8 @@ func (r *finishedIndex) setLoadedTo(run messages.RunID) {
 }
 
 // coverage reports whether all finished runs from a run on, up to last, are indexed. If not, that
-// answer also holds up to last.
+// answer also holds up to last. The loading goes from low IDs to high ones, and runs that finish
+// after the open are indexed at once. So the IDs are three ranges: loaded, still unknown, and new.
 func (r *finishedIndex) coverage(from messages.RunID) (known bool, last messages.RunID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,7 +130,9 @@ func (r *finishedIndex) coverage(from messages.RunID) (known bool, last messages
 	return false, r.unknownTo - 1
 }
 
-// count returns how many finished runs there are; known is false while some are not yet indexed.
+// count returns how many finished runs there are; known is false while some are not yet indexed. It
+// includes those of the commit that reads begin to see. The caller has a read timestamp, so its
+// number fits what a list would show.
 func (r *finishedIndex) count() (n int, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -142,7 +146,8 @@ func (r *finishedIndex) count() (n int, known bool) {
 	return n, r.started && r.unknownFrom == r.unknownTo
 }
 
-// setLocked adds or removes a run. mu is held.
+// setLocked adds or removes a run. mu is held. A word or block without runs becomes zero, which the
+// tables do not store, so deleted ranges cost no memory.
 func (r *finishedIndex) setLocked(f finishedRun) {
 	at, bit := uint64(f.run)/64, uint64(1)<<(f.run%64)
 	was := r.words.Get(at)
@@ -213,6 +218,7 @@ func (r *finishedIndex) expectCommit(ops []mutation) {
 }
 
 // publishExpected is called once every new read sees the rows that expectCommit was called with.
+// From here on a run of them whose row is missing is damage.
 func (r *finishedIndex) publishExpected() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -231,7 +237,7 @@ func (r *finishedIndex) contains(run messages.RunID) bool {
 	return w.anyState()&(1<<(run%64)) != 0
 }
 
-// appendBetween appends the indexed runs from one run to another, ascending.
+// appendBetween appends the indexed runs from one run to another, both included, ascending.
 func (r *finishedIndex) appendBetween(dst []messages.RunID, from, to messages.RunID) []messages.RunID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -256,10 +262,12 @@ type finishedFilter struct {
 	changedFrom, changedTo int64 // as in messages.ListQuery
 }
 
-// lockedWords is how many words a search examines under one lock: a commit waits for that, some 40 µs.
+// lockedWords is how many words a search examines under one lock: a commit waits for that, some 40
+// µs.
 const lockedWords = 8192
 
-// nextMatch returns the first run from a run on that the filter lets pass.
+// nextMatch returns the first run from a run on that the filter lets pass. It skips blocks and
+// words whose states and times rule all of their runs out, and releases the lock between two steps.
 func (r *finishedIndex) nextMatch(from messages.RunID, f finishedFilter) (run messages.RunID, ok bool) {
 	for more := true; more; {
 		run, ok, more = r.nextMatchStep(&from, f)
@@ -267,7 +275,8 @@ func (r *finishedIndex) nextMatch(from messages.RunID, f finishedFilter) (run me
 	return run, ok
 }
 
-// nextMatchStep is nextMatch for some words. more says that the search goes on, at the advanced from.
+// nextMatchStep is nextMatch for some words. more says that the search goes on, at the advanced
+// from.
 func (r *finishedIndex) nextMatchStep(from *messages.RunID, f finishedFilter) (run messages.RunID, ok, more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -360,8 +369,9 @@ const (
 	finishedPagePause = 10 * time.Millisecond // between two of them, at most: the first lists do not compete with it
 )
 
-// loadFinishedIndex adds the runs that were finished when the store was opened: its tables were just
-// verified.
+// loadFinishedIndex adds the runs that were finished when the store was opened: its tables were
+// just verified, so what it finds is what was written. It pauses after each page for as long as the
+// page took, up to finishedPagePause. It returns when ctx ends.
 func (s *RunStore) loadFinishedIndex(ctx context.Context) error {
 	next, more := messages.RunID(0), true
 	for more {
@@ -385,6 +395,9 @@ func (s *RunStore) loadFinishedIndex(ctx context.Context) error {
 	return nil
 }
 
+// loadFinishedPage adds the runs of one page, from a run on. next is where the following one
+// begins. A run that changes while the page is read has a newer state in the index, which
+// addIfUnknown keeps.
 func (s *RunStore) loadFinishedPage(from messages.RunID) (next messages.RunID, more bool, err error) {
 	s.deleteMu.Lock() // deleted runs are not seen, and runs are not deleted while this reads
 	defer s.deleteMu.Unlock()
@@ -415,8 +428,8 @@ func missingSummary(run messages.RunID) error {
 	return fmt.Errorf("run %d: summary: %w: missing", run, errCorrupt)
 }
 
-// explainAbsence says why a read has found no summary of a run: the run is unknown, or its summary is
-// missing. registered says whether the index had the run before the read.
+// explainAbsence says why a read has found no summary of a run: the run is unknown, or its summary
+// is missing. registered says whether the index had the run before the read.
 func (s *runReader) explainAbsence(run messages.RunID, registered bool) error {
 	if registered && s.finished.contains(run) {
 		return s.db.reportRowDamage(missingSummary(run))

@@ -8,8 +8,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Lists and indexes read rows through badgerguard.Iterator, which shows tombstones. Without that one
-// step could pass over any number of rows that finished and deleted runs have left.
+// Lists and indexes read rows through badgerguard.Iterator, which shows tombstones. Without that
+// one step could pass over any number of rows that finished and deleted runs have left.
 
 // summaryLookup finds the summaries of given runs, which must ascend. It suits runs that follow
 // closely: a lookup steps to a near row and seeks to a distant one.
@@ -73,8 +73,8 @@ func (c *candidateReader) close() {
 	}
 }
 
-// nextInAllIndexes returns run when each index has it, else a later run; each run between is missing
-// in some index. ok is false at the end of an index.
+// nextInAllIndexes returns run when each index has it, else a later run; each run between is
+// missing in some index. ok is false at the end of an index.
 func (c *candidateReader) nextInAllIndexes(run messages.RunID) (at messages.RunID, ok bool) {
 	at = run
 	for _, x := range c.indexes {

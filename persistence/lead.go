@@ -7,9 +7,9 @@ import (
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 )
 
-// ErrLost ends a store whose node no longer leads: the leadership is lost, the fence has dropped a group,
-// or it is unknown whether the log has it. The DB goes on: what the log has of the last batches, Apply
-// writes. Errors of a store that has ended so wrap ErrFailed, too.
+// ErrLost ends a store whose node no longer leads: the leadership is lost, the fence has dropped a
+// group, or it is unknown whether the log has it. The DB goes on: what the log has of the last
+// batches, Apply writes. Errors of a store that has ended so wrap ErrFailed, too.
 var ErrLost = errors.New("the leadership is lost")
 
 // Lead is one term of leadership over the log of a replica.
@@ -18,15 +18,16 @@ type Lead struct {
 	Epoch uint64
 	// At is the moment of the entry that began the term. All entries before it are applied.
 	At uint64
-	// Propose appends a group to the log, and returns its moment when the entry is committed and Apply
-	// has written it here. Any error ends the store. One that wraps ErrLost leaves the DB as it is; any
-	// other fails the DB, too. Propose may keep the group. The store calls it from one goroutine.
+	// Propose appends a group to the log, and returns its moment when the entry is committed and
+	// Apply has written it here. Any error ends the store. One that wraps ErrLost leaves the DB as
+	// it is; any other fails the DB, too. Propose may keep the group. The store calls it from one
+	// goroutine.
 	Propose func(group []byte) (at uint64, err error)
 }
 
-// Lead opens a store over a replica for one term. Opening writes rows only when the replica is new (its
-// format), or when a crash has left something half done. It uses Shards and Registerer of c. Closing the
-// store leaves the DB open.
+// Lead opens a store over a replica for one term. Opening writes rows only when the replica is new
+// (its format), or when a crash has left something half done. It uses Shards and Registerer of c.
+// Closing the store leaves the DB open.
 func (db *DB) Lead(l Lead, c Config) (*RunStore, error) {
 	s, err := db.newStore(replicaLimits())
 	if err != nil {
@@ -44,8 +45,8 @@ func (db *DB) Lead(l Lead, c Config) (*RunStore, error) {
 	return s, nil
 }
 
-// proposedLog is the commit log of a store over a replica: a commit is an entry of the replicated log. The
-// rows reach Badger by Apply, on the goroutine of the log, before Propose returns.
+// proposedLog is the commit log of a store over a replica: a commit is an entry of the replicated
+// log. The rows reach Badger by Apply, on the goroutine of the log, before Propose returns.
 type proposedLog struct {
 	lead   Lead
 	record commitlog.RecordBuilder

@@ -13,7 +13,9 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// UnfinishedSummaries returns the summaries of the runs without a final state, by ascending ID.
+// UnfinishedSummaries returns the summaries of the runs without a final state, by ascending ID. The
+// engine calls it at its start. A damaged summary is an error of the whole: the engine must not
+// start without a run whose tasks may be running. The error says how to go on.
 func (s *runReader) UnfinishedSummaries() ([]*messages.Summary, error) {
 	var runs []*messages.Summary
 	var damage error
@@ -41,7 +43,10 @@ func (e *unfinishedDamage) Error() string {
 
 func (e *unfinishedDamage) Unwrap() error { return ErrDamaged }
 
-// pageRows is how many summaries one transaction examines.
+// pageRows is how many summaries one transaction examines. A transaction keeps old versions alive,
+// and yield may be slow (a client that reads slowly), so a long list is many transactions. Runs
+// that change between two pages are shown as the page finds them; since IDs ascend, none is shown
+// twice.
 const pageRows = 512
 
 // Summaries yields the runs that q selects, ascending. It reads page by page, and never calls yield
@@ -83,15 +88,15 @@ func (s *runReader) Summaries(q messages.ListQuery, yield func(*messages.Summary
 	return nil
 }
 
-// suspected is the Damage of a run that a page has missed: the index of finished runs has it, and its
-// row was not found. After the page it is decided whether that is damage.
+// suspected is the Damage of a run that a page has missed: the index of finished runs has it, and
+// its row was not found. After the page it is decided whether that is damage.
 const suspected = "suspected"
 
 // listPage is what one transaction of a list reads.
 type listPage struct {
-	query           *messages.ListQuery
-	includeFinished bool     // the list wants finished runs, too
-	states          stateSet // of finished runs; 0 unless the list wants these alone
+	query           *messages.ListQuery // shared by all pages of the list
+	includeFinished bool                // the list wants finished runs, too
+	states          stateSet            // of finished runs; 0 unless the list wants these alone
 	runs            []*messages.Summary
 	next            messages.RunID // where the next page begins; not 0 when there may be one
 	last            messages.RunID // where the list ends
@@ -99,7 +104,9 @@ type listPage struct {
 	examined        int            // number of examined rows
 }
 
-// readPage reads the next page: it examines pageRows runs and keeps those that match.
+// readPage reads the next page: it examines pageRows runs and keeps those that match. Which way it
+// takes depends on how far the index of finished runs is loaded: after a start the list goes row by
+// row up to the end of that range, and through the indexes from there on.
 func (s *runReader) readPage(p *listPage) error {
 	p.examined = 0
 	last := p.last
@@ -112,7 +119,10 @@ func (s *runReader) readPage(p *listPage) error {
 	return s.scanPage(p, last)
 }
 
-// scanPage reads a page row by row, up to the run last.
+// scanPage reads a page row by row, up to the run last. It merges two ascending sources: the
+// unfinished runs that timestamps knows, and the rows of finished runs. When the former are cut off
+// at pageRows, the page ends at the last of them. A run that follows may be unfinished without
+// being in live.
 func (s *runReader) scanPage(p *listPage, last messages.RunID) error {
 	return s.viewWithUnfinished(p.next, pageRows, func(txn *badger.Txn, live []messages.RunID) error {
 		kept, end := 0, last
@@ -194,8 +204,8 @@ func (s *runReader) mergeRows(txn *badger.Txn, p *listPage, from, end messages.R
 }
 
 // missingReporter returns a function that is called with each run that a page finds, ascending. It
-// calls visit for the runs since its last call that the index of finished runs has and that the page
-// did not find. It returns false when visit does. live are the runs that may be unfinished.
+// calls visit for the runs since its last call that the index of finished runs has and that the
+// page did not find. It returns false when visit does. live are the runs that may be unfinished.
 func (s *runReader) missingReporter(from messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) func(to messages.RunID) bool {
 	next := from
 	var between []messages.RunID
@@ -213,8 +223,8 @@ func (s *runReader) missingReporter(from messages.RunID, live []messages.RunID, 
 	}
 }
 
-// decodeSummaryRow decodes a row, if err is nil. A damaged row is a damaged run, and no error of the
-// list.
+// decodeSummaryRow decodes a row, if err is nil. A damaged row is a damaged run, and no error of
+// the list.
 func (s *runReader) decodeSummaryRow(run messages.RunID, item *badger.Item, err error) (sum *messages.Summary, _ error) {
 	if err == nil {
 		err = itemValue(item, func(v []byte) (err error) {
@@ -231,6 +241,9 @@ func (s *runReader) decodeSummaryRow(run messages.RunID, item *badger.Item, err 
 	return sum, err
 }
 
+// matchesQuery reports whether a list shows a run. It compares everything again that an index has
+// selected: prefixes of tags may be shared, and bounds of times are wide. all says that finished
+// runs are wanted, too. A damaged run matches every query.
 func matchesQuery(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 	switch {
 	case s.Damage != "":
@@ -247,11 +260,12 @@ func matchesQuery(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 
 // A list of finished runs uses all indexes that apply to it together: finishedIndex, in memory, has
 // the states and bounds of the times; each tag and each label has rows in the store. Each index is
-// asked for its first run from a candidate on. The furthest answer is the next candidate, and when all
-// agree on a run, its summary is read. So the most selective index sets the pace, whichever it is.
+// asked for its first run from a candidate on. The furthest answer is the next candidate, and when
+// all agree on a run, its summary is read. So the most selective index sets the pace, whichever it
+// is.
 //
-// finishedIndex also says which rows must exist: a run without one is damaged. Index rows lack such a
-// witness: while any damage of the store is known, lists do without them.
+// finishedIndex also says which rows must exist: a run without one is damaged. Index rows lack such
+// a witness: while any damage of the store is known, lists do without them.
 
 // finalStatesOnly returns the states that a list wants, if all of them are final; else 0.
 func finalStatesOnly(q *messages.ListQuery) (states stateSet) {
@@ -264,7 +278,8 @@ func finalStatesOnly(q *messages.ListQuery) (states stateSet) {
 	return states
 }
 
-// indexPrefixes returns the prefixes of the index rows that all matching runs have.
+// indexPrefixes returns the prefixes of the index rows that all matching runs have. A query for the
+// empty tag has none: runs without a tag have no row of it.
 func indexPrefixes(q *messages.ListQuery) (prefixes [][]byte) {
 	if q.HasTag && q.Tag != "" {
 		prefixes = append(prefixes, tagPrefix(q.Tag))
@@ -288,6 +303,12 @@ func indexKeys(s *messages.Summary) (keys [][]byte) {
 
 // readFinishedPage reads a page through the indexes, up to the run last. The index of finished runs
 // must be complete up to there.
+//
+// Each round takes the next candidate of the index in memory and asks the rows of all tags and
+// labels for their first run from there on. A later answer is the next candidate; else the summary
+// is read. So the cost follows the rarest property: a tag that few of a million runs have costs few
+// steps. A step counts as examined even if it reads no summary, so that a page ends in bounded
+// time.
 func (s *runReader) readFinishedPage(p *listPage, last messages.RunID) error {
 	filter := finishedFilter{states: p.states, changedFrom: p.query.ChangedFrom, changedTo: p.query.ChangedTo}
 	return s.view(func(txn *badger.Txn) error {
@@ -346,8 +367,8 @@ func (s *runReader) readFinishedPage(p *listPage, last messages.RunID) error {
 	})
 }
 
-// boundsTightener narrows the index's bounds on the times of runs that a list reads anyway. Without it
-// each sweep of the retention would read those runs again.
+// boundsTightener narrows the index's bounds on the times of runs that a list reads anyway. Without
+// it each sweep of the retention would read those runs again.
 type boundsTightener struct {
 	index  *finishedIndex // nil: it does nothing
 	word   uint64         // run ID / 64
@@ -356,6 +377,7 @@ type boundsTightener struct {
 	oldest int64
 }
 
+// observe is called for each run that the list reads, ascending.
 func (t *boundsTightener) observe(s *messages.Summary) {
 	if t.index == nil {
 		return
@@ -378,8 +400,8 @@ func (t *boundsTightener) finishWord() {
 	t.seen = 0
 }
 
-// FinishedCount returns how many finished runs there are. known is false while a store that was just
-// opened has not counted them.
+// FinishedCount returns how many finished runs there are. known is false while a store that was
+// just opened has not counted them.
 func (s *runReader) FinishedCount() (n int, known bool) {
 	err := s.view(func(*badger.Txn) error { // the index has what the read sees
 		n, known = s.finished.count()

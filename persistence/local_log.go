@@ -15,8 +15,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// commitLog makes the commits of one store durable and numbers them. The writer calls it, one commit at a
-// time (commit.go). localLog is that of a single node.
+// commitLog makes the commits of one store durable and numbers them. The writer calls it, one
+// commit at a time (commit.go). localLog is that of a single node.
 type commitLog interface {
 	// commit makes the rows durable as one commit, and waits until Badger has all earlier ones. It
 	// returns the commit's number, which is higher than that of the commit before. After an error
@@ -34,15 +34,15 @@ type commitLog interface {
 // duties:
 //
 //  1. A commit is appended to the log and synced. Then it is durable, and its batches are answered.
-//     Then Badger gets the same rows, unsynced, one commit at a time. Reads see them when Badger has
-//     them, and wait for the commits that were announced before the read began (timestamps.go).
+//     Then Badger gets the same rows, unsynced, one commit at a time. Reads see them when Badger
+//     has them, and wait for the commits that were announced before the read began (timestamps.go).
 //  2. The content of Badger's memory does not count: it is lost with the process. Badger's own log
 //     files (*.mem) are never read: badgerguard.RemoveUnsyncedFiles deletes them before Badger
 //     opens. So damage to them, or to the value log, cannot lose or change a row.
-//  3. The log keeps a commit until a table of Badger has it. Badger makes tables of its memtables in
-//     the order in which it filled them, and the rows of a commit are one request to Badger, so they
-//     lie in one memtable. Hence when a table has a commit, tables have all commits before it. A
-//     table's content is synced before the manifest names it, and the manifest before DB.Tables
+//  3. The log keeps a commit until a table of Badger has it. Badger makes tables of its memtables
+//     in the order in which it filled them, and the rows of a commit are one request to Badger, so
+//     they lie in one memtable. Hence when a table has a commit, tables have all commits before it.
+//     A table's content is synced before the manifest names it, and the manifest before DB.Tables
 //     shows it; the table's name in the folder is synced here. Of the newest commit in tables they
 //     may have a part only: a commit that is applied by an open on a smaller disk may be more than
 //     one request.
@@ -237,8 +237,8 @@ func (l *localLog) close(clean bool) error {
 	return l.log.Close(clean)
 }
 
-// replayer applies commits to Badger, many in one request. It divides the rows of a commit only when
-// they are too many for one request (localLog, duty 3).
+// replayer applies commits to Badger, many in one request. It divides the rows of a commit only
+// when they are too many for one request (localLog, duty 3).
 type replayer struct {
 	db       *badger.DB
 	limits   badgerguard.Limits

@@ -10,13 +10,19 @@ import (
 )
 
 const (
-	// rowFormat is the format of keys and values. It goes up with every change of them that an older
-	// program cannot read. Since 4 finished runs are indexed by their labels. The format of the data
-	// folder as a whole is datafolder.Format.
+	// rowFormat is the format of keys and values. It goes up with every change of them that an
+	// older program cannot read. Since 4 finished runs are indexed by their labels. The format of
+	// the data folder as a whole is datafolder.Format.
 	rowFormat     = 4
 	defaultShards = 16
 )
 
+// checkFormat refuses rows of another format, and a number of shards that the folder was not made
+// for. It sets shards, and fresh for a folder without rows. shards is the wanted number, 0 for any.
+//
+// It is the first read of rows after an open, so it meets every folder that is not this program's:
+// an older format whose rows had no checksums (lacksChecksum), and another program's Badger (rows,
+// and no format row).
 func (s *RunStore) checkFormat(shards int) error {
 	format, err := s.metaNumber("format")
 	if errors.Is(err, errCorrupt) && s.lacksChecksum() {
@@ -76,11 +82,14 @@ func (s *RunStore) Shards() int { return s.shards }
 
 const metaV1 = 1
 
+// metaRow makes a meta row of a number. For example, "shards" is the key "mshards" with the value
+// 01 10 and a checksum.
 func metaRow(name string, n uint64) mutation {
 	return sealRow(metaKey(name), binary.AppendUvarint([]byte{metaV1}, n))
 }
 
-// metaNumber reads a meta row; 0 when it is missing.
+// metaNumber reads a meta row; 0 when it is missing. A row that must exist is never 0, so its
+// caller takes 0 for damage.
 func (s *runReader) metaNumber(name string) (uint64, error) {
 	v, err := s.getRow(metaKey(name))
 	if err != nil || v == nil {
@@ -94,7 +103,9 @@ func (s *runReader) metaNumber(name string) (uint64, error) {
 	return n, nil
 }
 
-// NextRun returns one more than the highest run ID that was ever used.
+// NextRun returns one more than the highest run ID that was ever used. It is the encoder's number,
+// which may be ahead of what is durable: an ID that a lost batch has used is not used again by this
+// process.
 func (s *runReader) NextRun() (next messages.RunID, err error) {
 	err = s.view(func(*badger.Txn) error {
 		next = messages.RunID(s.nextRun.Load())
@@ -105,6 +116,9 @@ func (s *runReader) NextRun() (next messages.RunID, err error) {
 
 // loadIndex reads which runs are unfinished and which IDs were used, and notes that no run below
 // the first one exists. It steps once over the tombstones that Badger has not compacted away.
+//
+// It reads keys only: those of all unfinished runs, and the first and the last of the finished
+// ones. The finished ones are indexed in the background (loadFinishedIndex).
 func (s *runReader) loadIndex() error {
 	next, err := s.metaNumber("next") // deletions of the highest runs leave this row
 	if err != nil {
@@ -147,6 +161,7 @@ func (s *runReader) loadIndex() error {
 
 const markV1 = 1
 
+// appendMark makes the value of the clock mark: version, steady, wall and boot time, owed, boot ID.
 func appendMark(dst []byte, m ClockMark) []byte {
 	dst = append(dst, markV1)
 	for _, n := range []int64{m.Steady, m.Wall, m.Boot} {
@@ -159,6 +174,8 @@ func appendMark(dst []byte, m ClockMark) []byte {
 	return appendString(append(dst, owed), m.BootID)
 }
 
+// decodeMark is the inverse of appendMark. A check of a folder calls it, too (CheckRow): the
+// engine's start fails without its mark.
 func decodeMark(v []byte) (m ClockMark, err error) {
 	d := newDecoder(v, markV1)
 	m = ClockMark{Steady: d.int(), Wall: d.int(), Boot: d.int(), Owed: d.byte() != 0, BootID: d.string()}
@@ -180,7 +197,7 @@ func (s *runReader) ClockMark() (m ClockMark, ok bool, err error) {
 	return m, true, nil
 }
 
-// SetClockMark stores a mark and returns when it is durable.
+// SetClockMark stores a mark and returns when it is durable. The mark before is overwritten.
 func (s *RunStore) SetClockMark(m ClockMark) error {
 	return s.commitRows([]mutation{sealRow(metaKey("mark"), appendMark(nil, m))})
 }

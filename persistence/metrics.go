@@ -6,10 +6,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// A DB and the store over it have metrics of their own, because one DB outlives many stores. A nil set of
-// metrics is valid: it is that of a Config without a Registerer.
+// A DB and the store over it have metrics of their own, because one DB outlives many stores. A nil
+// set of metrics is valid: it is that of a Config without a Registerer.
 
-// verifyMetrics are those of a DB.
+// verifyMetrics are those of a DB. The verifier sets them, from its goroutine and from reads that
+// meet damage.
 type verifyMetrics struct {
 	reg      prometheus.Registerer
 	verified prometheus.Gauge
@@ -38,7 +39,8 @@ func (m *verifyMetrics) unregister() {
 	}
 }
 
-// commitMetrics are those of the commit path of one store.
+// commitMetrics are those of the commit path of one store. A group is one commit, so bytes over
+// groups is what one sync carries.
 type commitMetrics struct {
 	reg     prometheus.Registerer
 	groups  prometheus.Histogram
@@ -80,6 +82,8 @@ func (m *commitMetrics) observeGroup(items int) {
 	}
 }
 
+// observeCommit counts one commit, whether it has failed or not. size is that of a transaction
+// (badgerguard.RowSize), a little more than the log writes.
 func (m *commitMetrics) observeCommit(took time.Duration, size int64) {
 	if m != nil {
 		m.seconds.Observe(took.Seconds())
@@ -98,6 +102,7 @@ func registerAll(reg prometheus.Registerer, all ...prometheus.Collector) error {
 	return nil
 }
 
+// unregisterAll gives the names back, for the next store of the process.
 func unregisterAll(reg prometheus.Registerer, all ...prometheus.Collector) {
 	for _, c := range all {
 		reg.Unregister(c)

@@ -19,16 +19,16 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Offline is a store that no server has open, damaged or not, as it can be read without changing it.
-// Its whole tables are linked into a scratch folder, next to new tables with the rows of the commit
-// log and of the whole blocks of damaged tables. (When this process is killed, the next one removes
-// the scratch folder.) It is a Reader; damaged rows are missing there.
+// Offline is a store that no server has open, damaged or not, as it can be read without changing
+// it. Its whole tables are linked into a scratch folder, next to new tables with the rows of the
+// commit log and of the whole blocks of damaged tables. (When this process is killed, the next one
+// removes the scratch folder.) It is a Reader; damaged rows are missing there.
 type Offline struct {
 	*runReader
 	// DamagedFiles lists the damage in the store's files.
 	DamagedFiles []error
-	// UnboundedLoss says that rows are missing and their keys are unknown: a table without its index,
-	// the manifest, or the commit log is damaged.
+	// UnboundedLoss says that rows are missing and their keys are unknown: a table without its
+	// index, the manifest, or the commit log is damaged.
 	UnboundedLoss bool
 	lost          []keyRange
 	scratch       string
@@ -42,8 +42,22 @@ const offlineMemTable = 16 << 20
 // keyRange is the keys at or after from and below to; nil is open.
 type keyRange struct{ from, to []byte }
 
-// OpenOffline reads the store in dir. It writes into a new folder below scratch ("" = the system's),
-// which Close removes. The error says when a server has the store open.
+// OpenOffline reads the store in dir. It writes into a new folder below scratch ("" = the
+// system's), which Close removes. The error says when a server has the store open. DamagedFiles
+// lists the damage that it meets, and rows in damaged places are missing.
+//
+// The steps, each of which writes only below scratch:
+//
+//  1. Verify all files of the folder, as the open of a server does, and go on after a damage.
+//  2. Link the whole tables into the folder "view".
+//  3. Make tables in "extra" of what is left otherwise: whole blocks of damaged tables, and the
+//     commit log. Link them into "view", too.
+//  4. Open "view" read-only. Versions of rows are those of the original, so Badger shows the newest
+//     ones.
+//  5. Apply marked staged batches the same way, into a second pair of folders.
+//
+// The lock of dir is held until OpenOffline returns. By then Badger has mapped every table, so a
+// server that starts later, and deletes some of them, disturbs no read.
 func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, err
@@ -118,13 +132,14 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 	return o, nil
 }
 
-// offlineTable is a table to read.
+// offlineTable is a table to read: where its file lies, and what the manifest says of it.
 type offlineTable struct {
 	path  string
 	entry badgerguard.Entry
 }
 
 // linkTables makes view a folder of these tables and of those in extra, and returns all of them.
+// The tables get new numbers there, because those of the two sources may be equal.
 func linkTables(view string, list []offlineTable, extra string) ([]offlineTable, error) {
 	found, err := badgerguard.Found(extra)
 	if err != nil {
@@ -142,8 +157,10 @@ func linkTables(view string, list []offlineTable, extra string) ([]offlineTable,
 	return list, all.Finish()
 }
 
-// applyStagedBatches opens the store again with the rows of the staged batches that were committed and
-// not yet applied, as the next start of a server would.
+// applyStagedBatches opens the store again with the rows of the staged batches that were committed
+// and not yet applied, as the next start of a server would. A view is read-only, so the rows go
+// into a new table, with a version above all others. Marks and parts are deleted there, or each
+// reader of the view would find the batches once more.
 func (o *Offline) applyStagedBatches(list []offlineTable) error {
 	var rows []mutation
 	err := o.eachStaged(func(st *stagedBatch) error {
@@ -200,7 +217,8 @@ func (o *Offline) applyStagedBatches(list []offlineTable) error {
 }
 
 // tablesToRead returns the tables of the manifest. Without a manifest it returns all tables in the
-// folder; these may bring older rows back.
+// folder; these may bring older rows back: an input of a compaction may still lie there, while a
+// row that it held was deleted, and the tombstone dropped.
 func (o *Offline) tablesToRead(dir string, r *badgerguard.Report, broken map[string]bool) (map[uint64]badgerguard.Entry, error) {
 	if r.Manifest != nil {
 		return r.Manifest.Tables, nil
@@ -222,7 +240,12 @@ func (o *Offline) tablesToRead(dir string, r *badgerguard.Report, broken map[str
 	return found, nil
 }
 
-// gatherRows makes tables of the commit log and of the whole blocks of damaged tables.
+// gatherRows makes tables of the commit log and of the whole blocks of damaged tables. Each row
+// keeps its version, so a row of the log overwrites the same row of a table, and never a newer one.
+// Rows of a table that the log has, too, are the same rows. Keys of Badger's own are left out: the
+// new tables have theirs.
+//
+// An error of reading is damage. An error of writing ends the whole: the scratch disk may be full.
 func (o *Offline) gatherRows(dir, extra string, named map[uint64]badgerguard.Entry, partial []uint64) error {
 	db, err := badger.OpenManaged(badgerguard.Options(extra, offlineMemTable).WithLogger(nil))
 	if err != nil {
@@ -260,7 +283,9 @@ func (o *Offline) gatherRows(dir, extra string, named map[uint64]badgerguard.Ent
 	return errors.Join(err, batch.Flush(), db.Close())
 }
 
-// openView opens the scratch folder.
+// openView opens the scratch folder as the DB of a reader that has no store. The lock guard is
+// bypassed because the lock file would be written, and the folder is this process's own. Commits
+// end at the newest version of any row.
 func (o *Offline) openView(view string) (err error) {
 	db := &DB{dir: view, log: slog.New(slog.DiscardHandler), failure: newFailure(), timestamps: newReadTimestamps()}
 	db.badger, err = badger.OpenManaged(badgerguard.Options(view, offlineMemTable).
@@ -280,7 +305,9 @@ func (o *Offline) openView(view string) (err error) {
 	return nil
 }
 
-// checkNext compares the highest run ID in the rows with that in the inventory.
+// checkNext compares the highest run ID in the rows with that in the inventory, as the open of a
+// server does (checkNextRun). A server refuses to start; here the IDs that are missing stay used,
+// so that a salvaged folder never gives them to other runs.
 func (o *Offline) checkNext(r *badgerguard.Report) {
 	if r.Inventory == nil {
 		return
@@ -292,7 +319,8 @@ func (o *Offline) checkNext(r *badgerguard.Report) {
 	}
 }
 
-// Close removes the scratch folder.
+// Close removes the scratch folder. The lock of the folder is released last: a folder without a
+// lock looks like one that a killed process has left.
 func (o *Offline) Close() error {
 	o.packer.close()
 	return errors.Join(o.db.badger.Close(), os.RemoveAll(o.scratch), o.lock.Close())
@@ -301,7 +329,9 @@ func (o *Offline) Close() error {
 // TableBytes returns how much of tables was read, in bytes.
 func (o *Offline) TableBytes() int64 { return o.bytes }
 
-// MayHaveLost reports whether rows of a run may be among the damaged ones.
+// MayHaveLost reports whether rows of a run may be among the damaged ones. It compares the range of
+// all possible keys of the run with the ranges of damaged blocks. So false is certain, and true is
+// not. When UnboundedLoss is set the answer says nothing: the ranges are unknown.
 func (o *Offline) MayHaveLost(run messages.RunID) bool {
 	for _, typ := range append([]byte{typeUnfinished, typeFinished, typeDeleting}, runTypes[:]...) {
 		first, end := runKey(typ, run), append(runKey(typ, run), bytes.Repeat([]byte{0xff}, 24)...)
@@ -314,9 +344,10 @@ func (o *Offline) MayHaveLost(run messages.RunID) bool {
 	return false
 }
 
-// ScanRows reads every row once. It calls damaged for each row whose checksum is wrong, with its run
-// if it has one, and run for each run that has rows, ascending; complete says that the run has a
-// summary.
+// ScanRows reads every row once. It calls damaged for each row whose checksum is wrong, with its
+// run if it has one, and run for each run that has rows, ascending; complete says that the run has
+// a summary. A run without a summary has lost it, unless the mark of a deletion tells that the run
+// was being deleted, or being written; such a run is left out. It costs one map entry per run.
 func (o *Offline) ScanRows(damaged func(run messages.RunID, ofRun bool, err error), run func(id messages.RunID, complete bool)) error {
 	runs := map[messages.RunID]bool{}
 	err := o.scanRows(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
@@ -346,7 +377,10 @@ func (o *Offline) ScanRows(damaged func(run messages.RunID, ofRun bool, err erro
 	return nil
 }
 
-// CopyRun writes all rows of a run into another store, unchanged.
+// CopyRun writes all rows of a run into another store, unchanged: with their checksums, and without
+// decoding them. The caller proves before that the run is whole. The rows of the summary come last:
+// until then the other store does not know the run, and a crash leaves rows that no read finds. The
+// groups go through the committer of that store, as large as one commit may be.
 func (o *Offline) CopyRun(run messages.RunID, to *RunStore) error {
 	sum, err := o.Summary(run)
 	if err != nil {
@@ -408,7 +442,8 @@ func (o *Offline) CopyRun(run messages.RunID, to *RunStore) error {
 	return nil
 }
 
-// SetNextRun marks the IDs below next as used. The store must then be opened again.
+// SetNextRun marks the IDs below next as used, and returns when that is durable. The store must
+// then be opened again: the row is read at the start.
 func (s *RunStore) SetNextRun(next messages.RunID) error {
 	return s.commitRows([]mutation{metaRow("next", uint64(next))})
 }

@@ -12,8 +12,12 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// runReader reads runs, as of the newest published commit: the read half of a RunStore, and all of an
-// Offline. Reads run on any goroutine, and go round the committer.
+// runReader reads runs, as of the newest published commit: the read half of a RunStore, and all of
+// an Offline. Reads run on any goroutine, and go round the committer: a read takes two short locks
+// (readTimestamps), and waits at most until Badger has, in memory, what was announced.
+//
+// What a read decodes refers to nothing of Badger's. Damage is an error that names run and row and
+// wraps ErrDamaged. An unknown run is ErrNotFound, after a second look at what is known in memory.
 type runReader struct {
 	db         *DB
 	timestamps *readTimestamps // of the DB
@@ -25,7 +29,8 @@ type runReader struct {
 	finished   finishedIndex
 	keptKeys   keptKeys
 
-	// awaitAppended returns when all that was appended before is durable; nil where nothing is appended.
+	// awaitAppended returns when all that was appended before is durable; nil where nothing is
+	// appended.
 	awaitAppended func() error
 
 	failure
@@ -40,7 +45,13 @@ func (s *runReader) init(db *DB) (err error) {
 }
 
 // view runs fn in a read transaction at the newest published commit. It fails once the store is
-// closed or has failed.
+// closed or has failed: with ErrClosed, or with the reason of the failure.
+//
+// fn gets rows that are valid until it returns, and copies what it keeps. It must not begin another
+// read: a Close that waits for the lock would let the second one wait for ever. fn may take long.
+// Badger keeps the versions of its commit so long, and commits go on.
+//
+// A damaged row in fn's error is reported once, so that /healthz shows it whoever reads it first.
 func (s *runReader) view(fn func(*badger.Txn) error) error {
 	return s.viewAt(s.timestamps.acquire, fn)
 }
@@ -55,6 +66,9 @@ func (s *runReader) viewWithUnfinished(from messages.RunID, n int, fn func(txn *
 	return s.viewAt(begin, func(txn *badger.Txn) error { return fn(txn, live) })
 }
 
+// viewAt is view at the timestamp that begin acquires. It asks for the failure twice. Before begin,
+// so that a read of a failed store does not wait; after it, because a failure ends the wait for
+// announced commits, and the rows of these may be missing.
 func (s *runReader) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	s.readers.RLock()
 	defer s.readers.RUnlock()
@@ -78,8 +92,11 @@ func (s *runReader) viewAt(begin func() uint64, fn func(*badger.Txn) error) erro
 	return err
 }
 
-// scanTxn calls fn for the rows whose keys begin with prefix, from the key from on, until fn returns
-// false. Key and item are valid within fn only. Malformed keys are skipped, unless prefix is empty.
+// scanTxn calls fn for the rows whose keys begin with prefix, from the key from on, until fn
+// returns false. Key and item are valid within fn only. Malformed keys are skipped, unless prefix
+// is empty. Values are read when fn asks for them, so a scan of keys alone reads no value. A nil
+// from is the first key of the prefix; a reverse scan needs from, because it begins at the greatest
+// key.
 func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
 	it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: reverse})
 	defer it.Close()
@@ -98,6 +115,7 @@ func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []b
 	return nil
 }
 
+// scanRows is scanTxn in a transaction of its own.
 func (s *runReader) scanRows(prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
 	return s.view(func(txn *badger.Txn) error { return scanTxn(txn, prefix, from, reverse, fn) })
 }
@@ -111,6 +129,8 @@ func (s *runReader) getRow(key []byte) (v []byte, err error) {
 	return v, err
 }
 
+// getRowTxn returns a copy of a row's verified value; nil when the row is missing. The copy
+// outlives the transaction.
 func getRowTxn(txn *badger.Txn, key []byte) ([]byte, error) {
 	item, err := txn.Get(key)
 	if errors.Is(err, badger.ErrKeyNotFound) {
@@ -127,7 +147,15 @@ func getRowTxn(txn *badger.Txn, key []byte) ([]byte, error) {
 }
 
 // scanJoined calls fn for each value under prefix, its parts joined, with the bytes of the key
-// between prefix and part number. A missing part is an error, unless it is one of the last.
+// between prefix and part number. A missing part is an error, unless it is one of the last. The
+// callers find that by a length in the value itself. For example, the prefix "j" and run 7, and
+// keys of the parts
+//
+//	j 7 2 0    record 2, first part   \ fn(name of record 2, both values)
+//	j 7 2 1    record 2, second part  /
+//	j 7 3 0    record 3               fn(name of record 3, its value)
+//
+// name and value are valid until fn returns: they are used again for the next value.
 func scanJoined(txn *badger.Txn, prefix, from []byte, fn func(name, value []byte) error) error {
 	var name, value []byte
 	next := 0 // part
@@ -166,7 +194,9 @@ func summaryTxn(txn *badger.Txn, run messages.RunID) (*messages.Summary, error) 
 	return sum, err
 }
 
-// summaryRow is summaryTxn, with the number that the run's journal must reach.
+// summaryRow is summaryTxn, with the number that the run's journal must reach. As of any commit a
+// run has a row of one type or of the other, never both: the rows of a summary are committed
+// together.
 func summaryRow(txn *badger.Txn, run messages.RunID) (sum *messages.Summary, next uint64, err error) {
 	for _, typ := range [...]byte{typeUnfinished, typeFinished} {
 		v, err := getRowTxn(txn, runKey(typ, run))
@@ -182,7 +212,8 @@ func summaryRow(txn *badger.Txn, run messages.RunID) (sum *messages.Summary, nex
 
 func unknownRun(run messages.RunID) error { return fmt.Errorf("run %d: %w", run, ErrNotFound) }
 
-// Summary returns the stored summary of a run.
+// Summary returns the stored summary of a run. The index is asked before the read: a run that is
+// deleted in between would else look like one whose row is lost (explainAbsence).
 func (s *runReader) Summary(run messages.RunID) (sum *messages.Summary, err error) {
 	registered := s.finished.contains(run)
 	err = s.view(func(txn *badger.Txn) error {
@@ -196,7 +227,10 @@ func (s *runReader) Summary(run messages.RunID) (sum *messages.Summary, err erro
 }
 
 // Load returns all of a run, at one read timestamp, and proves that it is whole: no journal record,
-// part, chunk or set is missing.
+// part, chunk or set is missing. The proof has these witnesses: the numbers of parts, sets and
+// records have no gaps, the header knows its chunks and the number of sets, a record knows the set
+// that came with it, and the summary knows how far the journal reaches. It holds the run in memory,
+// but for a long definition, of which it reads the first part.
 func (s *runReader) Load(run messages.RunID) (*Stored, error) {
 	st := &Stored{NextSeq: 1}
 	registered := s.finished.contains(run)
@@ -241,8 +275,9 @@ func (s *runReader) Load(run messages.RunID) (*Stored, error) {
 	return st, nil
 }
 
-// DefinitionIfPristine returns the definition of a run that has journaled only its submission, unless
-// it is long. Anything else that was journaled is a row of its own, or a snapshot.
+// DefinitionIfPristine returns the definition of a run that has journaled only its submission,
+// unless it is long. Anything else that was journaled is a row of its own, or a snapshot. Two seeks
+// tell that, so a start with many queued runs reads little more than their definitions.
 func (s *runReader) DefinitionIfPristine(run messages.RunID) (doc []byte, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		for _, typ := range [...]byte{typeJournal, typeHeader} {
@@ -271,8 +306,11 @@ func (s *runReader) DefinitionIfPristine(run messages.RunID) (doc []byte, err er
 	return doc, err
 }
 
-// loadSnapshotAndJournal reads the snapshot and the journal from its cut on. The journal begins with
-// first, the records in the definition's row.
+// loadSnapshotAndJournal reads the snapshot and the journal from its cut on. The journal begins
+// with first, the records in the definition's row; nil when they have a row of their own.
+//
+// The header comes before the chunks: it says which chunks must exist, and how old they may be. It
+// says the cut, too, so records below it that wait for their deletion are never read.
 func loadSnapshotAndJournal(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) error {
 	var cut uint64
 	var known snapshotContents
@@ -345,6 +383,9 @@ func (s *runReader) JournalRecords(run messages.RunID, after uint64) (records []
 	return records, first, nil
 }
 
+// journalRecordsTxn reads the snapshot's header for its cut, and then only journal rows. A caller
+// that asks for a record which a snapshot has replaced gets a later first, and loads the run
+// instead.
 func journalRecordsTxn(s *runReader, txn *badger.Txn, run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	sum, next, err := summaryRow(txn, run)
 	if err != nil {
@@ -390,7 +431,8 @@ func journalRecordsTxn(s *runReader, txn *badger.Txn, run messages.RunID, after 
 	return records, first, err
 }
 
-// LookUpKey looks up an idempotency key.
+// LookUpKey looks up an idempotency key. The caller compares the hash of the body: a key that comes
+// again with another body is the client's mistake.
 func (s *runReader) LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error) {
 	v, err := s.getRow(idempotencyKey(hashKey(key)))
 	if err != nil || v == nil {

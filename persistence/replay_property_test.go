@@ -13,9 +13,9 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// The tests of this file hold the mechanism of replay to one property: whatever Badger already has, and
-// whatever it compacts in the meantime, the commits of a log up to its newest one lead to the rows that
-// the log describes. The rows are random; CARAVAN_TEST_SEED repeats a run.
+// The tests of this file hold the mechanism of replay to one property: whatever Badger already has,
+// and whatever it compacts in the meantime, the commits of a log up to its newest one lead to the
+// rows that the log describes. The rows are random; CARAVAN_TEST_SEED repeats a run.
 
 // propertySeed returns the seed of a test's random choices, and prints it when the test fails.
 func propertySeed(t *testing.T) uint64 {
@@ -36,9 +36,9 @@ func propertySeed(t *testing.T) uint64 {
 	return seed
 }
 
-// randomCommits makes commits of random rows. Few keys, so that most rows are overwritten or deleted, and
-// values of up to 3 KB, so that memtables fill. Three commits of four touch neighbouring keys, as those
-// of one run do.
+// randomCommits makes commits of random rows. Few keys, so that most rows are overwritten or
+// deleted, and values of up to 3 KB, so that memtables fill. Three commits of four touch
+// neighbouring keys, as those of one run do.
 func randomCommits(rng *rand.Rand, n int) [][]mutation {
 	commits := make([][]mutation, n)
 	for i := range commits {
@@ -97,8 +97,8 @@ func (c *compactionStress) open() {
 	}
 }
 
-// crash leaves what a kill leaves: the tables, without what was only in memory. Then it opens again, as
-// a store does, without Badger's own logs.
+// crash leaves what a kill leaves: the tables, without what was only in memory. Then it opens
+// again, as a store does, without Badger's own logs.
 func (c *compactionStress) crash() {
 	c.t.Helper()
 	to := copyOpenFolder(c.t, c.dir)
@@ -223,9 +223,9 @@ func digestOfModel(model map[string][]byte) string {
 	return fmt.Sprintf("%x", d.result())
 }
 
-// TestOlderCommitsReplayedOverNewerRows replays suffixes of a log over a Badger that already has all of
-// it, or a part of it after a crash, while tables are flushed and compacted. Badger may drop a tombstone
-// between two replays; the replay brings it back before it ends.
+// TestOlderCommitsReplayedOverNewerRows replays suffixes of a log over a Badger that already has
+// all of it, or a part of it after a crash, while tables are flushed and compacted. Badger may drop
+// a tombstone between two replays; the replay brings it back before it ends.
 func TestOlderCommitsReplayedOverNewerRows(t *testing.T) {
 	seed := propertySeed(t)
 	rng := rand.New(rand.NewPCG(seed, 1))

@@ -12,28 +12,29 @@ import (
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 )
 
-// This file is a DB as one replica of a replicated log. The log orders groups of rows; each replica applies
-// them. The DB has no log of its own. The duties of the owner of the log:
+// This file is a DB as one replica of a replicated log. The log orders groups of rows; each replica
+// applies them. The DB has no log of its own. The duties of the owner of the log:
 //
-//  1. OpenDB, with Config.Synced as Sync has returned it before, or as the log no longer has older entries.
-//  2. Apply each committed entry, in the order of moments, beginning at Synced or before. Entries that
-//     come again change nothing.
+//  1. OpenDB, with Config.Synced as Sync has returned it before, or as the log no longer has older
+//     entries.
+//  2. Apply each committed entry, in the order of moments, beginning at Synced or before. Entries
+//     that come again change nothing.
 //  3. Forget entries only up to the moment that Sync returns. Later entries come again by duty 2.
-//  4. As the leader of a term: apply all entries before the entry that begins the term, Lead, and close
-//     the store when the term is over. A second store in a term begins when the first one is closed and
-//     the log has answered its last proposal.
+//  4. As the leader of a term: apply all entries before the entry that begins the term, Lead, and
+//     close the store when the term is over. A second store in a term begins when the first one is
+//     closed and the log has answered its last proposal.
 //  5. End the process when Failed is closed: the disk is in doubt.
 //
-// A moment is the number of a commit: the index of its entry in the log, and the version of its rows in
-// Badger. Rows are absolute and Apply reads neither clock nor row, so the rows of a replica follow from
-// the log alone, and TestReplicasEndEqual compares the digests of several.
+// A moment is the number of a commit: the index of its entry in the log, and the version of its
+// rows in Badger. Rows are absolute and Apply reads neither clock nor row, so the rows of a replica
+// follow from the log alone, and TestReplicasEndEqual compares the digests of several.
 //
 // # The fence
 //
-// A group carries the epoch of the store that made it: the term that this store leads. A replica writes
-// the rows of a group only if the log put it into an entry of that term. So a store that has lost its
-// leadership, and proposes when its node leads again, changes nothing. The rule needs no state, so a
-// replay decides as the first time.
+// A group carries the epoch of the store that made it: the term that this store leads. A replica
+// writes the rows of a group only if the log put it into an entry of that term. So a store that has
+// lost its leadership, and proposes when its node leads again, changes nothing. The rule needs no
+// state, so a replay decides as the first time.
 
 // A group is
 //
@@ -52,9 +53,9 @@ var errGroup = errors.New("the group of a log entry cannot be decoded")
 // maxGroup is the limit of a group, in bytes: an entry of that size is one message of the log.
 const maxGroup = 1 << 20
 
-// replicaMemTable is the smallest memtable of a replica, in bytes. Groups and values have the limits of
-// this memtable whatever the disk of their maker is. So each replica can take each group as one
-// transaction, and keeps each value in the tree.
+// replicaMemTable is the smallest memtable of a replica, in bytes. Groups and values have the
+// limits of this memtable whatever the disk of their maker is. So each replica can take each group
+// as one transaction, and keeps each value in the tree.
 var replicaMemTable = badgerguard.MemTableSizeFor(maxGroup)
 
 // replicaLimits returns the limits of a group.
@@ -95,8 +96,9 @@ type replicaState struct {
 	lastWrite uint64        // the newest write number of the stores before; the open store owns it
 }
 
-// OpenDB opens the rows of one replica in c.Dir, or makes an empty folder. The error names the folder, and
-// says when another process has it, and when tables are missing that the log no longer has.
+// OpenDB opens the rows of one replica in c.Dir, or makes an empty folder. The error names the
+// folder, and says when another process has it, and when tables are missing that the log no longer
+// has.
 func OpenDB(c Config) (*DB, error) {
 	db, err := openDB(c, false)
 	if err != nil {
@@ -120,11 +122,12 @@ func (db *DB) openReplica(c Config) error {
 	return nil
 }
 
-// Apply writes the rows of one committed entry: that of moment at, of a term of the log. It returns when
-// they can be read, and does not sync them (Sync). written is false when the entry changes nothing:
-// because its epoch is not the term, or because the rows of at are already there.
+// Apply writes the rows of one committed entry: that of moment at, of a term of the log. It returns
+// when they can be read, and does not sync them (Sync). written is false when the entry changes
+// nothing: because its epoch is not the term, or because the rows of at are already there.
 //
-// One goroutine calls it, with ascending moments. After an error the DB has failed, and the process ends.
+// One goroutine calls it, with ascending moments. After an error the DB has failed, and the process
+// ends.
 func (db *DB) Apply(at, term uint64, group []byte) (written bool, err error) {
 	if err := db.Err(); err != nil {
 		return false, err
@@ -160,11 +163,12 @@ func (db *DB) Apply(at, term uint64, group []byte) (written bool, err error) {
 	return true, db.Err() // Badger's log may have failed the DB in the meantime
 }
 
-// Sync returns the newest moment up to which all rows survive a power failure. The log may then forget
-// entries up to there.
+// Sync returns the newest moment up to which all rows survive a power failure. The log may then
+// forget entries up to there.
 //
-// It does not make Badger write what it has in memory: at most three memtables, which the log keeps. So
-// it costs two syncs of small files, and less when the moment is the one of the last call.
+// It does not make Badger write what it has in memory: at most three memtables, which the log
+// keeps. So it costs two syncs of small files, and less when the moment is the one of the last
+// call.
 func (db *DB) Sync() (at uint64, err error) {
 	if err := db.Err(); err != nil {
 		return 0, err

@@ -17,8 +17,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// A copy of a replica is all rows as of one moment. A replica that lacks entries which the log no longer
-// has gets a copy, and then the entries after its moment.
+// A copy of a replica is all rows as of one moment. A replica that lacks entries which the log no
+// longer has gets a copy, and then the entries after its moment.
 //
 //	magic [8], moment u64
 //	per row, ascending: key length, key, value length, value
@@ -27,9 +27,9 @@ import (
 // Lengths are varints, the other numbers big-endian. The digest is that of ReadView.Digest.
 const copyMagic = "CARVNCPY"
 
-// rowDigest is the digest of rows (SHA-256): per row, the lengths of key and value in eight bytes each, key
-// and value. Two replicas with the same rows as of a moment have the same digest, whatever tables they lie
-// in.
+// rowDigest is the digest of rows (SHA-256): per row, the lengths of key and value in eight bytes
+// each, key and value. Two replicas with the same rows as of a moment have the same digest,
+// whatever tables they lie in.
 type rowDigest struct {
 	sum  hash.Hash
 	rows uint64
@@ -52,7 +52,9 @@ func (d *rowDigest) result() (sum [32]byte) {
 	return sum
 }
 
-// Digest returns the digest of all rows of the view, and their number. It reads them all.
+// Digest returns the digest of all rows of the view, and their number. It reads them all. Replicas
+// compare digests of the same moment: a view that is taken between two entries has the moment of
+// the one before.
 func (m *ReadView) Digest() (sum [32]byte, rows uint64, err error) {
 	d := newRowDigest()
 	err = m.Rows(func(key, value []byte) error {
@@ -62,7 +64,9 @@ func (m *ReadView) Digest() (sum [32]byte, rows uint64, err error) {
 	return d.result(), d.rows, err
 }
 
-// WriteCopy writes a copy of the replica as of the view's moment.
+// WriteCopy writes a copy of the replica as of the view's moment. It streams: memory holds one row.
+// The replica applies entries meanwhile, and keeps the old versions of rows until the view is
+// closed.
 func (m *ReadView) WriteCopy(w io.Writer) error {
 	out := bufio.NewWriterSize(w, 64<<10)
 	d := newRowDigest()
@@ -87,9 +91,9 @@ func (m *ReadView) WriteCopy(w io.Writer) error {
 
 var errCopy = errors.New("the copy of a replica is not what was written")
 
-// InstallCopy makes a new replica in dir of a copy, and returns the copy's moment: Config.Synced of the
-// OpenDB that follows. dir must be missing or empty. The rows lie under another name until all are there
-// and durable, so after a crash there is a whole replica, or none.
+// InstallCopy makes a new replica in dir of a copy, and returns the copy's moment: Config.Synced of
+// the OpenDB that follows. dir must be missing or empty. The rows lie under another name until all
+// are there and durable, so after a crash there is a whole replica, or none.
 func InstallCopy(dir string, r io.Reader) (at uint64, err error) {
 	draft := dir + ".draft"
 	if err := errors.Join(os.RemoveAll(draft), os.MkdirAll(draft, 0o700)); err != nil {
@@ -104,8 +108,8 @@ func InstallCopy(dir string, r io.Reader) (at uint64, err error) {
 	return at, nil
 }
 
-// fillFromCopy makes tables of a copy. All rows get the copy's moment as their version: what was replaced
-// before it is of no replica's interest.
+// fillFromCopy makes tables of a copy. All rows get the copy's moment as their version: what was
+// replaced before it is of no replica's interest.
 func fillFromCopy(dir string, r io.Reader) (at uint64, err error) {
 	in := bufio.NewReaderSize(r, 64<<10)
 	var head [16]byte
@@ -131,8 +135,8 @@ func fillFromCopy(dir string, r io.Reader) (at uint64, err error) {
 	return at, errors.Join(batch.Flush(), db.Close())
 }
 
-// readCopy calls fn for the rows of a copy, and verifies each row and the whole. Key and value are new
-// slices.
+// readCopy calls fn for the rows of a copy, and verifies each row and the whole. Key and value are
+// new slices.
 func readCopy(in *bufio.Reader, at uint64, fn func(key, value []byte) error) error {
 	d := newRowDigest()
 	for {
@@ -166,6 +170,7 @@ func readCopy(in *bufio.Reader, at uint64, fn func(key, value []byte) error) err
 	return nil
 }
 
+// readString reads one length and as many bytes. No key or value is longer than a group.
 func readString(in *bufio.Reader) ([]byte, error) {
 	n, err := binary.ReadUvarint(in)
 	if err == nil && n > maxGroup {

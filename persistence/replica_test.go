@@ -23,9 +23,9 @@ type proposedEntry struct {
 	group    []byte
 }
 
-// replicatedLog is a replicated log within one process: an ordered list of entries, whose terms ascend,
-// and the replicas to which it delivers. The replica that leads applies an entry before Propose returns,
-// as a leader does; the others do so when catchUp is called.
+// replicatedLog is a replicated log within one process: an ordered list of entries, whose terms
+// ascend, and the replicas to which it delivers. The replica that leads applies an entry before
+// Propose returns, as a leader does; the others do so when catchUp is called.
 type replicatedLog struct {
 	t        testing.TB
 	mu       sync.Mutex
@@ -59,8 +59,8 @@ func (l *replicatedLog) lead() Lead {
 	return Lead{Epoch: term, At: uint64(len(l.entries)), Propose: func(group []byte) (uint64, error) { return l.propose(term, group) }}
 }
 
-// propose appends a group of the store that leads a term. The group of a store that no longer leads is
-// refused.
+// propose appends a group of the store that leads a term. The group of a store that no longer leads
+// is refused.
 func (l *replicatedLog) propose(term uint64, group []byte) (at uint64, err error) {
 	l.gate.pass(false)
 	l.mu.Lock()
@@ -88,7 +88,8 @@ func (l *replicatedLog) append(group []byte) (at uint64, err error) {
 	return at, nil
 }
 
-// deliver applies entries up to a number of them, and reports whether the last one has changed rows.
+// deliver applies entries up to a number of them, and reports whether the last one has changed
+// rows.
 func (l *replicatedLog) deliver(db *DB, n int) (written bool) {
 	for l.replicas[db] < n {
 		e := l.entries[l.replicas[db]]
@@ -168,8 +169,8 @@ func crashReplica(t testing.TB, l *replicatedLog, db *DB) *DB {
 	return db
 }
 
-// copyOpenFolder copies a folder that Badger works in, as a kill at this moment would leave it. It starts
-// again when the manifest has changed meanwhile.
+// copyOpenFolder copies a folder that Badger works in, as a kill at this moment would leave it. It
+// starts again when the manifest has changed meanwhile.
 func copyOpenFolder(t testing.TB, dir string) (to string) {
 	t.Helper()
 	manifest := filepath.Join(dir, badger.ManifestFilename)
@@ -186,8 +187,8 @@ func copyOpenFolder(t testing.TB, dir string) (to string) {
 	return ""
 }
 
-// randomRunBatches makes the batches of one round: new runs, ends and restarts of runs, with records,
-// attempts and documents of random sizes.
+// randomRunBatches makes the batches of one round: new runs, ends and restarts of runs, with
+// records, attempts and documents of random sizes.
 func randomRunBatches(rng *rand.Rand, next *messages.RunID) (batches []*Batch) {
 	for range 1 + rng.IntN(20) {
 		run := *next
@@ -223,9 +224,9 @@ func appendAll(t testing.TB, s *RunStore, batches ...*Batch) (first error) {
 	return first
 }
 
-// TestReplicasEndEqual: three replicas of one log, of which one is late, crashes and compacts, or is made
-// anew of a copy, while leaders change and groups of former leaders reach the log. In the end all have
-// the rows of the entries whose epoch is their term.
+// TestReplicasEndEqual: three replicas of one log, of which one is late, crashes and compacts, or
+// is made anew of a copy, while leaders change and groups of former leaders reach the log. In the
+// end all have the rows of the entries whose epoch is their term.
 func TestReplicasEndEqual(t *testing.T) {
 	seed := propertySeed(t)
 	rng := rand.New(rand.NewPCG(seed, 2))
@@ -322,8 +323,8 @@ func TestReplicasEndEqual(t *testing.T) {
 	}
 }
 
-// replaceByCopy replaces a replica by one that is made of a copy of another one. The other goes on while
-// it is copied.
+// replaceByCopy replaces a replica by one that is made of a copy of another one. The other goes on
+// while it is copied.
 func replaceByCopy(t testing.TB, l *replicatedLog, old, from *DB, rng *rand.Rand) *DB {
 	t.Helper()
 	if old == from {
@@ -358,8 +359,8 @@ func replaceByCopy(t testing.TB, l *replicatedLog, old, from *DB, rng *rand.Rand
 	return db
 }
 
-// TestFenceDropsGroupsOfOtherTerms: the rows of a group are written only in an entry of its own term,
-// whatever order the terms have.
+// TestFenceDropsGroupsOfOtherTerms: the rows of a group are written only in an entry of its own
+// term, whatever order the terms have.
 func TestFenceDropsGroupsOfOtherTerms(t *testing.T) {
 	db := openReplica(t, Config{Dir: t.TempDir()})
 	group := func(epoch uint64, value string) []byte {
@@ -380,7 +381,8 @@ func TestFenceDropsGroupsOfOtherTerms(t *testing.T) {
 	}
 }
 
-// TestUnreadableGroupStopsTheReplica: a group that is not whole, or of another format, is never skipped.
+// TestUnreadableGroupStopsTheReplica: a group that is not whole, or of another format, is never
+// skipped.
 func TestUnreadableGroupStopsTheReplica(t *testing.T) {
 	whole := appendGroup(nil, 7, nil)
 	other := bytes.Clone(whole)
@@ -446,8 +448,8 @@ func TestLostLeadershipEndsTheStoreOnly(t *testing.T) {
 	}
 }
 
-// TestStoresOfOneTermShareWriteNumbers: the second store of a term must not overwrite attempt rows of the
-// first one.
+// TestStoresOfOneTermShareWriteNumbers: the second store of a term must not overwrite attempt rows
+// of the first one.
 func TestStoresOfOneTermShareWriteNumbers(t *testing.T) {
 	log := newReplicatedLog(t)
 	db := openReplica(t, Config{Dir: t.TempDir()})
@@ -477,7 +479,8 @@ func TestStoresOfOneTermShareWriteNumbers(t *testing.T) {
 	}
 }
 
-// TestSyncTellsWhatTablesHave: the log may forget what Sync has told, and a kill loses nothing of it.
+// TestSyncTellsWhatTablesHave: the log may forget what Sync has told, and a kill loses nothing of
+// it.
 func TestSyncTellsWhatTablesHave(t *testing.T) {
 	log := newReplicatedLog(t)
 	db := openReplica(t, Config{Dir: t.TempDir()})

@@ -6,16 +6,17 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// rowWriter gives commits to Badger: one at a time, in their order, unsynced. It belongs to whoever holds
-// its token. That is the writer of a local log, or the goroutine that applies a replicated log.
+// rowWriter gives commits to Badger: one at a time, in their order, unsynced. It belongs to whoever
+// holds its token. That is the writer of a local log, or the goroutine that applies a replicated
+// log.
 //
-// A commit is one transaction, and so one request to Badger: its rows lie in one memtable (localLog,
-// duty 3). Badger answers on a goroutine of its own. So the caller may go on with the next commit, as
-// far as that does not need Badger.
+// A commit is one transaction, and so one request to Badger: its rows lie in one memtable
+// (localLog, duty 3). Badger answers on a goroutine of its own. So the caller may go on with the
+// next commit, as far as that does not need Badger.
 type rowWriter struct {
 	db *badger.DB
-	// idle holds a token while Badger has all that it was given. begin takes the token, and Badger's
-	// answer returns it. It guards entries and err.
+	// idle holds a token while Badger has all that it was given. begin takes the token, and
+	// Badger's answer returns it. It guards entries and err.
 	idle    chan struct{}
 	entries []badger.Entry // of the transaction that is under way; reused
 	err     error          // why Badger did not take a commit; it gets none afterwards
@@ -44,11 +45,11 @@ func (w *rowWriter) wait() error {
 	return err
 }
 
-// apply gives Badger a commit, and returns without waiting for the answer, which returns the token. The
-// rows must stay unchanged until the next begin has returned.
+// apply gives Badger a commit, and returns without waiting for the answer, which returns the token.
+// The rows must stay unchanged until the next begin has returned.
 //
-// Badger gets no commit after one that it did not take: a table with a later commit would make the next
-// open skip the missing one (localLog, duty 3).
+// Badger gets no commit after one that it did not take: a table with a later commit would make the
+// next open skip the missing one (localLog, duty 3).
 func (w *rowWriter) apply(number uint64, mutations []mutation) {
 	if w.err != nil {
 		w.idle <- struct{}{}

@@ -149,7 +149,8 @@ func rowChecksum(key, value []byte) uint32 {
 	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
 }
 
-// sealRow makes a row of a key and a value. It may write past the end of the value, within its capacity.
+// sealRow makes a row of a key and a value. It may write past the end of the value, within its
+// capacity.
 func sealRow(key, value []byte) mutation {
 	return mutation{Key: key, Value: binary.LittleEndian.AppendUint32(value, rowChecksum(key, value))}
 }
@@ -163,8 +164,8 @@ func unsealRow(key, stored []byte) ([]byte, error) {
 	return stored[:n:n], nil
 }
 
-// CheckRow verifies a row as it is stored, of a backup or of a damaged store: its key, its checksum,
-// and values that a server reads at its start.
+// CheckRow verifies a row as it is stored, of a backup or of a damaged store: its key, its
+// checksum, and values that a server reads at its start.
 func CheckRow(key, stored []byte) error {
 	v, err := unsealRow(key, stored)
 	switch {

@@ -11,13 +11,13 @@ import (
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
-// RunStore is a Store over a DB. It turns batches into commits and knows in memory what the rows of runs
-// say: which are unfinished, finished or deleted. It lives for one term: a single node has one from its
-// start to its end. A DB has one store at a time, and a store that was closed or has failed is not used
-// again. It is safe for concurrent use.
+// RunStore is a Store over a DB. It turns batches into commits and knows in memory what the rows of
+// runs say: which are unfinished, finished or deleted. It lives for one term: a single node has one
+// from its start to its end. A DB has one store at a time, and a store that was closed or has
+// failed is not used again. It is safe for concurrent use.
 //
-// Lock order: closeMu, deleteMu, readers, then that of DB, then one of the leaves, under which no other
-// lock is taken: those of queue, deletedIDs and finished.
+// Lock order: closeMu, deleteMu, readers, then that of DB, then one of the leaves, under which no
+// other lock is taken: those of queue, deletedIDs and finished.
 type RunStore struct {
 	runReader
 	epoch      uint64 // see epochShift
@@ -47,9 +47,9 @@ type RunStore struct {
 
 var _ Store = (*RunStore)(nil)
 
-// OpenStore opens the store of a single node in c.Dir, or makes a new one, and finishes what a crash has
-// left half done. The error names the folder, and says when another process has it, when its row format
-// is not this program's, and when the disk is full. Close closes all of it.
+// OpenStore opens the store of a single node in c.Dir, or makes a new one, and finishes what a
+// crash has left half done. The error names the folder, and says when another process has it, when
+// its row format is not this program's, and when the disk is full. Close closes all of it.
 func OpenStore(c Config) (*RunStore, error) {
 	db, err := openDB(c, true)
 	if err != nil {
@@ -64,7 +64,8 @@ func OpenStore(c Config) (*RunStore, error) {
 	return s, nil
 }
 
-// openStore opens a store over the DB of a single node: its commits go to the local log.
+// openStore opens a store over the DB of a single node: its commits go to the local log. The server
+// does so once; tests close a store and open the next one over the same DB.
 func (db *DB) openStore(c Config) (*RunStore, error) {
 	s, err := db.newStore(db.limits)
 	if err != nil {
@@ -74,7 +75,8 @@ func (db *DB) openStore(c Config) (*RunStore, error) {
 	return s, s.start(c)
 }
 
-// newStore makes the store that a DB is given to, without a commit log.
+// newStore makes a store over a DB. The caller sets its commit log, and starts it. The limits are
+// those of the transaction that each commit becomes somewhere: here, or on the smallest replica.
 func (db *DB) newStore(limits badgerguard.Limits) (*RunStore, error) {
 	s := &RunStore{
 		committerDone: make(chan struct{}), loaded: make(chan struct{}),
@@ -100,8 +102,8 @@ func (db *DB) newStore(limits badgerguard.Limits) (*RunStore, error) {
 	return s, nil
 }
 
-// start reads what the rows say, finishes what a crash has left half done, and starts the goroutines.
-// After an error the store is closed, and the DB is as a crash would leave it.
+// start reads what the rows say, finishes what a crash has left half done, and starts the
+// goroutines. After an error the store is closed, and the DB is as a crash would leave it.
 func (s *RunStore) start(c Config) error {
 	if !s.db.store.CompareAndSwap(nil, s) {
 		s.packer.close()
@@ -134,7 +136,16 @@ func (s *RunStore) start(c Config) error {
 	return nil
 }
 
-// recover reads and writes the meta rows, and finishes what a crash has left half done.
+// recover reads and writes the meta rows, and finishes what a crash has left half done. The order
+// counts:
+//
+//  1. The format, before any other row is decoded.
+//  2. The opening rows, before any row of this epoch: else a crash could repeat its write numbers.
+//  3. Staged batches, before the index reads the runs that they bring.
+//  4. The index of runs, and the comparison of the highest run ID with the inventory.
+//  5. Deletions, which may take long.
+//
+// The committer does not run yet, so each step commits by itself.
 func (s *RunStore) recover(c Config) error {
 	if err := s.checkFormat(c.Shards); err != nil {
 		return err
@@ -163,9 +174,9 @@ func (s *RunStore) recover(c Config) error {
 	return s.recoverDeletions()
 }
 
-// openingRows returns the rows that the start of the store writes. The start on a replica writes only
-// those of a new one; the log has already counted the term. A single node counts its opens: that is its
-// epoch.
+// openingRows returns the rows that the start of the store writes. The start on a replica writes
+// only those of a new one; the log has already counted the term. A single node counts its opens:
+// that is its epoch.
 func (s *RunStore) openingRows() ([]mutation, error) {
 	rows := []mutation{
 		metaRow("format", rowFormat),
@@ -201,8 +212,9 @@ func (s *RunStore) CheckDiskSpace() error {
 	return s.db.disk.CheckNewWork()
 }
 
-// Close commits and answers what was appended, and ends the store. The store of a single node closes its
-// DB, too; when the disk lacks space for that, it returns an error, and may be called again (DB.Close).
+// Close commits and answers what was appended, and ends the store. The store of a single node
+// closes its DB, too; when the disk lacks space for that, it returns an error, and may be called
+// again (DB.Close).
 func (s *RunStore) Close() error {
 	s.closeMu.Lock()
 	defer s.closeMu.Unlock()
@@ -237,15 +249,16 @@ func (s *RunStore) closeReads() {
 	s.handBack()
 }
 
-// handBack gives the DB back, for the next store. One of the same term goes on with the write numbers.
+// handBack gives the DB back, for the next store. One of the same term goes on with the write
+// numbers.
 func (s *RunStore) handBack() {
 	s.db.replica.lastWrite = s.encoder.writeCount
 	s.db.store.CompareAndSwap(s, nil)
 }
 
-// fail makes the store failed, and its DB: after a failed commit the disk is in doubt. A lost leadership
-// ends the store alone. The first reason stays. It returns the error that every batch gets from now on.
-// It is safe for concurrent use.
+// fail makes the store failed, and its DB: after a failed commit the disk is in doubt. A lost
+// leadership ends the store alone. The first reason stays. It returns the error that every batch
+// gets from now on. It is safe for concurrent use.
 func (s *RunStore) fail(err error) error {
 	if s.replicated && errors.Is(err, ErrLost) {
 		s.db.log.Warn("the store ends", "dir", s.db.dir, "err", err)
@@ -254,7 +267,8 @@ func (s *RunStore) fail(err error) error {
 	return s.end(s.db.fail(err))
 }
 
-// end makes the store failed. Batches get the reason, and reads that wait for a commit stop waiting.
+// end makes the store failed. Batches get the reason, and reads that wait for a commit stop
+// waiting.
 func (s *RunStore) end(err error) error {
 	err, first := s.failure.set(err)
 	if first {

@@ -107,7 +107,8 @@ func TestStoreConforms(t *testing.T) {
 	})
 }
 
-// TestSecondStoreConforms: a store over a DB that has had another one before. Reopen leaves the DB open.
+// TestSecondStoreConforms: a store over a DB that has had another one before. Reopen leaves the DB
+// open.
 func TestSecondStoreConforms(t *testing.T) {
 	openSecond := func(t testing.TB, dir string) persistence.Store {
 		t.Helper()
@@ -144,8 +145,8 @@ func closedAtEnd(t testing.TB, s *persistence.RunStore, dir string) persistence.
 	return opened{s, dir}
 }
 
-// TestReplicatedStoreConforms: a store over one of three replicas of a log. Each reopening and each crash
-// has another replica lead.
+// TestReplicatedStoreConforms: a store over one of three replicas of a log. Each reopening and each
+// crash has another replica lead.
 func TestReplicatedStoreConforms(t *testing.T) {
 	replicated := func(s persistence.Store) *persistence.ReplicatedStore { return s.(replicatedStore).ReplicatedStore }
 	point := func(name string, hold func(*persistence.ReplicatedStore) *persistence.ReplicatedStore) journaltest.CrashPoint {

@@ -55,7 +55,8 @@ func decodeChunkStamps(d *decoder) chunkStamps {
 	return c
 }
 
-// verify compares a snapshot's chunks with those that its header knows.
+// verify compares a snapshot's chunks with those that its header knows. A newer chunk is right: it
+// came after the header, for the next round, and the journal from the cut on covers it.
 func (c chunkStamps) verify(run messages.RunID, found chunkStamps) error {
 	for i, want := range c {
 		got := uint64(0)
@@ -69,6 +70,8 @@ func (c chunkStamps) verify(run messages.RunID, found chunkStamps) error {
 	return nil
 }
 
+// appendChunk makes the value of a chunk. The stamp is at least 1: 0 means that a chunk was never
+// written.
 func appendChunk(dst []byte, stamp uint64, data []byte) []byte {
 	return append(binary.AppendUvarint(append(dst, chunkV1), max(stamp, 1)), data...)
 }
@@ -80,6 +83,7 @@ func decodeChunk(v []byte) (stamp uint64, data []byte, err error) {
 	return stamp, d.rest(), d.err
 }
 
+// appendTo encodes the contents as a part of the header: the number of sets, then the stamps.
 func (m *snapshotContents) appendTo(dst []byte) []byte {
 	return m.chunks.appendTo(binary.AppendUvarint(dst, uint64(m.sets)))
 }
@@ -129,6 +133,8 @@ func appendHeader(dst []byte, cut uint64, header []byte, m *snapshotContents) []
 	return appendString(dst, header)
 }
 
+// decodeHeader is the inverse of appendHeader. Bytes that follow the header are left from an older
+// one that had more parts.
 func decodeHeader(run messages.RunID, v []byte) (cut uint64, header []byte, m snapshotContents, err error) {
 	d := newDecoder(v, headerV1)
 	cut = d.uint()

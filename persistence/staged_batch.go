@@ -35,6 +35,9 @@ func (s *RunStore) commitStaged(mutations []mutation, p *pendingBatch) {
 	p.complete(err)
 }
 
+// stageAndApply is the way of such a batch: parts, mark, rows, deletion of mark and parts. The
+// batch is acknowledged at the end, although it is committed with the mark: a read then finds its
+// rows, not its parts. The id is a write number, so it never repeats in a data folder.
 func (s *RunStore) stageAndApply(mutations []mutation) error {
 	s.encoder.writeCount++
 	id := s.encoder.writeCount
@@ -54,7 +57,10 @@ func stagedMark(id uint64, parts int) mutation {
 	return sealRow(markKey(typeStaged, id), binary.AppendUvarint([]byte{stagedV1}, uint64(parts)))
 }
 
-// applyStaged commits the rows of a marked batch, and then deletes mark and parts.
+// applyStaged commits the rows of a marked batch, and then deletes mark and parts. A crash in
+// between leaves the mark, and the rows are written again. The mark is deleted before the parts, as
+// the first row of that deletion: parts without a mark are rubbish, but a mark without parts would
+// be damage.
 func (s *RunStore) applyStaged(mutations []mutation, id uint64, parts []mutation) error {
 	if err := s.commitSplit(mutations); err != nil {
 		return err
@@ -66,7 +72,8 @@ func (s *RunStore) applyStaged(mutations []mutation, id uint64, parts []mutation
 	return s.commitSplit(end)
 }
 
-// commitSplit commits rows in as many transactions as they take, in order.
+// commitSplit commits rows in as many transactions as they take, in order. It runs where the writer
+// rests: in the open of a store, and in the committer for a large batch.
 func (s *RunStore) commitSplit(mutations []mutation) error {
 	for len(mutations) > 0 {
 		n, size := splitForTransaction(s.limits, mutations, isSummaryRow)
@@ -139,7 +146,8 @@ func (b *stagedBatch) markAndPartDeletions() []mutation {
 	return append([]mutation{{Key: markKey(typeStaged, b.id), Delete: true}}, b.partDeletions()...)
 }
 
-// eachStaged calls fn for the staged batches, ascending.
+// eachStaged calls fn for the staged batches, ascending. It holds the parts of marked batches in
+// memory: a crash leaves one at most, because the committer stages one at a time.
 func (s *runReader) eachStaged(fn func(*stagedBatch) error) error {
 	found := map[uint64]*stagedBatch{}
 	batch := func(key []byte) *stagedBatch {
@@ -185,7 +193,8 @@ func (s *runReader) eachStaged(fn func(*stagedBatch) error) error {
 	return nil
 }
 
-// recoverStaged applies the batches that were marked and deletes the others.
+// recoverStaged applies the batches that were marked and deletes the others. It comes before
+// loadIndex, which must see the runs of those batches.
 func (s *RunStore) recoverStaged() error {
 	return s.eachStaged(func(b *stagedBatch) error {
 		if !b.marked {

@@ -18,9 +18,9 @@ type Batch struct {
 	Snapshot *SnapshotPart
 	Summary  *messages.Summary // when the run's state changed. A final state removes the run from the index of unfinished runs, any other state adds it
 
-	// Done is called once, and may be nil. It must not block: all calls are made on one goroutine, in
-	// the order of Append (rule 3). Only a batch that comes after Close gets its ErrClosed elsewhere:
-	// within Append, or on the goroutine that wrote its long document.
+	// Done is called once, and may be nil. It must not block: all calls are made on one goroutine,
+	// in the order of Append (rule 3). Only a batch that comes after Close gets its ErrClosed
+	// elsewhere: within Append, or on the goroutine that wrote its long document.
 	Done func(error)
 }
 
@@ -84,11 +84,11 @@ type Reader interface {
 	// just opened has not counted them.
 	FinishedCount() (n int, known bool)
 	// JournalRecords returns the journal records of a run that follow the one numbered after, in
-	// order, and the number of the first one. That is a later one when a snapshot has replaced those
-	// before it. It reads only these rows of the run.
+	// order, and the number of the first one. That is a later one when a snapshot has replaced
+	// those before it. It reads only these rows of the run.
 	JournalRecords(run messages.RunID, after uint64) (records [][]byte, first uint64, err error)
-	// Attempts calls yield for the ended attempts of the tasks [first, first+n), ordered by task and
-	// attempt. It holds few of them in memory at a time.
+	// Attempts calls yield for the ended attempts of the tasks [first, first+n), ordered by task
+	// and attempt. It holds few of them in memory at a time.
 	Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error
 	// LookUpKey looks up an idempotency key. Its run may have been deleted.
 	LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error)
@@ -114,8 +114,8 @@ type Store interface {
 	// idempotency keys stay until keysUntil (ns, on the caller's clock): LookUpKey answers with the
 	// deleted run. 0 removes the keys with their runs.
 	Delete(runs []messages.RunID, keysUntil int64) error
-	// ExpireKeys removes up to limit keys of deleted runs, the oldest first: keys whose keysUntil is
-	// not after now, and keys beyond the newest most. It returns how many it removed.
+	// ExpireKeys removes up to limit keys of deleted runs, the oldest first: keys whose keysUntil
+	// is not after now, and keys beyond the newest most. It returns how many it removed.
 	ExpireKeys(now int64, most, limit int) (int, error)
 	// KeptKeyCount returns how many keys of deleted runs are kept.
 	KeptKeyCount() int
@@ -125,9 +125,9 @@ type Store interface {
 	SetClockMark(ClockMark) error
 	// CheckDiskSpace returns nil when new work may be accepted, or says why not (low disk).
 	CheckDiskSpace() error
-	// Damaged returns the first damage of stored data that was found since the store was opened, nil
-	// without damage. It never waits for I/O. After damage it does not return to nil: a running server
-	// does not repair. A store that cannot detect damage returns nil.
+	// Damaged returns the first damage of stored data that was found since the store was opened,
+	// nil without damage. It never waits for I/O. After damage it does not return to nil: a running
+	// server does not repair. A store that cannot detect damage returns nil.
 	Damaged() error
 	// Close answers what was appended, and ends the store.
 	Close() error

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// OpenSecondStore opens a DB of a single node, and the second store over it: the first one is closed.
+// OpenSecondStore opens a DB of a single node, and the second store over it: the first one is
+// closed.
 func OpenSecondStore(c Config) (*RunStore, error) {
 	s, err := OpenStore(c)
 	if err != nil {
@@ -82,8 +83,8 @@ func (r *ReplicatedStore) Next(t testing.TB) *ReplicatedStore {
 	return r.lead(t)
 }
 
-// Crash has the next replica lead while the store is open, which is lost then. Its replica starts again
-// with what a kill leaves.
+// Crash has the next replica lead while the store is open, which is lost then. Its replica starts
+// again with what a kill leaves.
 func (r *ReplicatedStore) Crash(t testing.TB) *ReplicatedStore {
 	t.Helper()
 	next := r.lead(t)
@@ -114,8 +115,8 @@ func (r *ReplicatedStore) HoldCommit(n int) (held <-chan struct{}) { return r.lo
 // ReleaseCommits ends HoldCommit.
 func (r *ReplicatedStore) ReleaseCommits() { r.log.gate.release() }
 
-// OpenCrashed opens what the other replicas have when this one is gone: a new one, made of the entries
-// that the log has.
+// OpenCrashed opens what the other replicas have when this one is gone: a new one, made of the
+// entries that the log has.
 func (r *ReplicatedStore) OpenCrashed(t testing.TB) *ReplicatedStore {
 	t.Helper()
 	log := newReplicatedLog(t)

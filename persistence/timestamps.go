@@ -7,14 +7,15 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// readTimestamps gives each read the newest published commit as its read timestamp. Badger cannot do
-// that: it is managed, which means that the numbers of commits come from the commit log (local_log.go).
-// A commit is published when it is durable and in Badger, so a read never sees a row that is not
-// durable. A read waits at most until Badger has, in memory, the commits that were announced before
-// the read began; it never waits for the disk. So a caller whose batch was answered reads it.
+// readTimestamps gives each read the newest published commit as its read timestamp. Badger cannot
+// do that: it is managed, which means that the numbers of commits come from the commit log
+// (local_log.go). A commit is published when it is durable and in Badger, so a read never sees a
+// row that is not durable. A read waits at most until Badger has, in memory, the commits that were
+// announced before the read began; it never waits for the disk. So a caller whose batch was
+// answered reads it.
 //
-// It also holds the index of unfinished runs, under the same lock: a list must get the timestamp and
-// the runs that may be unfinished at that timestamp in one step.
+// It also holds the index of unfinished runs, under the same lock: a list must get the timestamp
+// and the runs that may be unfinished at that timestamp in one step.
 type readTimestamps struct {
 	mu         sync.Mutex
 	changed    sync.Cond      // of published and closed
@@ -31,8 +32,8 @@ func newReadTimestamps() *readTimestamps {
 	return t
 }
 
-// beginStore forgets what the store before knew: a new store reads from the published commit on, and
-// learns which runs are unfinished from the rows.
+// beginStore forgets what the store before knew: a new store reads from the published commit on,
+// and learns which runs are unfinished from the rows.
 func (t *readTimestamps) beginStore() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -54,8 +55,8 @@ func (t *readTimestamps) stopWaiting() {
 	t.changed.Broadcast()
 }
 
-// publish says that a commit of these rows is durable and in Badger. It returns the oldest timestamp
-// that a read still uses, or this one: Badger may drop what was replaced before it.
+// publish says that a commit of these rows is durable and in Badger. It returns the oldest
+// timestamp that a read still uses, or this one: Badger may drop what was replaced before it.
 func (t *readTimestamps) publish(commit uint64, mutations []mutation) (oldest uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -133,7 +134,8 @@ type unfinishedIndex struct {
 }
 
 // rowState is what is known of a run's row: whether the newest batch leaves it there (bit 0), and
-// how many deletions of it are not yet published. A read may see the row while rowState is not zero.
+// how many deletions of it are not yet published. A read may see the row while rowState is not
+// zero.
 type rowState uint32
 
 const (

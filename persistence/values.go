@@ -11,14 +11,26 @@ import (
 // errCorrupt marks a stored value that cannot be read. It is never a user's fault.
 var errCorrupt = ErrDamaged
 
+// This file has the values of rows, without the checksum that ends each of them (rows.go). A value
+// is flat: a version byte, then fields without names or tags. Numbers are varints unless a width is
+// given (package encoding/binary), signed ones zigzag, and strings have their length before them:
+//
+//	summary = version u8, state u8, tag, number of labels, labels, start, last update, last change less
+//	          last update, tasks, number of states u8, tasks in each of them, next journal record
+//
+// A new field takes a new version, or a flag where a value has flags. An old program refuses both,
+// so it never shows half of a value.
+
 // decoder reads a flat value front to back. After the first error all that it returns is zero; err
-// holds that error.
+// holds that error. So a function reads all its fields and asks for the error once. Lengths are
+// compared with what is left before anything is allocated: a corrupt one costs no memory.
 type decoder struct {
 	b   []byte
 	err error
 }
 
-// newDecoder checks the version byte at the beginning of every value.
+// newDecoder checks the version byte at the beginning of every value. The decoder reads v itself:
+// what outlives the transaction is copied (string, rest), and bytes says that it is not.
 func newDecoder(v []byte, version byte) *decoder {
 	if len(v) == 0 {
 		return &decoder{err: fmt.Errorf("%w: empty", errCorrupt)}
@@ -29,6 +41,7 @@ func newDecoder(v []byte, version byte) *decoder {
 	return &decoder{b: v[1:]}
 }
 
+// fail keeps the first error, and ends the value: later fields find it empty.
 func (d *decoder) fail(what string) {
 	if d.err == nil {
 		d.err = fmt.Errorf("%w: %s with %d bytes left", errCorrupt, what, len(d.b))
@@ -98,6 +111,7 @@ func (d *decoder) bytes() []byte {
 
 func (d *decoder) string() string { return string(d.bytes()) }
 
+// array fills dst, whose length is fixed by the format: hashes and run IDs.
 func (d *decoder) array(dst []byte) {
 	if len(d.b) < len(dst) {
 		d.fail("array")
@@ -125,7 +139,9 @@ func appendString[T string | []byte](dst []byte, s T) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 
-// Versions of the values: their first byte.
+// Versions of the values: their first byte. A change of one raises rowFormat (meta.go), which
+// refuses the folder as a whole. The byte itself tells a value that was written under another key
+// type.
 const (
 	summaryV1  = 1
 	attemptsV2 = 2
@@ -188,7 +204,9 @@ func decodeSummary(run messages.RunID, v []byte) (s *messages.Summary, next uint
 	return s, next, nil
 }
 
-// summaryFacts reads state and time of the last change from a summary, without allocations.
+// summaryFacts reads state and time of the last change from a summary, without allocations: each
+// commit that finishes runs calls it for each of them (finishedIndex), under the lock of the index.
+// It does not read to the end, so it accepts a summary that decodeSummary may refuse.
 func summaryFacts(v []byte) (state dag.RunState, changed int64, err error) {
 	d := newDecoder(v, summaryV1)
 	state = dag.RunState(d.byte())
@@ -250,12 +268,14 @@ func decodeCreation(d *decoder) (c creation) {
 	return c
 }
 
+// setHead begins a generated set's value; the packed JSON follows (appendPacked).
 func setHead(dst []byte, s *GeneratedSet) []byte {
 	return binary.AppendUvarint(append(dst, setV1), uint64(s.Generator))
 }
 
 // appendRecords makes the value of a journal record: version, flags, the fields of the flags, and
-// the records as dag wrote them.
+// the records as dag wrote them. The 16 bytes are room for the fields themselves: a value that may
+// not fit one part gets its length, even if it does fit.
 func appendRecords(dst, records []byte, set *GeneratedSet, partSize int) []byte {
 	at := len(dst) + 1
 	dst = append(dst, recordsV2, 0)

@@ -18,12 +18,12 @@ import (
 )
 
 // tableVerifier verifies Badger's tables (package badgerguard): all of them before Badger opens the
-// folder, each new one within a minute, and all again once a day. It writes an inventory of them, so
-// that the next open sees what has vanished since.
+// folder, each new one within a minute, and all again once a day. It writes an inventory of them,
+// so that the next open sees what has vanished since.
 //
-// It runs once a minute. A run reads the new tables and, during a pass over all tables, as many of the
-// remaining ones as a minute allows. It reads while Badger works: it holds no lock, and skips tables
-// that Badger deletes.
+// It runs once a minute. A run reads the new tables and, during a pass over all tables, as many of
+// the remaining ones as a minute allows. It reads while Badger works: it holds no lock, and skips
+// tables that Badger deletes.
 type tableVerifier struct {
 	dir   string
 	clock verifyClock
@@ -51,7 +51,8 @@ const (
 	lookEvery   = time.Minute    // between two runs
 	verifyEvery = 24 * time.Hour // between two passes over all tables
 	verifyRate  = 50 << 20       // bytes that a run reads in a second
-	// lookBytes is what one run reads of a pass, in bytes; the rest of the minute is for new tables.
+	// lookBytes is what one run reads of a pass, in bytes; the rest of the minute is for new
+	// tables.
 	lookBytes = verifyRate * int64(lookEvery/time.Second) * 3 / 4
 	// maxNoted bounds how many damages are told apart; later ones are not logged.
 	maxNoted = 1000
@@ -75,10 +76,16 @@ type tablePass struct {
 	whole bool               // no damage was found
 }
 
-// errNextStep ends each refusal of damaged files.
+// errNextStep ends each refusal of damaged files: it says what an operator does next.
 const errNextStep = "`caravan check` lists all damage (docs/operations.md, When the data folder is damaged)"
 
-// verifyBeforeOpen verifies a folder before Badger opens it, and loads its inventory.
+// verifyBeforeOpen verifies a folder before Badger opens it, and loads its inventory. Its cost is
+// that of reading all tables. It comes first because Badger serves what is left of a damaged
+// folder, and deletes tables that a damaged manifest lacks. The folder's lock is taken for that
+// time only, because Badger takes the same one.
+//
+// The inventory is written again at once. Verification has set it to the manifest as it is now, and
+// the open may add to that.
 func (db *DB) verifyBeforeOpen(c Config) error {
 	db.verifier.dir, db.verifier.clock = c.Dir, c.clock
 	if c.Unverified {
@@ -110,7 +117,8 @@ func (db *DB) verifyBeforeOpen(c Config) error {
 	return r.Inventory.Write(vfs.OS{}, c.Dir)
 }
 
-// readInventory loads the inventory of a folder that is not verified. A useless inventory is ignored.
+// readInventory loads the inventory of a folder that is not verified. A useless inventory is
+// ignored.
 func (db *DB) readInventory(dir string) {
 	known, err := badgerguard.ReadInventory(dir)
 	if err != nil {
@@ -130,7 +138,8 @@ func (db *DB) readInventory(dir string) {
 }
 
 // checkNextRun compares the highest run ID in the rows with that in the inventory. The rows may be
-// ahead; when they are behind, rows of acknowledged runs are missing.
+// ahead; when they are behind, rows of acknowledged runs are missing. It finds what no checksum
+// can: runs whose rows are gone as a whole.
 func (s *RunStore) checkNextRun() error {
 	k := &s.db.verifier
 	k.writing.Lock() // the commit log may already have retired commits, and recorded the tables for that
@@ -142,7 +151,8 @@ func (s *RunStore) checkNextRun() error {
 		k.dir, k.known.NextRun, s.nextRun.Load(), errNextStep)
 }
 
-// startVerifier starts the verifier's goroutine, which runs until the store closes.
+// startVerifier starts the verifier's goroutine, which runs until the DB closes. The open has just
+// read all tables, so the first pass over all of them comes a day later, or when a row was damaged.
 func (db *DB) startVerifier() {
 	k := &db.verifier
 	ctx, cancel := context.WithCancel(context.Background())
@@ -192,8 +202,8 @@ func (k *tableVerifier) noteNextRun(next uint64) {
 	}
 }
 
-// durableNextRun asks the store over the DB up to which run ID all are durable; 0 without a store. The
-// first run of the verifier waits until the store has indexed its finished runs.
+// durableNextRun asks the store over the DB up to which run ID all are durable; 0 without a store.
+// The first run of the verifier waits until the store has indexed its finished runs.
 func (db *DB) durableNextRun(ctx context.Context) (next uint64, err error) {
 	s := db.store.Load()
 	if s == nil {
@@ -215,7 +225,8 @@ func (db *DB) durableNextRun(ctx context.Context) (next uint64, err error) {
 	return next, nil
 }
 
-// beginPass makes the next runs read all tables.
+// beginPass makes the next runs read all tables that are known now. Tables that compactions make
+// meanwhile are new, and read anyway; tables that they delete are skipped.
 func (k *tableVerifier) beginPass() {
 	k.writing.Lock()
 	defer k.writing.Unlock()
@@ -225,7 +236,9 @@ func (k *tableVerifier) beginPass() {
 	}
 }
 
-// planLook returns the tables that the next run need not read, and what remains of the pass after it.
+// planLook returns the tables that the next run need not read, and what remains of the pass after
+// it. The run reads every table that is missing in skip: new ones, and a share of the pass of at
+// most lookBytes.
 func (k *tableVerifier) planLook() (skip map[uint64]badgerguard.Fingerprint, left []uint64) {
 	k.writing.Lock()
 	defer k.writing.Unlock()
@@ -244,6 +257,10 @@ func (k *tableVerifier) planLook() (skip map[uint64]badgerguard.Fingerprint, lef
 
 // verifyOpenTables is one run: it reads new tables, and the remaining ones of a pass, while Badger
 // works, and writes the inventory. whole says that this ended a pass.
+//
+// It asks for the highest durable run ID first, and writes it into the inventory last. In the other
+// order a crash could leave an inventory that knows a run which was never durable, and the next
+// open would refuse the folder.
 func (db *DB) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, whole bool, err error) {
 	k := &db.verifier
 	next, err := db.durableNextRun(ctx)
@@ -320,7 +337,8 @@ func (db *DB) recordManifest() error {
 	return db.writeInventory(v)
 }
 
-// writeInventory replaces the inventory if it differs. The caller holds writing.
+// writeInventory replaces the inventory if it differs. The caller holds writing. It costs two
+// syncs, so an idle store writes none.
 func (db *DB) writeInventory(v *badgerguard.Inventory) error {
 	k := &db.verifier
 	if k.known != nil && v.NextRun == k.known.NextRun && v.ManifestSum == k.known.ManifestSum && maps.Equal(v.Tables, k.known.Tables) {
@@ -353,7 +371,8 @@ func (db *DB) writeFinalInventory() error {
 	return db.writeInventory(r.Inventory)
 }
 
-// waitDurable returns when all that was appended before is durable.
+// waitDurable returns when all that was appended before is durable. It is an entry of the queue
+// without rows, which the committer answers in its turn; it costs no commit by itself.
 func (s *RunStore) waitDurable() error {
 	done := make(chan error, 1)
 	if !s.queue.push(&pendingBatch{done: func(err error) { done <- err }}) {
@@ -362,16 +381,16 @@ func (s *RunStore) waitDurable() error {
 	return <-done
 }
 
-// reportDamage notes that a stored value is not what was written, and logs it once. The store goes on
-// and serves what is whole.
+// reportDamage notes that a stored value is not what was written, and logs it once. The store goes
+// on and serves what is whole.
 func (db *DB) reportDamage(err error) {
 	if db.verifier.noteDamage(err) {
 		db.log.Error("stored data is damaged", "dir", db.verifier.dir, "err", err)
 	}
 }
 
-// reportRowDamage is reportDamage for the error of a read. The result also names the damaged file, if
-// one was found.
+// reportRowDamage is reportDamage for the error of a read. The result also names the damaged file,
+// if one was found.
 func (db *DB) reportRowDamage(err error) error {
 	err = db.verifier.withDamagedFile(err)
 	db.reportDamage(err)
@@ -422,5 +441,6 @@ func (db *DB) Damaged() error {
 	return db.verifier.damage
 }
 
-// Damaged returns the first damage that was found in the DB since it was opened, nil without damage.
+// Damaged returns the first damage that was found in the DB since it was opened, nil without
+// damage.
 func (s *runReader) Damaged() error { return s.db.Damaged() }
