@@ -23,7 +23,8 @@ type Order struct {
 	MemoryBytes int64
 	Capture     bool  // the final report carries all of stdout (generators), up to the executor's limit
 	GrantedAt   int64 // ns since the epoch: when the grant was given
-	// ExtraMembers are the job members that the engine does not know, as they were submitted.
+	// ExtraMembers are the job's Other, as it was submitted: members that the engine does not know,
+	// and those that are echoed as they were written (timeoutSeconds).
 	// An executor may know them. The slice is shared and must not be changed.
 	ExtraMembers []messages.Member
 	// Resume: the server was restarted, and the attempt may have been started before. A Durable

@@ -203,7 +203,7 @@ func describeSpec(s *dag.Spec, c dag.Config, l dag.Limits) string {
 }
 
 // describeTasks shows tasks as defined, one a line, without members that have their default. A member
-// that randomTask chooses must be shown here, or a shrunk failure cannot be understood.
+// that RandomSpec or RandomSet chooses must be shown here, or a shrunk failure cannot be understood.
 func describeTasks(tasks []dag.TaskSpec) string {
 	var b strings.Builder
 	for _, t := range tasks {

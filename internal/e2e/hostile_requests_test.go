@@ -53,7 +53,7 @@ func submitOrValidate(rng *rand.Rand) string {
 	return []string{"/v1/dagrun", "/v1/dagrun/validate"}[rng.IntN(2)]
 }
 
-// soundJSON has every member that a document may have.
+// soundJSON is a valid document with most of the members that a document may have.
 const soundJSON = `{"tag":"x","tags":{"a":"b"},"parameters":{"N":["1","2"],"S":"s"},"jobDefaults":{"executor":"noop","cores":1},` +
 	`"tasks":{"a":{"job":{"command":["a","{{N}}"],"environment":["K=V"],"memoryMB":"10"},"maxRetries":1,"retryIntervalSeconds":0},` +
 	`"b":{"job":{"commandString":"{{S}} {{N}}","timeoutSeconds":9},"parents":[{"task":"a","match":["N"]}],"children":["c"]},` +
