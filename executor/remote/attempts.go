@@ -369,12 +369,14 @@ func revokedReport(key messages.AttemptKey) executor.Report {
 	return executor.Report{Key: key, Kind: executor.Revoked, At: time.Now().UnixNano()}
 }
 
-// lostReport reports that an order's attempt is lost.
+// lostReport reports that an order's attempt is lost: it may have begun, so its number is used up, and the
+// task runs again under the next one.
 func lostReport(o *executor.Order, reason string) executor.Report {
 	return o.NotStartedReport(time.Now().UnixNano(), messages.AttemptLost, reason)
 }
 
-// tooLargeReport reports that an order needs more than the machine has.
+// tooLargeReport reports that an order needs more than the machine has. A resumed order is checked only
+// once it is known that it has not begun: the machine may have been larger then.
 func tooLargeReport(o *executor.Order, err error) executor.Report {
 	return o.NotStartedReport(time.Now().UnixNano(), messages.AttemptNotStarted, err.Error())
 }

@@ -33,7 +33,6 @@ var _ executor.HealthReporter = (*Remote)(nil)
 // reports what it finds, in Healthy and in the log: a worker that hangs, or is stopped by SIGSTOP, still has its attempts, and
 // may go on at any time. The lock of its folder alone proves that a worker is dead.
 func (r *Remote) monitorWorkers() {
-	defer r.goroutines.Done()
 	ticks := time.NewTicker(heartbeatInterval)
 	defer ticks.Stop()
 	for {

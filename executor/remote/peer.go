@@ -141,8 +141,9 @@ func (p *pendingOrders) add(o *executor.Order, n int64) {
 	}
 }
 
-// sendOrder sends an order: at once, or within orderDelay when the worker cannot begin it yet. mu is
-// held.
+// sendOrder sends an order: at once, or within orderDelay when the worker cannot begin it yet, so that
+// orders which would only wait in the worker share a frame. The orders that wait there
+// already, more than fewPending, fill the slots that become free within that time. mu is held.
 func (p *peer) sendOrder(o *executor.Order) {
 	busy := p.pending.count > fewPending && (p.pending.cpuMillis >= p.r.cfg.CPUMillis || p.pending.memoryBytes >= p.r.cfg.MemoryBytes)
 	p.pending.add(o, 1)
@@ -167,7 +168,6 @@ func (p *peer) orderAnswered(a *trackedAttempt) {
 // have been removed and made again while the worker lives, so the identity of the process has a say too.
 // Otherwise it connects again, after 1 ms at first and up to maxRetryDelay later.
 func (p *peer) run() {
-	defer p.r.goroutines.Done()
 	defer close(p.ended)
 	wait := time.Millisecond
 	for {

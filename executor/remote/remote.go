@@ -118,9 +118,8 @@ func New(cfg Config) (*Remote, error) {
 		return nil, fmt.Errorf("worker folder %s: %w", cfg.Dir, err)
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.goroutines.Add(2)
-	go r.supervise()
-	go r.monitorWorkers()
+	r.goroutines.Go(r.supervise)
+	r.goroutines.Go(r.monitorWorkers)
 	return r, nil
 }
 

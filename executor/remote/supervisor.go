@@ -18,7 +18,6 @@ import (
 // First it has to know which processes former workers left without a folder (duty 0). Until that works no
 // attempt may start, since it could run a second time beside such a process; Healthy says so.
 func (r *Remote) supervise() {
-	defer r.goroutines.Done()
 	defer close(r.supervised)
 	for {
 		err := r.discoverUnlisted()
@@ -36,8 +35,7 @@ func (r *Remote) supervise() {
 		}
 	}
 	for _, p := range r.peers {
-		r.goroutines.Add(1)
-		go p.run()
+		r.goroutines.Go(p.run)
 	}
 	for r.reconcileOnce() {
 		select {
@@ -160,7 +158,9 @@ func (r *Remote) reconcileOnce() (goOn bool) {
 	return true
 }
 
-// allSynced reports whether every worker has said what it knows, or was recovered. mu is held.
+// allSynced reports whether every worker has said what it knows, or was recovered. Before that an order
+// might be given to one worker while another has its attempt: duty 2. A worker that hangs holds up all
+// orders for this reason, which Healthy says. mu is held.
 func (r *Remote) allSynced() bool {
 	for _, p := range r.peers {
 		if !p.recovered && (!p.synced || p.workerGone) {
@@ -213,9 +213,10 @@ func (r *Remote) distributeCapacity() {
 	}
 }
 
-// startWorker starts a worker, after a delay if the last ones died before they served: 100 ms after the
-// first death, twice as long after each further one, at most 5 s. mu is held, but released during the
-// start.
+// startWorker starts a worker, in the supervisor's goroutine, whose other duties wait. If the last workers
+// died before they served it waits first: 100 ms after the first death, twice as long after each further
+// one, at most 5 s. So a binary that cannot run does not occupy the machine with its starts. mu is held,
+// but released during the wait and the start.
 func (r *Remote) startWorker() {
 	if r.earlyDeaths > 0 {
 		wait := min(50*time.Millisecond<<min(r.earlyDeaths, 10), 5*time.Second)
@@ -242,8 +243,7 @@ func (r *Remote) startWorker() {
 		return
 	}
 	r.peers = append(r.peers, p)
-	r.goroutines.Add(1)
-	go p.run()
+	r.goroutines.Go(p.run)
 }
 
 // recoverDeadWorkers recovers the state of the workers that have died. mu is not held: their processes

@@ -44,7 +44,12 @@ func workerProgram(binary string) (string, error) {
 }
 
 // workerVersion returns the version together with the identity of the program's file and a hash of
-// the settings: a worker that differs in one of them is drained.
+// the settings: a worker that differs in one of them is drained. For instance
+//
+//	v1.4.0 3f2a91c 31457280-186b2c9e4d7a1f00 9c1d7e5b2a40f836
+//
+// with the size and the modification time of the file: a binary that was built again without a new version
+// is another one.
 func workerVersion(binary string, s worker.Settings) (string, error) {
 	st, err := os.Stat(binary)
 	if err != nil {

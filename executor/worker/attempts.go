@@ -21,9 +21,15 @@ type trackedAttempt struct {
 	end      []byte // its end, encoded by workerpb.AppendFinished
 }
 
-// enterOrder enters an order and reports whether to start it. A known order gets the answer that it
-// had. An order whose key has served before, even in another history of the data folder, is ignored,
-// and the server is told so. w.mu is held.
+// enterOrder enters an order and reports whether to start it; else it tells the server why:
+//
+//	the table has this attempt            its state, again
+//	the table has another of this key     Ignored: the time of the grant differs, so the other one is of
+//	                                      another history of the data folder
+//	it has run, and was acknowledged      Ignored, as far as the memory of the Process reaches back
+//	the worker drains or stops            Revoked: another worker has to run it
+//
+// w.mu is held, and the worker has a session.
 func (w *Worker) enterOrder(o *executor.Order) (start bool) {
 	key := o.Key
 	a := w.attempts[key]
@@ -106,7 +112,9 @@ func (w *Worker) processStarted(o *executor.Order, pid int) {
 	}
 }
 
-// forgetEnds removes acknowledged ends from the table.
+// forgetEnds removes acknowledged ends from the table. The journal keeps them until it is compacted, so a
+// server that recovers the worker may hear of them again, and acknowledges them again. A key that has not
+// ended is left alone. The last end of a drained worker lets the worker end.
 func (w *Worker) forgetEnds(keys []*workerpb.AttemptKey) {
 	w.mu.Lock()
 	for _, k := range keys {
@@ -178,7 +186,8 @@ func (w *Worker) rewriteJournal() error {
 	return w.rewriteLocked()
 }
 
-// rewriteLocked is rewriteJournal. w.mu is held.
+// rewriteLocked is rewriteJournal. Orders that wait are left out, as they were never begun: after a crash
+// the server gives them to another worker. w.mu is held.
 func (w *Worker) rewriteLocked() error {
 	return w.journal.rewrite(func(records *recordBuffer) {
 		for key, a := range w.attempts {

@@ -71,7 +71,8 @@ func removeStaleCgroups(dir, dataFolderID string) error {
 func SocketPath(path string) string { return filepath.Join(path, socketFile) }
 
 // CreateFolder makes a folder in dir for a new worker, locks it and listens on its socket. The worker
-// inherits both descriptors.
+// inherits both descriptors. The folder, such as w-5e0f3c9a71d2, is this user's alone (mode 0700): its
+// socket takes orders for any command. After an error the folder is gone.
 func CreateFolder(dir string, s Settings) (*Folder, *net.UnixListener, error) {
 	var token [6]byte
 	rand.Read(token[:])
@@ -87,7 +88,8 @@ func CreateFolder(dir string, s Settings) (*Folder, *net.UnixListener, error) {
 	return f, listener, nil
 }
 
-// create writes the files of a new folder.
+// create writes the files of a new folder. The lock comes first, so that no other server takes the folder
+// for that of a dead worker.
 func (f *Folder) create(s Settings) (*net.UnixListener, error) {
 	text, err := json.Marshal(storedSettings{s, []byte(s.Outputs)})
 	if err != nil {
