@@ -217,22 +217,24 @@ func (m *outputMonitor) remove(a *attempt) {
 }
 
 // check is one tick. It sets the timer for the next one, unless the monitor had no attempts: so a
-// sequence of short tasks does not begin and end a pause each time.
+// sequence of short tasks does not begin and end a pause each time. Once active is false, add may begin
+// another check at once.
 func (m *outputMonitor) check() {
 	m.mu.Lock()
-	m.look = m.dueChecks(m.look[:0])
-	m.active = len(m.look) > 0
+	look := m.dueChecks(m.look[:0])
+	m.look, m.active = look, len(look) > 0
 	m.mu.Unlock()
+	if len(look) == 0 {
+		return
+	}
 	pace := checkSlow
-	for _, a := range m.look {
+	for _, a := range look {
 		if a.checkGrowth() {
 			pace = checkFast
 		}
 	}
-	if len(m.look) > 0 {
-		clear(m.look)
-		m.timer.Reset(pace)
-	}
+	clear(look)
+	m.timer.Reset(pace)
 }
 
 // dueChecks picks the attempts to check: the ones that grow fast, and the others in rotation. m.mu
