@@ -224,10 +224,14 @@ func TestKillForcesATaskThatIgnoresSIGTERM(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	s.Start(g.order(1, `trap "echo no" TERM; while :; do sleep 0.02; done`))
+	s.Start(g.order(1, `trap "echo no" TERM; touch $DATA/ignores; while :; do sleep 0.02; done`))
 	s.Start(g.order(2, `sleep 1000 & wait`))
 	rec.WaitStarted(key(1))
 	rec.WaitStarted(key(2))
+	poll(t, "the task ignores SIGTERM", func() bool {
+		_, err := os.Stat(filepath.Join(g.data, "ignores"))
+		return err == nil
+	})
 	s.Kill(key(1), time.Minute)
 	s.Kill(key(1), 100*time.Millisecond) // is brought forward
 	s.Kill(key(2), 0)
