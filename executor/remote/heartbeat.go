@@ -119,14 +119,25 @@ func (p *peer) endUnreachable() {
 // death, such as one by the OOM killer, is made good within 100 ms.
 const unhealthyDeaths = 3
 
+// defaultSlowRecovery is how long, beyond the grace of its processes, the recovery of a dead worker may
+// take before Healthy tells of it. RecoverDeadWorker logs at the same age that processes survive
+// SIGKILL.
+const defaultSlowRecovery = 10 * time.Second
+
 // Healthy implements executor.HealthReporter. It tells of what keeps all attempts from starting: the
-// list of former processes cannot be read, workers die at their start, or a worker hangs.
+// list of former processes cannot be read, the state of a dead worker cannot be recovered or its
+// recovery takes long, workers die at their start, or a worker hangs.
 func (r *Remote) Healthy() error {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
 	switch {
 	case r.discoveryErr != nil:
 		return fmt.Errorf("attempts wait: cannot list the processes of former workers: %w", r.discoveryErr)
+	case r.recoveryErr != nil:
+		return fmt.Errorf("attempts wait: cannot recover the state of a dead worker: %w", r.recoveryErr)
+	case r.recovering != nil && time.Since(r.recoveryAt) > r.cfg.slowRecovery:
+		return fmt.Errorf("attempts wait: the recovery of dead worker %s has not ended for %s: its processes or the disk hang",
+			filepath.Base(r.recovering.path), time.Since(r.recoveryAt).Round(time.Second))
 	case r.earlyDeaths >= unhealthyDeaths:
 		return fmt.Errorf("attempts wait: the last %d workers died before they served", r.earlyDeaths)
 	}

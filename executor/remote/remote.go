@@ -34,7 +34,8 @@ type Config struct {
 	Logger   *slog.Logger // default slog.Default()
 	FS       vfs.FS       // where the registry is written; nil = the machine's
 
-	exitGrace time.Duration // for tests; 0 = defaultExitGrace
+	exitGrace    time.Duration // for tests; 0 = defaultExitGrace
+	slowRecovery time.Duration // for tests; 0 = Settings.CloseGrace + defaultSlowRecovery
 }
 
 const (
@@ -76,6 +77,9 @@ type Remote struct {
 	delivering   bool              // a goroutine delivers the reports
 	earlyDeaths  int               // new workers in a row that never served, or could not be started
 	discoveryErr error             // why the workers without a folder are not known yet; nil once they are
+	recoveryErr  error             // why the state of a dead worker is not recovered; nil once it is
+	recovering   *peer             // the dead worker whose state the supervisor recovers at present, or nil
+	recoveryAt   time.Time         // when that recovery began; valid while recovering is set
 
 	postponedStarts map[string]uint64 // starts that had to wait, by reason
 	lastComplaint   time.Time         // about such a start
@@ -109,6 +113,7 @@ func New(cfg Config) (*Remote, error) {
 	cfg.Logger, cfg.FS = cmp.Or(cfg.Logger, slog.Default()), cmp.Or[vfs.FS](cfg.FS, vfs.OS{})
 	cfg.Settings.CloseGrace = cmp.Or(max(cfg.Settings.CloseGrace, 0), defaultCloseGrace)
 	cfg.exitGrace = cmp.Or(cfg.exitGrace, defaultExitGrace)
+	cfg.slowRecovery = cmp.Or(cfg.slowRecovery, cfg.Settings.CloseGrace+defaultSlowRecovery)
 	r := &Remote{cfg: cfg, log: cfg.Logger, wakeSupervisor: make(chan struct{}, 1), supervised: make(chan struct{}),
 		attempts: attemptTable{}, postponedStarts: map[string]uint64{}}
 	for _, reason := range executor.PostponeReasons {

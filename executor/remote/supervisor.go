@@ -248,7 +248,7 @@ func (r *Remote) startWorker() {
 
 // recoverDeadWorkers recovers the state of the workers that have died. mu is not held: their processes
 // have the grace to end. After an error, for instance of the disk, it is tried again after a second, and
-// until then allSynced keeps all orders back.
+// until then allSynced keeps all orders back, which Healthy tells (recoveryErr).
 func (r *Remote) recoverDeadWorkers() {
 	r.mu.Lock()
 	var dead []*peer
@@ -258,20 +258,31 @@ func (r *Remote) recoverDeadWorkers() {
 		}
 	}
 	r.mu.Unlock()
+	failed := false
 	for _, p := range dead {
+		r.mu.Lock()
+		r.recovering, r.recoveryAt = p, time.Now()
+		r.mu.Unlock()
 		state, err := worker.RecoverDeadWorker(r.ctx, worker.DeadWorker{
 			Path: p.path, Folder: p.folder, DataFolderID: r.cfg.Settings.DataFolderID, Process: p.process, NeverServed: p.cmd != nil && !p.synced,
 		}, r.cfg.Settings.CloseGrace, r.log)
-		if err != nil {
-			if r.ctx.Err() == nil {
-				r.log.Error("cannot recover the state of the dead worker; retrying", "folder", p.path, "err", err)
-				time.AfterFunc(time.Second, r.requestReconcile)
-			}
-			continue
+		if err != nil && r.ctx.Err() == nil {
+			r.log.Error("cannot recover the state of the dead worker; retrying", "folder", p.path, "err", err)
+			time.AfterFunc(time.Second, r.requestReconcile)
 		}
 		r.mu.Lock()
-		r.adoptState(p, state)
+		r.recovering = nil
+		if err != nil {
+			failed, r.recoveryErr = true, err
+		} else {
+			r.adoptState(p, state)
+		}
 		r.unlockAndDeliver()
+	}
+	if !failed {
+		r.mu.Lock()
+		r.recoveryErr = nil
+		r.mu.Unlock()
 	}
 }
 

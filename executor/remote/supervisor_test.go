@@ -1,6 +1,7 @@
 package remote_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -74,6 +75,64 @@ func TestDeadWorkerIsRecovered(t *testing.T) {
 	r.Acknowledge(key(0))
 	r.ExpectResume()
 	poll(t, "the dead worker's folder to be removed", func() bool { left, _ := worker.ListFolders(g.dir()); return len(left) == 1 })
+}
+
+// TestUnrecoveredWorkerIsReported kills a worker whose journal cannot be read: orders wait, Healthy
+// names the cause, and both end when the journal can be read again.
+func TestUnrecoveredWorkerIsReported(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	r := g.open(rec)
+	r.Start(g.order(0, "exec sleep 1000"))
+	rec.WaitStarted(key(0))
+	paths, _ := filepath.Glob(g.dir() + "/w-*/journal")
+	if len(paths) != 1 {
+		t.Fatal(paths)
+	}
+	journal, kept := paths[0], paths[0]+".kept"
+	if err := errors.Join(os.Rename(journal, kept), os.Mkdir(journal, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Kill(g.worker(), unix.SIGKILL)
+	poll(t, "the cause in Healthy", func() bool {
+		err := r.Healthy()
+		return err != nil && strings.HasPrefix(err.Error(), "attempts wait: cannot recover the state of a dead worker: ") &&
+			strings.HasSuffix(err.Error(), journal+": it is a folder, not a regular file")
+	})
+	r.Start(g.order(1, "true"))
+	if err := errors.Join(os.Remove(journal), os.Rename(kept, journal)); err != nil {
+		t.Fatal(err)
+	}
+	if rep := rec.WaitFinal(key(0)); rep.Record.Result != messages.AttemptLost {
+		t.Errorf("%+v", rep)
+	}
+	rec.WaitFinal(key(1))
+	if err := r.Healthy(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSlowRecoveryIsReported kills a worker whose task ignores SIGTERM: while the task lives, orders
+// wait, and Healthy tells of the recovery that takes long.
+func TestSlowRecoveryIsReported(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	r := g.open(rec, func(c *remote.Config) {
+		c.Settings.CloseGrace = 2 * time.Second
+		remote.SetSlowRecovery(c, time.Millisecond)
+	})
+	r.Start(g.order(0, `trap "" TERM; touch there; while `+tested()+`; do sleep 1000; done`))
+	poll(t, "task 0", func() bool { _, err := os.Stat(filepath.Join(g.data, "there")); return err == nil })
+	rec.WaitStarted(key(0))
+	_ = unix.Kill(g.worker(), unix.SIGKILL)
+	poll(t, "the recovery in Healthy", func() bool {
+		err := r.Healthy()
+		return err != nil && strings.Contains(err.Error(), "attempts wait: the recovery of dead worker w-")
+	})
+	rec.WaitFinal(key(0))
+	if err := r.Healthy(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestTerminatedWorkerEndsItsAttempts sends SIGTERM to the worker, which ends its attempts.
