@@ -2,7 +2,9 @@ package actors
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/caravan-dag/caravan/actors/query"
@@ -27,21 +29,31 @@ const (
 //
 // The runs' shards hold them during a deletion, so that it cannot cross a restart of the run: requests
 // wait, and find afterwards that the run is unknown. Rows are deleted before output files, since a run
-// without its output would be damaged. A crash in between leaves output files whose run is gone.
+// without its output would be damaged. A crash in between leaves output files whose run is gone; the
+// next start removes them (removeLeftoverOutputs), on a second goroutine.
 type janitor struct {
-	n            *Node
-	keep         int           // the newest so many finished runs stay; 0 = all
-	age          time.Duration // and those that ended no longer ago; 0 = all
-	keysFor      time.Duration // how long a key outlives its run
-	mostKeys     int
-	stop, exited chan struct{}
+	n          *Node
+	keep       int           // the newest so many finished runs stay; 0 = all
+	age        time.Duration // and those that ended no longer ago; 0 = all
+	keysFor    time.Duration // how long a key outlives its run
+	mostKeys   int
+	stop       chan struct{}  // closed by close
+	goroutines sync.WaitGroup // that use the store and the outputs
 }
 
-func startJanitor(n *Node, c Config) *janitor {
+// startJanitor starts the janitor's goroutines. next is the next run ID; no run is submitted before
+// it returns.
+func startJanitor(n *Node, c Config, next messages.RunID) *janitor {
 	j := &janitor{n: n, keep: c.RetainRuns, age: c.RetainAge, keysFor: c.RetainKeys, mostKeys: mostKeys,
-		stop: make(chan struct{}), exited: make(chan struct{})}
-	go func() {
-		defer close(j.exited)
+		stop: make(chan struct{})}
+	if !c.KeepUnknownOutputs {
+		j.goroutines.Go(func() {
+			if err := j.removeLeftoverOutputs(next); err != nil && !errors.Is(err, errJanitorStopped) && !j.stopped() {
+				n.env.log.Warn("output files of deleted runs may stay", "err", err)
+			}
+		})
+	}
+	j.goroutines.Go(func() {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
 		for {
@@ -54,13 +66,13 @@ func startJanitor(n *Node, c Config) *janitor {
 				return
 			}
 		}
-	}()
+	})
 	return j
 }
 
 func (j *janitor) close() {
 	close(j.stop)
-	<-j.exited
+	j.goroutines.Wait()
 }
 
 func (j *janitor) stopped() bool { return isClosed(j.stop) }

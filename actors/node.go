@@ -40,7 +40,10 @@ type Config struct {
 	RetainRuns        int           // finished runs that are kept; 0 = all
 	RetainAge         time.Duration // how long a finished run is kept; 0 = for ever
 	RetainKeys        time.Duration // how long an idempotency key outlives its run
-	Logger            *slog.Logger  // nil = discard
+	// KeepUnknownOutputs keeps output files of runs that the store does not know. It must be set for
+	// a store that was opened unverified, since such a store may have lost rows unnoticed.
+	KeepUnknownOutputs bool
+	Logger             *slog.Logger // nil = discard
 	// LowerGCPressure is called before a long document is planned again, when garbage costs
 	// most. The function that it returns is called afterwards. nil is allowed.
 	LowerGCPressure func() (back func())
@@ -124,7 +127,7 @@ func Start(c Config) (*Node, error) {
 	go n.watchFailures()
 	n.syncClocks(false) // in a new folder, or when the machine was off: nothing may be told by a clock without a mark
 	e.timekeeping.Go(n.keepTime)
-	n.janitor = startJanitor(n, c)
+	n.janitor = startJanitor(n, c, next)
 	return n, nil
 }
 

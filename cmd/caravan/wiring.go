@@ -180,7 +180,7 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 
 	host, _ := os.Hostname() // the node in records of attempts; without one the field is left out
 	n.engine, err = actors.Start(n.withSlurm(c, actors.Config{
-		Store: n.store, Outputs: n.outputs,
+		Store: n.store, Outputs: n.outputs, KeepUnknownOutputs: c.Unverified,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
 			// The worker gets its settings in a file of its folder, and the arguments below. A
 			// worker of a former server that differs in the settings, or in the version, is

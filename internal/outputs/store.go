@@ -155,9 +155,9 @@ func (s *Store) writeParts(f *file, key messages.AttemptKey, parts []Part, offse
 
 // Remove deletes the file of a run. Open Logs stay readable. A missing file is not an error. It is
 // called after the run is durably deleted, and does not sync: a file that stays, or that a power
-// failure brings back, belongs to an ID that is never used again, and takes space alone. It must
-// not overlap with an Append of the same run, which might write to the deleted file; only runs that
-// have ended are removed.
+// failure brings back, belongs to an ID that is never used again, and only takes space until the
+// server's next start removes it (package actors). It must not overlap with an Append of the same
+// run, which might write to the deleted file; only runs that have ended are removed.
 func (s *Store) Remove(run messages.RunID) error {
 	s.mu.Lock()
 	if s.removalHolds > 0 {

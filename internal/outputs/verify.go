@@ -6,9 +6,6 @@ import (
 	"io/fs"
 	"iter"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
@@ -66,35 +63,4 @@ func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*Dam
 		}
 	}
 	return nil
-}
-
-// ListFiles lists the content of an output folder: the runs that have a file, and the paths of all
-// other entries. A missing folder is empty.
-func ListFiles(dir string) (runs []messages.RunID, strangers []string, _ error) {
-	thousands, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, fmt.Errorf("output folder: %w", err)
-	}
-	for _, thousand := range thousands {
-		folder := filepath.Join(dir, thousand.Name())
-		if !thousand.IsDir() {
-			strangers = append(strangers, folder)
-			continue
-		}
-		files, err := os.ReadDir(folder)
-		if err != nil {
-			return nil, nil, fmt.Errorf("output folder: %w", err)
-		}
-		for _, file := range files {
-			name := filepath.Join(folder, file.Name())
-			digits, _ := strings.CutSuffix(file.Name(), ".out")
-			run, err := strconv.ParseUint(digits, 10, 64)
-			if err != nil || !file.Type().IsRegular() || runPath(dir, messages.RunID(run)) != name {
-				strangers = append(strangers, name)
-				continue
-			}
-			runs = append(runs, messages.RunID(run))
-		}
-	}
-	return runs, strangers, nil
 }
