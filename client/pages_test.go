@@ -259,6 +259,23 @@ func TestSubmitLines(t *testing.T) {
 	}
 }
 
+// TestBackupReportsABreak: a backup that breaks off is a server that went away, as in all streams.
+func TestBackupReportsABreak(t *testing.T) {
+	_, c := newFake(t, says(200, "whole"), cuts("half"))
+	for _, want := range []error{nil, ErrUnreachable} {
+		body, err := c.Backup(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(body); want == nil && (err != nil || string(text) != "whole") || want != nil && !errors.Is(err, want) {
+			t.Errorf("got %q, %v, want %v", text, err, want)
+		}
+		if err := body.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestSubmitLinesNamesItsSource: lines that cannot be read are not a server that went away.
 func TestSubmitLinesNamesItsSource(t *testing.T) {
 	_, c := newFake(t, says(200, `{"runID":0}`+"\n"))

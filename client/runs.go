@@ -314,14 +314,15 @@ func (c *Client) SetServerState(ctx context.Context, state string) error {
 }
 
 // Backup returns a backup of everything on the server, as of one moment. A stream that breaks off is an
-// error of Read. The caller closes it. Only its start is retried, also while the server makes another
-// backup (503).
+// error of Read, an ErrUnreachable. The caller closes it. Only its start is retried, also while the
+// server makes another backup (503).
 func (c *Client) Backup(ctx context.Context) (io.ReadCloser, error) {
-	resp, err := c.sendWithRetries(ctx, &call{method: "GET", path: "/v1/backup", isRepeatable: true})
+	k := &call{method: http.MethodGet, path: "/v1/backup", isRepeatable: true}
+	resp, err := c.sendWithRetries(ctx, k)
 	if err != nil {
 		return nil, err
 	}
-	return resp.Body, nil
+	return &errorStream{c: c, ctx: ctx, k: k, body: resp.Body}, nil
 }
 
 // Ready is nil when the server serves requests.

@@ -138,6 +138,7 @@ func TestBoundsOfTheOperationsPage(t *testing.T) {
 		fmt.Sprintf("| window of a zstd body | %d MiB |", maxZstdWindow>>20),
 		fmt.Sprintf("| a line of many | %d MiB,", maxLineBytes>>20),
 		fmt.Sprintf("| time for a line, from its first byte | %.0f s, and 1 s for each %d KiB |", cfg.ReadTimeout.Seconds(), minBodyRate>>10),
+		fmt.Sprintf("| the path in a line of the audit log | %d KiB |", maxAuditedPath>>10),
 		"| refused lines of a request | " + thousands(maxRefusedLines) + " |",
 		fmt.Sprintf("| time for a request to arrive, header and body | %.0f s, and 1 s for each %d KiB of a body of more than %d MiB or in chunks |", cfg.ReadTimeout.Seconds(), minBodyRate>>10, maxOtherBody>>20),
 		fmt.Sprintf("| time for a client to take %d KiB of an answer | %.0f s |", writePiece>>10, cfg.WriteTimeout.Seconds()),
