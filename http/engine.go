@@ -9,10 +9,10 @@ import (
 
 // The engine as this package needs it.
 //
-// Every method has the context of a request: it ends when the client leaves or its connection
-// is closed, and messages.PrincipalOf tells on whose behalf the call is made. A method that
-// waits returns context.Cause(ctx) soon after ctx ends. A change that was asked for before may
-// still take effect. Neither ctx nor what it holds may be kept after the method has returned.
+// Every method has the context of a request: it ends when the client leaves, its connection is closed
+// or the time of a shutdown is up, and messages.PrincipalOf tells on whose behalf the call is made. A
+// method that waits returns context.Cause(ctx) soon after ctx ends. A change that was asked for before
+// may still take effect. Neither ctx nor what it holds may be kept after the method has returned.
 //
 // Every method answers within the engine's own deadline, in every state and at shutdown. Errors
 // that a user should see are *messages.Error, all others are internal.
