@@ -154,7 +154,8 @@ func (r *Remote) Healthy() error {
 	return nil
 }
 
-// PostponedStarts implements executor.HealthReporter.
+// PostponedStarts implements executor.HealthReporter. It counts what all workers have said to this server,
+// and has every reason, also those with the count 0.
 func (r *Remote) PostponedStarts() map[string]uint64 {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()

@@ -80,6 +80,8 @@ type peer struct {
 	unacknowledged int             // ends of the dead worker's journal; at 0 the folder goes
 }
 
+// newPeer returns a peer for the worker with this folder, which may be dead, or missing with its folder.
+// The caller enters it in Remote.peers and starts run.
 func newPeer(r *Remote, path string) *peer {
 	return &peer{r: r, path: path, outgoing: workerpb.ServerFrameFromVTPool(),
 		wakeSender: make(chan struct{}, 1), leave: make(chan struct{}), ended: make(chan struct{})}
@@ -195,7 +197,8 @@ func (p *peer) run() {
 	}
 }
 
-// isLeaving reports whether Detach has closed leave.
+// isLeaving reports whether Detach has closed leave: the end of the connection says nothing about the worker
+// then.
 func (p *peer) isLeaving() bool {
 	select {
 	case <-p.leave:
