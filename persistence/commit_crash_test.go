@@ -15,13 +15,13 @@ import (
 	"github.com/caravan-dag/caravan/persistence/journaltest"
 )
 
-// This file holds a store in the middle of a commit for the conformance suite (journaltest.CrashPoint).
-// The commit log lies on a file system of the test's, which lets one call wait, and with it every
-// later call that changes a file.
+// This file holds a store in the middle of a commit for the conformance suite
+// (journaltest.CrashPoint). The commit log lies on a file system of the test's, which lets one call
+// wait, and with it every later call that changes a file.
 
-// commitMoment reports whether a call is one at which a commit can be held. A commit makes three calls
-// that change files; these are the moments before each of them. TestPowerFailure of package commitlog
-// cuts the power before each other operation of the log.
+// commitMoment reports whether a call is one at which a commit can be held. A commit makes three
+// calls that change files; these are the moments before each of them. TestPowerFailure of package
+// commitlog cuts the power before each other operation of the log.
 type commitMoment func(g *logGate, c faults.Call) bool
 
 func beforeWrite(g *logGate, c faults.Call) bool {
@@ -40,8 +40,8 @@ type leftover func(t testing.TB, s *holdableStore) (dir string)
 
 // killed is the folder of a killed process: what the kernel has of each file. Files are copied one
 // after the other, so both orders are made: a log that went on in between would be without the
-// records that its state knows, or with more. One of the copies is opened, the log of the other one is
-// verified.
+// records that its state knows, or with more. One of the copies is opened, the log of the other one
+// is verified.
 func killed(t testing.TB, s *holdableStore) string {
 	early := t.TempDir()
 	copyState(t, early, s.dir)

@@ -58,7 +58,8 @@ func TestApplyFollowsOnlyACommit(t *testing.T) {
 	}
 }
 
-// TestFailedStoreWritesNoStagedBatch: the group that a batch in parts has waited for may have failed.
+// TestFailedStoreWritesNoStagedBatch: the group that a batch in parts has waited for may have
+// failed.
 func TestFailedStoreWritesNoStagedBatch(t *testing.T) {
 	s := openLocal(t, Config{Dir: t.TempDir()})
 	l := &calledLog{commitLog: s.db.localLog}
@@ -242,8 +243,8 @@ func (f *fakeTimer) fire(late time.Duration) {
 	due()
 }
 
-// TestStalledCommitRaisesAnAlarm: a commit that does not end is a disk that hangs after a minute in which
-// the process ran; a pause of the process is not.
+// TestStalledCommitRaisesAnAlarm: a commit that does not end is a disk that hangs after a minute in
+// which the process ran; a pause of the process is not.
 func TestStalledCommitRaisesAnAlarm(t *testing.T) {
 	f := &fakeTimer{now: time.Unix(1000, 0)}
 	w, alarmed := f.watch(t)

@@ -94,8 +94,8 @@ func incompressibleBytes(run messages.RunID, n int) []byte {
 	return p
 }
 
-// TestAcknowledgedRunsSurviveKill: SIGKILL at random moments; what was acknowledged is there, and every
-// batch is there whole or not at all.
+// TestAcknowledgedRunsSurviveKill: SIGKILL at random moments; what was acknowledged is there, and
+// every batch is there whole or not at all.
 func TestAcknowledgedRunsSurviveKill(t *testing.T) {
 	dir := t.TempDir()
 	acknowledged := map[messages.RunID]bool{}

@@ -90,7 +90,8 @@ func WithFS(c Config, fs vfs.FS) Config {
 	return c
 }
 
-// VerifierSchedule is when the store looks at its tables: at each tick. wait is how it keeps its rate.
+// VerifierSchedule is when the store looks at its tables: at each tick. wait is how it keeps its
+// rate.
 type VerifierSchedule struct {
 	Ticks  chan time.Time
 	Wait   func(ctx context.Context, d time.Duration) error

@@ -265,8 +265,8 @@ func TestListsWhileRunsComeAndGo(t *testing.T) {
 	t.Logf("%d lists", lists)
 }
 
-// TestRottenBlockIsDamageNotAbsence: the runs whose summaries lay in a block that rots while the store
-// is open are in the list, as damaged, and the others are as they were.
+// TestRottenBlockIsDamageNotAbsence: the runs whose summaries lay in a block that rots while the
+// store is open are in the list, as damaged, and the others are as they were.
 func TestRottenBlockIsDamageNotAbsence(t *testing.T) {
 	dir := t.TempDir()
 	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))

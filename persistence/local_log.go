@@ -48,7 +48,9 @@ type commitLog interface {
 //     one request.
 //  4. The next open applies what tables may not have, each commit with its own number. Rows are
 //     absolute, and a replay always ends with the newest commit. So the result does not depend on
-//     what tables had of it.
+//     what tables had of it. A commit that tables have whole is never applied again: compactions
+//     may have dropped the tombstone of a row that it sets, and a crash before a table has that
+//     tombstone again would bring the row back (TestInterruptedReplayBringsRowsBack).
 //
 // The log keeps as much as Badger has in memtables: at most three of them, and one that is being
 // written to a table. When Badger cannot keep up, commits wait for it.

@@ -266,8 +266,8 @@ func TestCommitMetrics(t *testing.T) {
 	}
 }
 
-// TestOnlyFailuresAreLogged: a store that is opened, used and closed logs nothing, and one that fails
-// says why.
+// TestOnlyFailuresAreLogged: a store that is opened, used and closed logs nothing, and one that
+// fails says why.
 func TestOnlyFailuresAreLogged(t *testing.T) {
 	var out bytes.Buffer
 	dir := t.TempDir()
@@ -296,8 +296,8 @@ func TestOnlyFailuresAreLogged(t *testing.T) {
 	}
 }
 
-// TestOpenIgnoresBadgersLogFiles: log files of Badger's as a kill -9 between two of its steps leaves
-// them, and damaged ones, do not matter.
+// TestOpenIgnoresBadgersLogFiles: log files of Badger's as a kill -9 between two of its steps
+// leaves them, and damaged ones, do not matter.
 func TestOpenIgnoresBadgersLogFiles(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)

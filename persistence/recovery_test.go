@@ -326,8 +326,8 @@ func TestUnsyncedFolderFailsTheStore(t *testing.T) {
 	badgerAt(t, dir)
 }
 
-// TestFailedCommitIsWholeOrAbsent: a commit whose record did not reach the log may be there or not after
-// the next open, whole, and the store goes on.
+// TestFailedCommitIsWholeOrAbsent: a commit whose record did not reach the log may be there or not
+// after the next open, whole, and the store goes on.
 func TestFailedCommitIsWholeOrAbsent(t *testing.T) {
 	for _, rule := range []faults.Rule{
 		{Op: faults.Sync, Path: "0000000001.new"},
@@ -364,8 +364,8 @@ func TestFailedCommitIsWholeOrAbsent(t *testing.T) {
 	}
 }
 
-// TestLogOfALargerDiskIsReplayed: what the commit log keeps of a store on a larger disk is applied on a
-// smaller one, whose memtables hold less. Nothing of it goes anywhere but into tables.
+// TestLogOfALargerDiskIsReplayed: what the commit log keeps of a store on a larger disk is applied
+// on a smaller one, whose memtables hold less. Nothing of it goes anywhere but into tables.
 func TestLogOfALargerDiskIsReplayed(t *testing.T) {
 	dir := t.TempDir()
 	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))

@@ -112,6 +112,15 @@ func (c *compactionStress) crash() {
 	c.open()
 }
 
+// flush makes tables of all that is in memory.
+func (c *compactionStress) flush() {
+	c.t.Helper()
+	if err := c.db.Close(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.open()
+}
+
 // disturb compacts, collects values, or lets reads go on, at random.
 func (c *compactionStress) disturb() {
 	c.t.Helper()
@@ -122,11 +131,8 @@ func (c *compactionStress) disturb() {
 		}
 	case 2:
 		_ = c.db.RunValueLogGC(0.01) // there is nothing to collect; the call itself holds compactions back
-	case 3: // a flush of everything
-		if err := c.db.Close(); err != nil {
-			c.t.Fatal(err)
-		}
-		c.open()
+	case 3:
+		c.flush()
 	case 4, 5, 6, 7:
 		c.db.SetDiscardTs(c.at)
 	}
@@ -225,7 +231,8 @@ func digestOfModel(model map[string][]byte) string {
 
 // TestOlderCommitsReplayedOverNewerRows replays suffixes of a log over a Badger that already has
 // all of it, or a part of it after a crash, while tables are flushed and compacted. Badger may drop
-// a tombstone between two replays; the replay brings it back before it ends.
+// a tombstone between two replays; the replay brings it back before it ends. After a crash a replay
+// must not begin later than the one before, unless all rows of that one were in tables.
 func TestOlderCommitsReplayedOverNewerRows(t *testing.T) {
 	seed := propertySeed(t)
 	rng := rand.New(rand.NewPCG(seed, 1))
@@ -240,6 +247,7 @@ func TestOlderCommitsReplayedOverNewerRows(t *testing.T) {
 	}
 	applyToModel(model, commits...)
 	c.verify("after the commits", model)
+	floor := len(commits) // the lowest beginning of a replay that is not yet in tables as a whole
 	rounds := 12
 	if testing.Short() {
 		rounds = 4
@@ -252,7 +260,9 @@ func TestOlderCommitsReplayedOverNewerRows(t *testing.T) {
 			if flushed := int(badgerguard.NewestFlushed(c.db.Tables())); flushed < len(commits) {
 				from = rng.IntN(max(flushed, 1))
 			}
+			from = min(from, floor) // TestInterruptedReplayBringsRowsBack
 		}
+		floor = min(floor, from)
 		asReplay := rng.IntN(2) == 0
 		for i := from; i < len(commits); i++ {
 			c.apply(uint64(i+1), commits[i], asReplay)
@@ -268,5 +278,64 @@ func TestOlderCommitsReplayedOverNewerRows(t *testing.T) {
 		}
 		applyToModel(model, more...)
 		c.verify(fmt.Sprintf("round %d, and more commits", round), model)
+		if rng.IntN(2) == 0 {
+			c.flush()
+			floor = len(commits)
+		}
+	}
+}
+
+// TestInterruptedReplayBringsRowsBack shows why a commit that tables have is never applied again.
+// Badger drops a tombstone together with the row that it deletes. A replay of the commit that has
+// set the row brings it back, and the later commit that deletes it hides it again. When a crash
+// comes between the two, and the next replay begins at the newest commit in tables, the row stays.
+func TestInterruptedReplayBringsRowsBack(t *testing.T) {
+	c := &compactionStress{t: t, rng: rand.New(rand.NewPCG(1, 1)), dir: t.TempDir()}
+	c.open()
+	defer func() { c.db.Close() }()
+	row := sealRow([]byte("?row"), []byte("set by commit 1"))
+	c.apply(1, []mutation{row}, false)
+	c.apply(2, []mutation{{Key: row.Key, Delete: true}}, false)
+	versions := func() (n int) {
+		txn := c.db.NewTransactionAt(c.at, false)
+		defer txn.Discard()
+		it := txn.NewIterator(badger.IteratorOptions{AllVersions: true, Prefix: row.Key})
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			n++
+		}
+		return n
+	}
+	isVisible := func() bool {
+		txn := c.db.NewTransactionAt(c.at, false)
+		defer txn.Discard()
+		_, err := txn.Get(row.Key)
+		return err == nil
+	}
+	// More commits around the row, until compactions have dropped its two versions.
+	around := func() []mutation {
+		return []mutation{sealRow([]byte("?a"), fmt.Append(nil, c.at)), sealRow([]byte("?z"), fmt.Append(nil, c.at))}
+	}
+	for versions() > 0 {
+		if c.at > 100 {
+			t.Fatal("Badger keeps the tombstone of a deleted row")
+		}
+		c.apply(c.at+1, around(), false)
+		c.flush()
+		c.db.SetDiscardTs(c.at)
+		if err := c.db.Flatten(1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.apply(c.at+1, around(), false)
+	c.flush()
+	c.apply(1, []mutation{row}, true) // the replay is interrupted when a table has this
+	c.flush()
+	if flushed := badgerguard.NewestFlushed(c.db.Tables()); flushed != c.at {
+		t.Errorf("tables have commits up to %d, want %d", flushed, c.at)
+	}
+	c.apply(c.at, around(), true) // tables are said to have all before
+	if !isVisible() {
+		t.Error("the row has not come back: a replay may begin anywhere")
 	}
 }

@@ -18,7 +18,8 @@ import (
 //  1. OpenDB, with Config.Synced as Sync has returned it before, or as the log no longer has older
 //     entries.
 //  2. Apply each committed entry, in the order of moments, beginning at Synced or before. Entries
-//     that come again change nothing.
+//     that come again change nothing: Apply skips those that tables had at the open, as
+//     localLog does (duty 4 there).
 //  3. Forget entries only up to the moment that Sync returns. Later entries come again by duty 2.
 //  4. As the leader of a term: apply all entries before the entry that begins the term, Lead, and
 //     close the store when the term is over. A second store in a term begins when the first one is

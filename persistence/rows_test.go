@@ -69,8 +69,8 @@ func describeRun(s persistence.Store, run messages.RunID) (string, error) {
 	return text + fmt.Sprint(of, ok), err
 }
 
-// TestDamageOfEveryRowIsFound damages each row of a run: no reader ever gets anything else than what was
-// written, and the error names the run.
+// TestDamageOfEveryRowIsFound damages each row of a run: no reader ever gets anything else than
+// what was written, and the error names the run.
 func TestDamageOfEveryRowIsFound(t *testing.T) {
 	states := []dag.RunState{dag.RunPaused, dag.RunCompleted}
 	if testing.Short() {
@@ -149,7 +149,8 @@ func TestDamageOfEveryRowIsFound(t *testing.T) {
 	}
 }
 
-// TestOlderSnapshotChunkIsFound: a chunk as it was before it was written again is not taken for the newest.
+// TestOlderSnapshotChunkIsFound: a chunk as it was before it was written again is not taken for the
+// newest.
 func TestOlderSnapshotChunkIsFound(t *testing.T) {
 	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 	if err != nil {
@@ -191,8 +192,8 @@ func TestRestoreRefusesMalformedKeys(t *testing.T) {
 	}
 }
 
-// TestRestoreChecksTheClockMark: a mark of the clock with which no server starts is found, and refused by
-// a restore.
+// TestRestoreChecksTheClockMark: a mark of the clock with which no server starts is found, and
+// refused by a restore.
 func TestRestoreChecksTheClockMark(t *testing.T) {
 	for _, value := range []string{"", "\xff", "\x01"} {
 		if err := persistence.CheckRow([]byte("mmark"), stored([]byte("mmark"), []byte(value))); err == nil || !strings.Contains(err.Error(), "meta row mark") {
