@@ -104,7 +104,7 @@ func (e *nodeContext) loadRun(id messages.RunID, again bool) (d *dag.Run, stored
 
 // finishLoading sets the run going with what was loaded: first its attempts and slots (initializeRun),
 // then the messages that waited. A run that cannot be loaded keeps its actor, which refuses requests
-// with the reason.
+// with the reason; unless it is finished (offerPassivation).
 func (r *run) finishLoading(ctx actor.Context, m *loadedRun) {
 	r.loading = false
 	if m.err != nil {
@@ -114,6 +114,7 @@ func (r *run) finishLoading(ctx actor.Context, m *loadedRun) {
 		ctx.Send(r.env.dispatcher, &messages.ForgetRun{Run: r.id})
 		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, m.err)}
 		r.refuseAll(r.failed)
+		r.offerPassivation(ctx)
 	} else {
 		r.dag, r.seq, r.stored = m.dag, m.stored.NextSeq, m.dag.State()
 		sum := m.stored.Summary

@@ -251,3 +251,26 @@ func TestGrantsDoNotWaitForALongDocument(t *testing.T) {
 		r.awaitState(id, dag.RunCompleted)
 	}
 }
+
+// TestFinishedRunIsLoadedAgainAfterAnError: a finished run that cannot be loaded for its restart does
+// not keep an actor, so the next restart tries again, and retention can delete the run.
+func TestFinishedRunIsLoadedAgainAfterAnError(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(single)
+	r.fake.End(r.order(1), messages.AttemptFailed, 1)
+	r.awaitState(id, dag.RunErrored)
+	gate := make(chan error, 1)
+	gate <- errors.New("disk is away")
+	r.wrap = func(s persistence.Store) persistence.Store { return &loading{s, id, gate} }
+	r.crash()
+	if err := r.node.SetState(t.Context(), id, dag.RunQueued); code(err) != messages.Internal {
+		t.Fatalf("restart of what cannot be loaded: %v", err)
+	}
+	r.passivated(id)
+	close(gate)
+	if err := r.node.SetState(t.Context(), id, dag.RunQueued); err != nil {
+		t.Fatal(err)
+	}
+	r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
+	r.awaitState(id, dag.RunCompleted)
+}

@@ -33,6 +33,15 @@ func (r *run) passivate(ctx actor.Context) {
 	ctx.Stop(ctx.Self())
 }
 
+// offerPassivation begins the handshake for a run that cannot be loaded, if it is finished by its last
+// summary: a request had it loaded, such as a restart. The next request tries again, since the reason may
+// have been a moment's, and retention can delete the run.
+func (r *run) offerPassivation(ctx actor.Context) {
+	if s := r.env.index.Summary(r.id); s != nil && s.State.Final() {
+		ctx.Send(ctx.Parent(), &messages.RunFinal{Run: r.id})
+	}
+}
+
 // passivated ends the handshake: the run's actor has stopped. The order matters: the cache drops
 // the run before the index does, so that a reader who finds no entry cannot get a cached state
 // from before a restart.
