@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -134,20 +136,37 @@ func (r *serverFlags) readToken() (string, error) {
 	return token, nil
 }
 
-// isReachable reports whether the server answers within a second, ready or not. It asks once, without
-// retries: run and validate decide by it whether to do the work without a server, which a user at a
-// terminal notices as a pause. A starting server answers 503 and is reachable: a second one on the
-// graph's machine would compete with it. After any other answer, or a broken connection, it counts as
-// unreachable: this command could not use what listens there.
+// isReachable reports whether the server answers within a second, ready or not. validate decides by it
+// whether to do the work without a server, which a user at a terminal notices as a pause. After any
+// other answer, or a broken connection, the server counts as unreachable: validate needs none.
 func (r *serverFlags) isReachable(ctx context.Context) bool {
+	return r.probe(ctx, time.Second) == nil
+}
+
+// probe asks the server once, without retries, whether it is ready. It returns nil also for a server
+// that is starting or stopping (503): it is there. An error for which isAbsent holds means that no
+// server is there. Any other error says why the server cannot be used.
+func (r *serverFlags) probe(ctx context.Context, limit time.Duration) error {
 	c, err := r.newClientWith(client.Config{Retries: -1})
 	if err != nil {
-		return false
+		return err
 	}
 	defer c.CloseIdle()
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err = c.Ready(ctx)
+	err = c.Ready(limited)
 	var refused *client.Error
-	return err == nil || errors.As(err, &refused) && errors.Is(err, client.ErrUnavailable)
+	switch {
+	case errors.As(err, &refused) && errors.Is(err, client.ErrUnavailable):
+		return nil
+	case err != nil && limited.Err() != nil && ctx.Err() == nil:
+		return fmt.Errorf("it does not answer within %v: %w", limit, client.ErrUnreachable)
+	}
+	return err
+}
+
+// isAbsent reports whether an error of probe proves that no server is at the address: the connection
+// was refused (also by a socket file whose server has ended), or the socket file is missing.
+func isAbsent(err error) bool {
+	return errors.Is(err, client.ErrNoServer) && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist))
 }

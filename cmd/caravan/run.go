@@ -29,11 +29,13 @@ import (
 // that is there:
 //
 //	--data given                            a server of its own, on that folder
-//	a server answers at --server            that one; options of a server have no effect
-//	none answers, the address is local      a server of its own, on a temporary folder
-//	none answers, it is another machine's   an error (7)
+//	the address is another machine's        the server there; if none answers, an error (7)
+//	a local server answers at --server      that one; options of a server have no effect
+//	the connection is refused there         a server of its own, on a temporary folder
+//	anything else answers there             an error: the user's server may be there, and the cause
+//	                                        be a missing --ca, certificate or host name
 //
-// The last two differ because a user who names another machine wants the tasks to run there.
+// A user who names another machine wants the tasks to run there.
 //
 // The exit code is that of the run: 0, 3 or 4. After an interrupt it is 4 when the command has waited
 // until the run was KILLED, and 130 when a second interrupt ended that wait.
@@ -43,7 +45,7 @@ func (m *Main) runCommand() *cobra.Command {
 		SuggestFor: []string{"exec", "make"},
 		Short:      "Run a graph, show its progress, and exit by its outcome",
 		Long: "Run submits the graph in FILE (- for standard input) and waits for its end. It uses the server at\n" +
-			"--server if one answers there. Otherwise, if the address belongs to this machine, it starts a server of its\n" +
+			"--server if one is there. Otherwise, if the address belongs to this machine, it starts a server of its\n" +
 			"own, which lives as long as the command and listens on no address. Its data folder is a temporary one that\n" +
 			"is removed at the end, or the one of --data, which is kept. --data always starts a separate server.\n" +
 			"An interrupt kills the run and waits for its end; a second one stops waiting. SIGTERM, SIGQUIT, the\n" +
@@ -61,8 +63,8 @@ func (m *Main) runCommand() *cobra.Command {
 	}
 	// The options left out here are about an address, or about more than one run. --token-file and
 	// --insecure are flags of the client instead. The environment and the file may still set such
-	// an option, because a server on the machine shares them: those about addresses then have no
-	// effect, and those about runs hold for this server, too.
+	// an option, because a server on the machine shares them: those about addresses and a pause then
+	// have no effect, and those about runs hold for this server, too.
 	own := slices.DeleteFunc(slices.Clone(all), func(o option) bool {
 		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "retain-keys", "allow-host", "cors-origin",
 			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log"}, o.name)
@@ -89,18 +91,37 @@ func (m *Main) runCommand() *cobra.Command {
 			return err
 		}
 		server, _ := r.address()
-		if data == "" && (r.isReachable(ctx) || !isLocalAddress(server)) {
+		useServer := data == "" && !isLocalAddress(server)
+		if data == "" && !useServer {
+			switch err := r.probe(ctx, probeLimit); {
+			case err == nil:
+				useServer = true
+			case ctx.Err() != nil:
+				return err
+			case !isAbsent(err):
+				return unusableServer(c.Server(), err)
+			}
+		}
+		if useServer {
 			if given := changedOptions(cmd.Flags(), own); len(given) > 0 {
 				fmt.Fprintf(m.Stderr, "caravan: %s: no effect, because the server at %s runs the graph; --data starts a separate one\n",
 					strings.Join(given, ", "), c.Server())
 			}
-			return m.runGraph(ctx, c, spec, strict)
+			err := m.runGraph(ctx, c, spec, strict)
+			if errors.Is(err, client.ErrDenied) { // the user may not know that a server is there
+				err = fmt.Errorf("the server at %s: %w", c.Server(), err)
+			}
+			return err
 		}
 		config, err := resolveConfig(cmd.Flags(), m.LookupEnv, all)
 		if err != nil {
 			return err
 		}
 		config.Data = data // CARAVAN_DATA is the folder of a server that may be running
+		if config.Paused {
+			config.Paused = false
+			fmt.Fprintf(m.Stderr, "caravan: paused (from the environment or the configuration file): no effect, because a paused server would never start the graph\n")
+		}
 		if config.Umask, err = m.taskUmask(); err != nil {
 			return err
 		}
@@ -108,6 +129,20 @@ func (m *Main) runCommand() *cobra.Command {
 		return m.runEmbedded(ctx, config, spec, strict)
 	}
 	return cmd
+}
+
+// probeLimit is how long run waits for the answer of a local server. The answer of a machine without
+// a server, a refused connection, comes at once.
+const probeLimit = 10 * time.Second
+
+// unusableServer is the error for a local server that this command cannot use. It keeps the kinds of
+// err that have an exit code of their own which fits: a server that denies access, or is silent. The
+// others, such as the 404 of another program, would stand for a missing run or a wrong graph.
+func unusableServer(server string, err error) error {
+	if !errors.Is(err, client.ErrDenied) && !errors.Is(err, client.ErrUnreachable) {
+		err = errors.New(err.Error())
+	}
+	return fmt.Errorf("the server at %s cannot be used: %w; --data starts a separate one", server, err)
 }
 
 // changedOptions lists the flags of options that the user has set on the command line, with their

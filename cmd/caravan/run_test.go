@@ -3,6 +3,11 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -87,6 +92,85 @@ func TestRunStartsItsOwnServer(t *testing.T) {
 	}
 	if _, err := os.Stat(data); err != nil {
 		t.Error(err)
+	}
+}
+
+// A local server that answers and cannot be used is not taken for a missing one: the user would look
+// for the run there.
+func TestRunReportsAServerItCannotUse(t *testing.T) {
+	secure := httptest.NewUnstartedServer(http.NotFoundHandler())
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	answers := func(status int, text string) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/problem+json")
+			w.WriteHeader(status)
+			_, _ = io.WriteString(w, `{"error":"`+text+`"}`)
+		}))
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	closes, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closes.Close() })
+	go func() {
+		for c, err := closes.Accept(); err == nil; c, err = closes.Accept() {
+			c.Close()
+		}
+	}()
+	missing := "unix:" + filepath.Join(t.TempDir(), "missing")
+	for _, tc := range []struct {
+		server string
+		code   int
+		want   string
+	}{
+		{secure.URL, exitUnreachable, "certificate"},
+		{"http://" + secure.Listener.Addr().String(), exitInternal, "400"},
+		{answers(401, "a token is required"), exitDenied, "a token is required"},
+		{answers(421, "this host name is not served here"), exitDenied, "this host name is not served here"},
+		{answers(404, "no such page"), exitInternal, "no such page"},
+		{"http://" + closes.Addr().String(), exitUnreachable, "EOF"},
+	} {
+		p := newProgram("{}")
+		if c := p.run("run", "-", "--server", tc.server); c != tc.code ||
+			!strings.HasPrefix(p.errs.String(), "caravan: the server at "+tc.server+" cannot be used: ") || !strings.Contains(p.errs.String(), tc.want) {
+			t.Errorf("%s: exit %d: %s", tc.server, c, p.errs)
+		}
+	}
+	// /ready needs no token, the submission does.
+	table := runTable("COMPLETED")
+	table["POST /v1/dagrun"] = `401 {"error":"a token is required"}`
+	a, p := newAPI(t, table), newProgram("{}")
+	if c := p.run("run", "-", "--server", a.URL); c != exitDenied || p.errs.String() != "caravan: the server at "+a.URL+": a token is required\n" {
+		t.Errorf("exit %d: %s", c, p.errs)
+	}
+	// A missing socket, and one whose server has ended, are no server.
+	ended := filepath.Join(t.TempDir(), "ended")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: ended, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	for _, server := range []string{missing, "unix:" + ended} {
+		p := newProgram("{}")
+		s := opens(p, newAPI(t, runTable("COMPLETED")))
+		if c := p.run("run", "-", "--server", server); c != 0 || s.config.Data == "" {
+			t.Errorf("%s: exit %d: %s", server, c, p.errs)
+		}
+	}
+}
+
+// A pause in the environment is about a server that others can resume.
+func TestRunIgnoresAPauseOfTheEnvironment(t *testing.T) {
+	p := newProgram("{}")
+	p.env["CARAVAN_PAUSED"] = "on"
+	s := opens(p, newAPI(t, runTable("COMPLETED")))
+	if c := p.run("run", "-", "--server", nowhere(t)); c != 0 || s.config.Paused || !strings.Contains(p.errs.String(), "caravan: paused (from the environment or the configuration file): no effect") {
+		t.Errorf("exit %d, opened with %+v: %s", c, s.config, p.errs)
 	}
 }
 
