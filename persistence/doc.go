@@ -33,32 +33,59 @@
 // node leads (DB.Lead): one for each term. replica.go lists the duties of the log's owner.
 //
 // Package badgerguard makes up for what Badger does not do: it verifies files, watches the disk,
-// and skips tombstones.
+// and shows tombstones.
 //
-// # To change the engine
+// # To change the storage engine
 //
-// The code expects this of the engine under it:
+// Badger is the storage engine, below DB. Another one is not a second Store: it goes behind an
+// interface in the files that use Badger. CONTRIBUTING.md has the steps. The code expects this of
+// the storage engine:
 //
 //   - It applies the rows of a commit atomically, under the number that the commit log gave it, and
 //     commits in their order (row_writer.go).
 //   - It reads, and iterates in the order of keys in both directions, as of a past commit, while
-//     later commits come. It learns the oldest commit that a read still uses (DB.publish).
-//   - It says up to which commit its files are durable, so that the log may forget
-//     (localLog.retireFlushed, DB.Sync), and never has a later commit in its files without all
-//     earlier ones. It accepts the commits after that one again, whatever it has of them
+//     later commits come. It learns the oldest commit that a read still uses (DB.publish). A
+//     snapshot taken at each publication is enough for that: the storage engine gets the next commit
+//     only when DB.publish has returned.
+//   - It tells the newest commit of which its files have a row (badgerguard.NewestFlushed). They
+//     then have all commits before that one, and perhaps only a part of that one. So once their
+//     folder is synced, the log may forget the commits before it (localLog.retireFlushed, DB.Sync).
+//     The storage engine accepts the commits from that one on again, whatever it has of them
 //     (localLog.catchUp, DB.Apply).
 //   - It says what a commit may hold. partSize, the segments and the record limit of the log, and
 //     the reserve of disk space follow from the size of a memtable (badgerguard/options.go,
 //     badgerguard/diskspace.go).
+//   - A step of an iterator has a bounded cost next to deleted rows. Lists and deletions make Badger
+//     show its tombstones for that (badgerguard.Iterator, rowDeletions). A storage engine without
+//     tombstones has nothing to show; TestListLearnsDeletedRuns expects them.
+//   - A damaged block is the end of the rows for its iterator, without an error: scanTxn and
+//     badgerguard.Iterator ask for none. So finishedIndex is the witness of lost rows, and a backup
+//     verifies the tables last (VerifyTables). Errors of another storage engine's iterators must be
+//     asked for, and wrap ErrDamaged: only such errors are reported as damage (runReader.viewAt).
+//   - Its files are tables that never change, each with a number, and one file that names them. The
+//     verifier, Offline and the inventory depend on that (verify.go, offline.go). The inventory also
+//     has the highest run ID (checkNextRun).
 //
-// TestOlderCommitsReplayedOverNewerRows holds Badger to the first and third of these,
-// TestReplicasEndEqual to all of them together, and the tests of timestamps.go to the second.
+// badgerguard/doc.go and commitlog/doc.go (What it relies on) have more of the contract: a close
+// writes everything to files, a failed write in the background fails the DB (badgerguard.Logger),
+// reserved keys, the lock of the folder.
 //
-// These files use Badger: db.go, row_writer.go, local_log.go, replica.go, replica_copy.go,
-// timestamps.go (by its numbers), meta.go, read.go, list.go, iterators.go, attempts.go,
-// documents.go, snapshot.go, delete.go, staged_batch.go, finished_index.go, rows.go, backup.go,
-// offline.go, and verify.go through package badgerguard. The rows themselves (encode.go, values.go,
-// mutation.go) do not.
+// TestOlderCommitsReplayedOverNewerRows holds Badger to the first and third of these points,
+// TestReplicasEndEqual to the first four together, and the tests of timestamps.go to the second.
+//
+// These files use Badger: attempts.go, backup.go, commit.go, db.go, delete.go, documents.go,
+// finished_index.go, iterators.go, list.go, local_log.go, meta.go, offline.go, read.go,
+// replica.go, replica_copy.go, row_writer.go, rows.go, snapshot.go and staged_batch.go.
+//
+// These files use package badgerguard alone: mutation.go, run_store.go and verify.go.
+//
+// Outside of this package, cmd/caravan/check.go shows a badgerguard.Damage, and
+// internal/e2e/damaged_files_test.go opens Badger.
+//
+// These tests know Badger, its files or its tombstones: bench_test.go, export_test.go,
+// finished_index_test.go, iterators_test.go, local_log_test.go, mutation_test.go, open_test.go,
+// recovery_test.go, replay_property_test.go, replica_test.go, timestamps_test.go and
+// verify_test.go.
 //
 // Commands and the server use more of the implementation than Store: Backup with ReadView, Restore
 // and VerifyTables for backups; OpenOffline, Offline and SetNextRun for check and salvage.
