@@ -146,8 +146,7 @@ const (
 	outputFile          // in the run's output file
 )
 
-// noOutput reports whether a task has written nothing. An inline text of no bytes is one that was
-// kept.
+// noOutput reports whether a task has written nothing. An empty inline text is one that was kept.
 func noOutput(o *messages.Output) bool {
 	return o.Size == 0 && o.Head == 0 && o.Tail == 0 && o.Inline == nil && o.Offset == 0
 }

@@ -52,6 +52,8 @@
 //     folder is synced, the log may forget the commits before it (localLog.retireFlushed, DB.Sync).
 //     The storage engine accepts the commits from that one on again, whatever it has of them
 //     (localLog.catchUp, DB.Apply).
+//     It gets no commit again that its files have whole: Badger would not bear that
+//     (TestInterruptedReplayBringsRowsBack).
 //   - It says what a commit may hold. partSize, the segments and the record limit of the log, and
 //     the reserve of disk space follow from the size of a memtable (badgerguard/options.go,
 //     badgerguard/diskspace.go).

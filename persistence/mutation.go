@@ -10,7 +10,7 @@ import (
 
 // mutation sets or deletes one row. It is what a batch becomes, what a commit log carries, and what
 // Badger gets. It is absolute: a replay that applies it and all later ones again ends with the
-// same rows. A set row's value ends with a checksum (rows.go); a deletion has no value.
+// same rows. A set row's value ends with a checksum (rows.go); a deletion is a key alone.
 type mutation struct {
 	Key, Value []byte // owned by the group that they are in
 	Delete     bool

@@ -94,7 +94,7 @@ func (s *runReader) viewAt(begin func() uint64, fn func(*badger.Txn) error) erro
 
 // scanTxn calls fn for the rows whose keys begin with prefix, from the key from on, until fn
 // returns false. Key and item are valid within fn only. Malformed keys are skipped, unless prefix
-// is empty. Values are read when fn asks for them, so a scan of keys alone reads no value. A nil
+// is empty. Values are read when fn asks for them, so a scan of keys alone skips them. A nil
 // from is the first key of the prefix; a reverse scan needs from, because it begins at the greatest
 // key.
 func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
@@ -228,9 +228,9 @@ func (s *runReader) Summary(run messages.RunID) (sum *messages.Summary, err erro
 
 // Load returns all of a run, at one read timestamp, and proves that it is whole: no journal record,
 // part, chunk or set is missing. The proof has these witnesses: the numbers of parts, sets and
-// records have no gaps, the header knows its chunks and the number of sets, a record knows the set
-// that came with it, and the summary knows how far the journal reaches. It holds the run in memory,
-// but for a long definition, of which it reads the first part.
+// records are without gaps, the header knows its chunks and the number of sets, a record knows the
+// set that came with it, and the summary knows how far the journal reaches. It holds the run in
+// memory, but for a long definition, of which it reads the first part.
 func (s *runReader) Load(run messages.RunID) (*Stored, error) {
 	st := &Stored{NextSeq: 1}
 	registered := s.finished.contains(run)

@@ -13,7 +13,7 @@ import (
 )
 
 // This file is a DB as one replica of a replicated log. The log orders groups of rows; each replica
-// applies them. The DB has no log of its own. The duties of the owner of the log:
+// applies them. The log lies elsewhere. The duties of the owner of the log:
 //
 //  1. OpenDB, with Config.Synced as Sync has returned it before, or as the log no longer has older
 //     entries.
@@ -34,8 +34,8 @@ import (
 //
 // A group carries the epoch of the store that made it: the term that this store leads. A replica
 // writes the rows of a group only if the log put it into an entry of that term. So a store that has
-// lost its leadership, and proposes when its node leads again, changes nothing. The rule needs no
-// state, so a replay decides as the first time.
+// lost its leadership, and proposes when its node leads again, changes nothing. The rule works
+// without state, so a replay decides as the first time.
 
 // A group is
 //

@@ -108,8 +108,8 @@ func InstallCopy(dir string, r io.Reader) (at uint64, err error) {
 	return at, nil
 }
 
-// fillFromCopy makes tables of a copy. All rows get the copy's moment as their version: what was
-// replaced before it is of no replica's interest.
+// fillFromCopy makes tables of a copy. All rows get the copy's moment as their version: replicas
+// never read older versions.
 func fillFromCopy(dir string, r io.Reader) (at uint64, err error) {
 	in := bufio.NewReaderSize(r, 64<<10)
 	var head [16]byte
@@ -170,7 +170,7 @@ func readCopy(in *bufio.Reader, at uint64, fn func(key, value []byte) error) err
 	return nil
 }
 
-// readString reads one length and as many bytes. No key or value is longer than a group.
+// readString reads one length and as many bytes. A key or value has at most the size of a group.
 func readString(in *bufio.Reader) ([]byte, error) {
 	n, err := binary.ReadUvarint(in)
 	if err == nil && n > maxGroup {
