@@ -74,7 +74,8 @@ func (f *WorkerFrame) IsEmpty() bool {
 		len(f.Queued)+len(f.Started)+len(f.Finished)+len(f.Revoked)+len(f.Ignored)+len(f.Postponed) == 0
 }
 
-// AddQueued says that an order waits for slots.
+// AddQueued says that an order waits: at attach, or as the answer to an order that came again. A new
+// order that waits is not announced.
 func (f *WorkerFrame) AddQueued(key messages.AttemptKey, grantedAt int64) {
 	list, m := extend(f.Queued)
 	m.Run, m.Task, m.Attempt, m.GrantedAt = uint64(key.Run), key.Task, key.Attempt, grantedAt

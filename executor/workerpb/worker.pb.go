@@ -733,7 +733,8 @@ func (x *Kill) GetGrace() int64 {
 }
 
 // Queued says that an order waits: for slots, for others that are being started, or after its start
-// was postponed.
+// was postponed. The worker sends it only at attach, with all that it knows, and as the answer to an
+// order that it has already. A new order that waits is not announced.
 type Queued struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
@@ -1207,7 +1208,8 @@ func (x *Revoked) GetAt() int64 {
 	return 0
 }
 
-// Postponed says that starts were postponed because the machine is short of something.
+// Postponed says that starts were postponed because the machine is short of something. It counts them
+// and does not name the attempts.
 type Postponed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // a word, for the metric
