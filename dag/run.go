@@ -86,7 +86,7 @@ const killBit = 0x80
 type retryState struct {
 	failures, lost uint32 // attempts since the last (re)start of the run
 	wait           waitKind
-	at             int64 // ns: due time (waitDue) or what remains of the interval (waitFrozen)
+	at             int64 // ns: due time by the run's clock, as RetryAt.Due (waitDue), or what remains of the interval (waitFrozen)
 }
 
 // waitKind says what a task in RETRY waits for.

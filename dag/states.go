@@ -257,9 +257,10 @@ type (
 	// Cancel: take this attempt back if it has not started (pause). It ends as
 	// Revoked, or goes on if it had started.
 	Cancel struct{ Task, Attempt uint32 }
-	// RetryAt: send RetryDue{Task, Attempt} at Due (ns since the epoch). A retry
-	// without an interval needs no timer: the task is in RETRY, and ready, until a
-	// grant. While the run is paused RetryAt is held back until the resume.
+	// RetryAt: send RetryDue{Task, Attempt} at Due (ns since the epoch, by the clock that
+	// gives events their At: the run's clock of package actors, which may differ from the
+	// wall clock). A retry without an interval needs no timer: the task is in RETRY, and
+	// ready, until a grant. While the run is paused RetryAt is held back until the resume.
 	RetryAt struct {
 		Task, Attempt uint32
 		Due           int64

@@ -1,6 +1,9 @@
 // Package messages holds what actors say to each other and what they hand out: identities, attempt
-// records, immutable views of runs, and the closed sets of messages between node, shard, run, task and
-// dispatcher. It imports only dag and holds no logic.
+// records, immutable views of runs, and most messages between node, shard, run, task and dispatcher. It
+// imports only dag and holds no logic. Messages that need a type of package actors, or that an actor
+// sends to itself or gets from its helpers, are declared in package actors beside their receiver, such
+// as attachAttempt (actors/task.go) and wake (actors/dispatcher.go). The type switch in an actor's
+// Receive, and in run.handle, lists all that the actor accepts.
 //
 // Rules:
 //
@@ -9,8 +12,11 @@
 //   - A message that asks carries a Reply. Its receiver answers once, also when the run cannot be
 //     loaded or the server is shutting down (Request.Refuse).
 //   - A request that names a run goes to the run's shard, never to the run itself.
-//   - Times are ns since the epoch by the server's wall clock, unless a field says otherwise. Tasks are
-//     indexes into the run's plan, attempts count from 1.
+//   - Times are ns since the epoch by the server's wall clock, unless a field says otherwise. The times
+//     that package dag gives to changes (Summary.LastUpdate, View.Changes) and to retries
+//     (RetryDue.Due) are by the run's clock, which never goes backwards and may be ahead of the wall
+//     clock (actors/clock.go).
+//   - Tasks are indexes into the run's plan, attempts count from 1.
 //
 // Reading order:
 //

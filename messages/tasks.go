@@ -44,7 +44,7 @@ type (
 	RetryDue struct {
 		Run           RunID
 		Task, Attempt uint32
-		Due           int64 // ns since the epoch
+		Due           int64 // ns since the epoch, by the run's clock: dag.RetryAt.Due
 	}
 )
 

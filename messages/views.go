@@ -23,7 +23,7 @@ type Summary struct {
 	Tags       []dag.Label
 	State      dag.RunState
 	Start      int64 // ns since the epoch: when it was accepted
-	LastUpdate int64 // ns since the epoch: the newest durable event
+	LastUpdate int64 // ns since the epoch, by the run's clock: the newest durable event
 	Changed    int64 // ns, on the server's own clock, which cannot be set: the same moment, or a little later
 	Tasks      uint32
 	Counts     Counts
