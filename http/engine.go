@@ -91,9 +91,9 @@ type Health interface {
 	// AcceptsRuns is nil, or why Submit would refuse every new run: storage failed, the disk is low,
 	// or the engine starts or shuts down.
 	AcceptsRuns(ctx context.Context) error
-	// Healthy is nil, or what is wrong: storage failed, the disk is low, the engine shuts down, or a
-	// worker does not answer. New runs are still accepted in the last case, but their tasks may have
-	// to wait.
+	// Healthy is nil, or what is wrong: storage failed, the disk is low, the engine shuts down, or an
+	// executor cannot start attempts (executor.HealthReporter). New runs are still accepted in the last
+	// case, but their tasks may have to wait.
 	Healthy(ctx context.Context) error
 	// Paused is the reason why no task starts; "" when tasks start.
 	Paused(ctx context.Context) string

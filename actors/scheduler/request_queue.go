@@ -13,12 +13,16 @@ type requestKey struct {
 
 // classRequest is the request of one run for slots of one class, and the slots of that class that it
 // holds. It is queued while it wants slots, and is dropped once it neither wants nor holds any.
+//
+// The next turn has the lowest sequence number among the first requests of all queues that fit into the
+// free slots, until the oldest has been overtaken for ageLimit (Scheduler.nextRequest). The place of a
+// request among all others is not stored: to find it costs O(requests).
 type classRequest struct {
 	key            requestKey
 	queue          *requestQueue
 	wanted         int           // slots, in addition to those held
 	held           int           // slots
-	sequence       uint64        // of its entry into the queue: the lowest number has the next turn
+	sequence       uint64        // of its last entry into the queue; orders its heap
 	overtakenSince int64         // ns: since when the oldest request does not fit; 0 for all others
 	heapIndex      int           // its place in its heap, from 1; 0 = not queued
 	atShare        bool          // it is in the heap of requests that hold a machine-full
