@@ -40,6 +40,32 @@ func TestRefusedSubmissions(t *testing.T) {
 	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
 }
 
+// A submission that exceeds a limit on submitted jobs is repeated when jobs have ended. The log says
+// once that orders wait, and that they go on.
+func TestSubmitLimitIsAwaited(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	s.Start(g.order(1, waitingScript))
+	rec.WaitStarted(key(1))
+	g.cluster.RefuseSubmissions("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)")
+	s.Start(g.order(2, "true"))
+	poll(t, "a second try", func() bool { return g.cluster.CallCount("sbatch") >= 3 })
+	if err := s.Healthy(); err != nil {
+		t.Errorf("health of a cluster at its limit: %v", err)
+	}
+	g.cluster.RefuseSubmissions("")
+	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
+	if n := strings.Count(g.log.String(), "limit on submitted jobs; orders wait"); n != 1 {
+		t.Errorf("%d lines on one limit", n)
+	}
+	if n := strings.Count(g.log.String(), "Slurm accepts jobs again"); n != 1 {
+		t.Errorf("%d lines on its end", n)
+	}
+	g.releaseTasks()
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
+}
+
 // Arrays that exceed the cluster's limit are split.
 func TestTooLargeArraysAreSplit(t *testing.T) {
 	g := newRig(t)

@@ -28,6 +28,7 @@ type reconciler struct {
 	gatherUntil time.Time     // until then orders may join the array of the first one that waits
 	holdUntil   time.Time     // submissions pause until then
 	retryPause  time.Duration // the last pause after an sbatch without an answer; 0 once Slurm has answered
+	atLimit     bool          // the cluster refused jobs beyond a limit, and has accepted none since
 	submitting  bool          // an sbatch is running
 	maxArray    int           // jobs of one array; halved when the cluster refuses the size (MaxArraySize)
 

@@ -192,8 +192,12 @@ func (r *reconciler) onSubmitted(batch []*attempt, out string, err error) {
 	} else {
 		r.setReachable(err)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		r.onRefused(batch, left, err)
+	case r.atLimit:
+		r.atLimit = false
+		r.log.Info("Slurm accepts jobs again")
 	}
 }
 
@@ -203,7 +207,8 @@ func (r *reconciler) onSubmitted(batch []*attempt, out string, err error) {
 //	the array is too large      halve maxArray and submit again at once
 //	no answer                   leave them submitted: sbatch may have been accepted. The next poll finds
 //	                            the jobs, or jobDisappeared submits again. Others wait for retryPause
-//	a limit on submitted jobs   wait for limitHold, as long as jobs in flight can make room
+//	a limit on submitted jobs   wait for limitHold, as long as jobs in flight can make room. The log has
+//	                            a line when that begins; Healthy stays nil, since the cluster works
 //	anything else               the order is at fault, or the cluster's configuration: NotStarted, with
 //	                            Slurm's own words
 func (r *reconciler) onRefused(batch, left []*attempt, err error) {
@@ -217,6 +222,10 @@ func (r *reconciler) onRefused(batch, left []*attempt, err error) {
 		r.retryPause = min(max(2*r.retryPause, time.Second), maxHold)
 		r.holdUntil = time.Now().Add(r.retryPause)
 	case strings.Contains(err.Error(), "submit limit") && r.inFlight > len(left):
+		if !r.atLimit {
+			r.atLimit = true
+			r.log.Warn("Slurm has reached a limit on submitted jobs; orders wait until jobs have ended", "err", err)
+		}
 		r.requeue(left, limitHold)
 	default:
 		for _, a := range left {
