@@ -232,7 +232,7 @@ func (m *Main) printReport(c *checkReport) error {
 	for _, f := range c.Findings {
 		fmt.Fprintln(m.Stdout, f.Text)
 	}
-	fmt.Fprintf(m.Stdout, "%d runs are whole, %d are damaged, of %d MB in tables\n", c.Runs, len(c.Damaged), c.Bytes/1e6)
+	fmt.Fprintf(m.Stdout, "%s whole, %d damaged, of %d MB in tables\n", pluralize(c.Runs, "run"), len(c.Damaged), c.Bytes/1e6)
 	return nil
 }
 
@@ -281,7 +281,7 @@ func (m *Main) salvageCommand() *cobra.Command {
 		for _, run := range s.LeftOut {
 			fmt.Fprintf(m.Stdout, "left out: run %d\n", run)
 		}
-		fmt.Fprintf(m.Stdout, "%d runs are in %s, the next one will have the id %d\n", s.Kept, s.Into, s.NextRun)
+		fmt.Fprintf(m.Stdout, "%s copied to %s, the next run will have the ID %d\n", pluralize(s.Kept, "run"), s.Into, s.NextRun)
 		return nil
 	}
 	return cmd

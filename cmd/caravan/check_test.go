@@ -27,3 +27,12 @@ func TestPathsInsideADataFolderAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestReportCountsOneRun(t *testing.T) {
+	for runs, want := range map[int]string{0: "0 runs whole", 1: "1 run whole", 2: "2 runs whole"} {
+		p := newProgram("")
+		if err := p.printReport(&checkReport{Runs: runs, Damaged: []uint64{7}, Bytes: 3e6}); err != nil || p.out.String() != want+", 1 damaged, of 3 MB in tables\n" {
+			t.Errorf("%v: %s", err, p.out)
+		}
+	}
+}
