@@ -139,7 +139,7 @@ func openDBOnce(c Config, local bool) (*DB, error) {
 		if err != nil {
 			return nil, err
 		}
-		if need := badgerguard.MemTableSizeFor(int64(log.Longest())); need > c.memTable {
+		if need := badgerguard.MemTableSizeFor(int64(log.LongestBytes())); need > c.memTable {
 			c.memTable = need // a server on a larger disk wrote the log
 		}
 		logBytes, flushed = log.LiveBytes, log.Applied() > 0

@@ -261,7 +261,7 @@ func (r *replayer) addCommit(number uint64, rows []byte) error {
 	n, size := 0, int64(0)
 	own = append(own, rows...)
 	begin := len(r.rows)
-	err := commitlog.Rows(own, func(row commitlog.Row) error {
+	err := commitlog.EachRow(own, func(row commitlog.Row) error {
 		r.rows = append(r.rows, replayRow{row, number})
 		n++
 		size += mutation{Key: row.Key, Value: row.Value}.Size()

@@ -271,7 +271,7 @@ func (o *Offline) gatherRows(dir, extra string, named map[uint64]badgerguard.Ent
 	}
 	var failed error // error of writing
 	err = commitlog.Replay(vfs.OS{}, filepath.Join(dir, logFolder), func(number uint64, rows []byte) error {
-		return commitlog.Rows(rows, func(r commitlog.Row) error {
+		return commitlog.EachRow(rows, func(r commitlog.Row) error {
 			failed = set(r.Key, r.Value, r.Delete, number)
 			return failed
 		})

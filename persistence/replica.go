@@ -142,7 +142,7 @@ func (db *DB) Apply(at, term uint64, group []byte) (written bool, err error) {
 		return false, nil
 	}
 	r.mutations = r.mutations[:0]
-	err = commitlog.Rows(rows, func(row commitlog.Row) error {
+	err = commitlog.EachRow(rows, func(row commitlog.Row) error {
 		r.mutations = append(r.mutations, mutation(row))
 		return nil
 	})

@@ -332,7 +332,7 @@ func FuzzRows(f *testing.F) {
 	f.Add([]byte{1, 1, 'k', 200})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n := 0
-		if err := commitlog.Rows(b, func(r commitlog.Row) error { n += len(r.Key) + len(r.Value); return nil }); err == nil && n > len(b) {
+		if err := commitlog.EachRow(b, func(r commitlog.Row) error { n += len(r.Key) + len(r.Value); return nil }); err == nil && n > len(b) {
 			t.Errorf("%d bytes of rows in %d", n, len(b))
 		}
 	})

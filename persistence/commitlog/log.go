@@ -275,8 +275,8 @@ func (l *Log) Replay(fn func(number uint64, rows []byte) error) error {
 	return nil
 }
 
-// Longest returns the size of the rows of the longest record to replay, in bytes.
-func (l *Log) Longest() int { return l.longest }
+// LongestBytes returns the size of the rows of the longest record to replay, in bytes.
+func (l *Log) LongestBytes() int { return l.longest }
 
 // Last returns the number of the newest durable record; 0 for an empty log.
 func (l *Log) Last() uint64 { return l.synced.Load() }

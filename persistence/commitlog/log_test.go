@@ -380,7 +380,7 @@ func TestRowsRoundTrip(t *testing.T) {
 	g.Delete([]byte("b"))
 	g.Set([]byte("c"), []byte("value"))
 	got := ""
-	must(t, commitlog.Rows(g.Bytes(), func(r commitlog.Row) error {
+	must(t, commitlog.EachRow(g.Bytes(), func(r commitlog.Row) error {
 		got += fmt.Sprintf("%s %s %v;", r.Key, r.Value, r.Delete)
 		return nil
 	}))
@@ -388,9 +388,9 @@ func TestRowsRoundTrip(t *testing.T) {
 		t.Error(got)
 	}
 	for n := range g.Bytes() {
-		_ = commitlog.Rows(g.Bytes()[:n], func(commitlog.Row) error { return nil })
+		_ = commitlog.EachRow(g.Bytes()[:n], func(commitlog.Row) error { return nil })
 	}
-	if err := commitlog.Rows(g.Bytes()[:len(g.Bytes())-1], func(commitlog.Row) error { return nil }); err == nil {
+	if err := commitlog.EachRow(g.Bytes()[:len(g.Bytes())-1], func(commitlog.Row) error { return nil }); err == nil {
 		t.Error("cut rows were taken")
 	}
 }

@@ -128,10 +128,10 @@ type Row struct {
 
 var errEncodedRows = errors.New("rows cannot be decoded")
 
-// Rows calls fn for each encoded row, in the order in which they were added. It ends with the first
+// EachRow calls fn for each encoded row, in the order in which they were added. It ends with the first
 // error of fn, or with an error of its own where b is not what RecordBuilder made: cut off, of an
 // unknown kind, or with an empty key. A record has a checksum, so that is a bug and not damage.
-func Rows(b []byte, fn func(Row) error) error {
+func EachRow(b []byte, fn func(Row) error) error {
 	for len(b) > 0 {
 		kind := b[0]
 		r := Row{Delete: kind == rowDelete}
