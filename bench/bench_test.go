@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -173,5 +175,24 @@ func TestManyParameters(t *testing.T) {
 		if doc, err := fanGraph(n); err != nil || len(doc) > 150_000 {
 			t.Errorf("%d: a document of %d bytes, %v", n, len(doc), err)
 		}
+	}
+}
+
+// TestHungServerEndsARequest: a server that accepts a request and never answers does not hang the
+// benchmark.
+func TestHungServerEndsARequest(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := dialServer("http://" + l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.limit = 10 * time.Millisecond
+	if _, _, err := c.roundTrip(jsonRequest("GET", "/ready", nil)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
 	}
 }

@@ -23,9 +23,15 @@ import (
 // One goroutine uses a connection at a time. Package client would add net/http to each figure.
 type clientConn struct {
 	net.Conn
-	r    *bufio.Reader
-	body []byte // of the last response, reused by the next
+	r       *bufio.Reader
+	body    []byte        // of the last response, reused by the next
+	limit   time.Duration // a response takes at most twice as long
+	renewAt time.Time     // when the deadline of the connection is set again
 }
+
+// responseLimit is how long roundTrip waits at least. No measured request takes as long: the server
+// waits at most 10 s for a state, and the largest batch takes seconds.
+const responseLimit = 2 * time.Minute
 
 // dialServer opens a connection to a server, url being "http://HOST:PORT". The caller closes it. Go sets
 // TCP_NODELAY, so a request leaves at once.
@@ -34,7 +40,7 @@ func dialServer(url string) (*clientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &clientConn{Conn: c, r: bufio.NewReaderSize(c, 4096)}, nil
+	return &clientConn{Conn: c, r: bufio.NewReaderSize(c, 4096), limit: responseLimit}, nil
 }
 
 // jsonRequest prepares a request with a JSON body, or without a body if body is nil.
@@ -59,8 +65,17 @@ var (
 
 // roundTrip sends a prepared request and returns the status and body of the response. The body is
 // valid until the next call. After an error the connection is out of step and must be closed. A status
-// other than 200 is not an error. It waits without a deadline.
+// other than 200 is not an error. A server that hangs is one (os.ErrDeadlineExceeded), after one to two
+// times the limit of the connection.
 func (c *clientConn) roundTrip(req []byte) (status int, body []byte, err error) {
+	// The deadline is set once per limit: setting it for each request would take a part of the
+	// microseconds that clientConn saves.
+	if now := time.Now(); !now.Before(c.renewAt) {
+		if err := c.SetDeadline(now.Add(2 * c.limit)); err != nil {
+			return 0, nil, err
+		}
+		c.renewAt = now.Add(c.limit)
+	}
 	if _, err := c.Write(req); err != nil {
 		return 0, nil, err
 	}
