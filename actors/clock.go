@@ -47,12 +47,6 @@ func (c systemClock) SinceBoot() (elapsed int64, boot string) {
 	return ts.Nano(), strings.TrimSpace(string(id))
 }
 
-// wallTime is the wall clock, for showing.
-func (e *nodeContext) wallTime() int64 {
-	wall, _ := e.clock.Now()
-	return wall
-}
-
 // monotonicTime is the clock of intervals and deadlines.
 func (e *nodeContext) monotonicTime() int64 {
 	_, monotonic := e.clock.Now()

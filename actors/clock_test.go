@@ -126,6 +126,24 @@ func TestTimesDoNotGoBackwards(t *testing.T) {
 	look("at the end")
 }
 
+// An order's time of grant is not below that of the run's records, also when the wall clock was set
+// back: an executor takes an attempt with an earlier grant for one of another history.
+func TestResumedOrderIsNotOfALaterGrant(t *testing.T) {
+	r, _ := durable(t)
+	id := r.submit(`{"tasks":{"a":{"job":{"command":["a"]}},"b":{"parents":["a"],"job":{"command":["b"]}}}}`)
+	first := r.order(1)
+	r.step(-time.Hour)
+	r.fake.End(first, messages.AttemptSucceeded, 0)
+	r.fake.Begin(r.order(2))
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	granted := r.fake.WaitOrders(t, 2)[1]
+	r.crash()
+	resumed := r.fake.WaitOrders(t, 3)[2]
+	if !resumed.Resume || resumed.Key != granted.Key || resumed.GrantedAt > granted.GrantedAt {
+		t.Errorf("ordered %+v, and again %+v", granted, resumed)
+	}
+}
+
 // A run's clock follows the wall clock forwards when no interval depends on it.
 func TestTimesFollowTheClockForwards(t *testing.T) {
 	r := newRig(t)

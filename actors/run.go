@@ -441,7 +441,9 @@ func (r *run) applyEffects(ctx actor.Context) {
 		r.publishEvents(summary)
 		r.changed = false
 	}
-	now := r.env.wallTime()
+	// By the run's clock, so that the time in an order is not below that of the grant's record, which
+	// an order that is resumed has (TestResumedOrderIsNotOfALaterGrant).
+	now := r.now()
 	for _, e := range effects {
 		switch e := e.(type) {
 		case dag.Demand:

@@ -281,7 +281,7 @@ type taskActor struct {
 // beginAttempt gives an attempt to its task's actor: a new actor, or the restarted actor of the failed
 // attempt. The grant is durable before (applyEffects), except that of a no-op attempt (applyGrant): a
 // crash in between loses a message and no process, and the loaded run resumes the attempt. now is ns
-// since the epoch; it goes with the order and tells apart attempts of one number.
+// since the epoch, by the run's clock; it goes with the order and tells apart attempts of one number.
 func (r *run) beginAttempt(ctx actor.Context, s dag.Start, now int64) {
 	begin := &messages.BeginAttempt{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt, GrantedAt: now}
 	c := r.tasks[s.Task]

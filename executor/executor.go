@@ -22,7 +22,7 @@ type Order struct {
 	CPUMillis   int64 // thousandths of a core
 	MemoryBytes int64
 	Capture     bool  // the final report carries all of stdout (generators), up to the executor's limit
-	GrantedAt   int64 // ns since the epoch: when the grant was given
+	GrantedAt   int64 // ns since the epoch, by the run's clock: when the grant was given, or a lower bound of that with Resume
 	// ExtraMembers are the job's Other, as it was submitted: members that the engine does not know,
 	// and those that are echoed as they were written (timeoutSeconds).
 	// An executor may know them. The slice is shared and must not be changed.

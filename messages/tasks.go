@@ -14,7 +14,7 @@ type (
 		Plan    *dag.Plan
 		Task    uint32
 		Attempt uint32
-		// GrantedAt is in ns since the epoch.
+		// GrantedAt is in ns since the epoch, by the run's clock.
 		GrantedAt int64
 	}
 	// KillAttempt ends the attempt's process; RevokeAttempt takes it back if it has
