@@ -4,25 +4,27 @@
 //	Memory    a Store in memory that a test can hold back, fail and crash (memory.go)
 //	Failing   a Store around another that fails at the n-th call (failing.go)
 //
-// # The suite on another engine
+// # The suite on another implementation
 //
-// A test of the engine calls Run with a Backend. Its functions are the only knowledge that the suite
-// has of an engine; all else goes through persistence.Store. TestStoreConforms of package
-// persistence and TestMemoryConforms of this package are examples. The engine must provide:
+// A test of the implementation calls Run with a Backend. Its functions are the only knowledge that
+// the suite has of an implementation; all else goes through persistence.Store. TestStoreConforms of
+// package persistence and TestMemoryConforms of this package are examples. A RunStore on another
+// storage engine than Badger is a Backend, too. The implementation must provide:
 //
 //   - Open, and Reopen after a Close. Each subtest opens a store of its own.
-//   - Crash: the store as kill -9 would leave it. The old store still runs, so an engine that keeps
+//   - Crash: the store as kill -9 would leave it. The old store still runs, so one that keeps
 //     files opens a copy of its folder; the lock of the old one must not be in the way.
-//   - Fail: the next commit gets an error from below, such as a failed sync or a full disk. An engine
-//     needs a seam for that: Badger has those of the file system and of the free space.
+//   - Fail: the next commit gets an error from below, such as a failed sync or a full disk. That
+//     needs a seam: RunStore has those of the file system and of the free space.
 //   - CrashPoints: the store held in the middle of a commit, and what a crash would leave then. An
-//     engine whose commits go through a vfs.FS holds one of its calls (package internal/faults); see
-//     commit_crash_test.go of package persistence. An engine that can also lose power, on a
-//     faults.Disk, names that as further crash points; then the suite holds all of rule 2.
+//     implementation whose commits go through a vfs.FS holds one of its calls (package
+//     internal/faults); see commit_crash_test.go of package persistence. One that can also lose
+//     power, on a faults.Disk, names that as further crash points; then the suite holds all of
+//     rule 2.
 //
-// The test has this form; dirOf is the engine's own way from a store to its folder:
+// The test has this form; dirOf is the implementation's own way from a store to its folder:
 //
-//	func TestEngineConforms(t *testing.T) {
+//	func TestOtherStoreConforms(t *testing.T) {
 //		journaltest.Run(t, journaltest.Backend{
 //			Open: func(t testing.TB) persistence.Store { return open(t, t.TempDir()) },
 //			Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
@@ -39,7 +41,7 @@
 //		})
 //	}
 //
-// Open the engine with its smallest thresholds, because the suite's sizes are fixed: documents of up
+// Open the store with its smallest thresholds, because the suite's sizes are fixed: documents of up
 // to 9 MiB, a batch of 8 MiB, 7,000 records of one run. Badger is opened with memtables of 4 MiB, so
 // that a document of 700 KiB takes several commits.
 //
@@ -82,7 +84,7 @@
 //	times of a run never go backwards      ClockMark
 //
 // These clauses are not held here: the budget of a list (ListPaused), which a store may ignore;
-// ErrTooBig, because each engine has other limits; Damaged, because each engine has other files.
+// ErrTooBig, because each implementation has other limits; Damaged, because each has other files.
 //
 // # How a failure reads
 //

@@ -14,7 +14,7 @@ var ErrInjected = errors.New("injected by the test")
 
 // Failing is a Store around another that fails at a given call. It calls Done in the order of Append, as
 // the seam demands, whichever of the two stores answers. It conforms like the store below it
-// (TestFailingConforms), so a test can put it around any engine.
+// (TestFailingConforms), so a test can put it around any store.
 //
 // A failed Append is final: the store has failed, and all later calls get its error (rule 4 of package
 // persistence). A failed read is not: only that call gets ErrInjected.

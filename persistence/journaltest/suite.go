@@ -23,7 +23,7 @@ type Backend struct {
 	// Crash opens what a kill -9 at this moment would leave. The suite calls it when all batches were
 	// answered, and does not use the old store any more; the Backend closes it in the end.
 	Crash func(t testing.TB, s persistence.Store) persistence.Store
-	// Fail makes the next commit fail, as a failed write or sync of the engine does, and the store
+	// Fail makes the next commit fail, as a failed write or sync of the store does, and the store
 	// with it. It does not close the store.
 	Fail func(t testing.TB, s persistence.Store)
 	// CrashPoints are the moments in the middle of a commit at which a crash can come; at least one.
@@ -75,7 +75,7 @@ func Run(t *testing.T, b Backend) {
 const patience = 30 * time.Second
 
 // Append appends batches and returns when all are answered, with the first error. It sets their Done.
-// The batches are in the store's hands together, so an engine may make them one commit.
+// The batches are in the store's hands together, so it may make them one commit.
 func Append(t testing.TB, s persistence.Store, batches ...*persistence.Batch) error {
 	t.Helper()
 	done := make(chan error, len(batches))
@@ -115,7 +115,7 @@ func NewRun(run messages.RunID, tag string, definition string) *persistence.Batc
 	}
 }
 
-// NewSummary returns a summary with a value in every field, so that a field which an engine forgets to
+// NewSummary returns a summary with a value in every field, so that a field which a store forgets to
 // store shows as a difference. It depends only on its arguments: a test makes the same one again to
 // compare it. Even runs have the label even=true.
 func NewSummary(run messages.RunID, tag string, state dag.RunState) *messages.Summary {

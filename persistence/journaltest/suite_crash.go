@@ -21,7 +21,7 @@ import (
 // would keep (rule 5). Whether a crash is a kill -9 or a power failure is up to the CrashPoint.
 
 // CrashPoint is a moment of a commit at which a crash can come, and a kind of crash: for example
-// "killed before the record is synced". An engine names all moments between two of its writes or
+// "killed before the record is synced". A store names all moments between two of its writes or
 // syncs, because each leaves other files.
 type CrashPoint struct {
 	Name string
@@ -79,7 +79,7 @@ func testCrash(t *testing.T, b Backend) {
 //
 // The same batches are appended again and again, each time for new runs, and the store is held in
 // the first commit, then in the second one, until they need fewer commits than that. So each commit
-// is crashed, however the engine divides the batches.
+// is crashed, however the store divides the batches.
 func testCrashInCommit(t *testing.T, b Backend) {
 	if len(b.CrashPoints) == 0 {
 		t.Fatal("the backend names no crash points: it must hold a store in the middle of a commit (CrashPoint)")
@@ -107,7 +107,7 @@ const (
 	// crashRuns is how many runs crashBatches creates and changes. One more, the last one, is only
 	// created, with a long document.
 	crashRuns = 5
-	// largeRun is one of them, from 0. Its change is too large for one commit of a small engine. A
+	// largeRun is one of them, from 0. Its change is too large for one commit of a small store. A
 	// change shows that it is torn: the rows of a creation may stay invisible until the last ones are
 	// there, but those of a run that exists are read at once.
 	largeRun           = 2

@@ -52,7 +52,7 @@ func expire(t testing.TB, s persistence.Store, now int64, most, limit int) int {
 // testKeptKeys: a key outlives its run until its time, within the limit of kept keys. So a client that
 // repeats a submission long after its run was deleted gets the ID of that run instead of a second
 // run (guarantee: an idempotency key outlives its run). The count of kept keys survives a crash and a
-// restart: an engine that counts in memory must count again. Expired keys go oldest first, few at a
+// restart: a store that counts in memory must count again. Expired keys go oldest first, few at a
 // time, so that no step is long. A key that another run has taken over belongs to that run.
 func testKeptKeys(t *testing.T, b Backend) {
 	const many = 1 << 30 // beyond every limit here

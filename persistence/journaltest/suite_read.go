@@ -177,7 +177,7 @@ func testUnfinished(t *testing.T, b Backend) {
 }
 
 // testSummaries compares every combination of filters with matches, which restates the text of
-// messages.ListQuery as a loop over all runs. An engine with indexes takes different ways for
+// messages.ListQuery as a loop over all runs. A store with indexes takes different ways for
 // different filters; the message of a failure is the query.
 func testSummaries(t *testing.T, b Backend) {
 	s := b.Open(t)
@@ -245,7 +245,7 @@ func matches(q messages.ListQuery, s *messages.Summary) bool {
 	return ok
 }
 
-// testManySummaries: a list is longer than what an engine reads at once, and its caller writes while it
+// testManySummaries: a list is longer than what a store reads at once, and its caller writes while it
 // reads. So yield must be called without a lock that a commit needs. A run that finishes when it was
 // yielded does not disturb the rest of the list.
 func testManySummaries(t *testing.T, b Backend) {
@@ -259,7 +259,7 @@ func testManySummaries(t *testing.T, b Backend) {
 		}
 	}
 	MustAppend(t, s, batches...)
-	// All runs, by an index of tags, and by labels, which an engine may have to read from summaries.
+	// All runs, by an index of tags, and by labels, which a store may have to read from summaries.
 	for _, q := range []messages.ListQuery{{All: true}, {All: true, HasTag: true, Tag: "many"}, {All: true, Labels: []dag.Label{{Name: "owner", Value: "ops"}}}} {
 		ids := list(t, s, q)
 		equal(t, "runs", len(ids), n)
@@ -327,7 +327,7 @@ func testListsWhileRunsChange(t *testing.T, b Backend) {
 		}
 	}()
 	for i := range lists {
-		// An engine may list runs by a tag from an index, and all runs from their rows.
+		// A store may list runs by a tag from an index, and all runs from their rows.
 		q := messages.ListQuery{All: true, HasTag: i%2 == 0, Tag: "many"}
 		// Runs below low were deleted before the list, and must be missing. Runs from high on were not
 		// deleted when it ended, and must be there. The runs between may be either.
@@ -441,7 +441,7 @@ func testDeleteBig(t *testing.T, b Backend) {
 
 // testFinishedRuns: finished runs are counted, and listed by the time of their last change and by bounds
 // of their IDs. Retention finds old runs this way. Deleted and restarted runs leave the count. The
-// times descend while the IDs ascend, so an engine cannot take one for the other.
+// times descend while the IDs ascend, so a store cannot take one for the other.
 func testFinishedRuns(t *testing.T, b Backend) {
 	s := b.Open(t)
 	for i := range 20 {

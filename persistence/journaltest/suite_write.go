@@ -94,7 +94,7 @@ func incompressible(n int) []byte {
 // testBigDocuments: documents of any size come back, and are answered in the order of Append (rule 3),
 // with other runs before and after. The sizes lie around the thresholds of Badger: 1,024 bytes from
 // which a document is compressed, the size of a row's part, the value threshold, and the limit of a
-// transaction, beyond which a batch is staged. An engine that divides large batches answers a small
+// transaction, beyond which a batch is staged. A store that divides large batches answers a small
 // one too early when this fails with "order".
 func testBigDocuments(t *testing.T, b Backend) {
 	s := b.Open(t)
@@ -177,7 +177,7 @@ func testSets(t *testing.T, b Backend) {
 	big := incompressible(1 << 20)
 	for n := 1; n <= 12; n++ {
 		doc := fmt.Appendf(nil, `{"n":%d}`, n)
-		if n == 5 { // larger than a row of any small engine
+		if n == 5 { // larger than a row of any small store
 			doc = big
 		}
 		MustAppend(t, s, &persistence.Batch{Run: 1, Seq: uint64(n), Records: []byte{byte(n)},
@@ -246,7 +246,7 @@ func testTruncation(t *testing.T, b Backend) {
 	equal(t, "records of the other run", len(load(t, s, 2).Records), 1)
 }
 
-// testHeaderParts: an engine that divides a large header or record into parts must not join the rest of
+// testHeaderParts: a store that divides a large header or record into parts must not join the rest of
 // a larger former header to a smaller one.
 func testHeaderParts(t *testing.T, b Backend) {
 	s := b.Open(t)
@@ -277,7 +277,7 @@ func testFailedStore(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "before"))
 	b.Fail(t, s)
-	// Run 2 may be durable or not: the engine may have written it before the error.
+	// Run 2 may be durable or not: the store may have written it before the error.
 	if err := Append(t, s, NewRun(2, "", "at")); !errors.Is(err, persistence.ErrFailed) {
 		t.Fatalf("got %v, want ErrFailed", err)
 	}
