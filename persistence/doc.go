@@ -84,6 +84,8 @@
 // Outside of this package, cmd/caravan/check.go shows a badgerguard.Damage, and
 // internal/e2e/damaged_files_test.go opens Badger.
 //
+// Tests of internal/e2e and bench/recovery.go know the names of Badger's files.
+//
 // These tests know Badger, its files or its tombstones: bench_test.go, export_test.go,
 // finished_index_test.go, iterators_test.go, local_log_test.go, mutation_test.go, open_test.go,
 // recovery_test.go, replay_property_test.go, replica_test.go, timestamps_test.go and
@@ -95,8 +97,8 @@
 // A change of keys or values raises rowFormat (meta.go): the open refuses other row formats, and
 // restored rows are opened once, so Restore refuses them, too. A change of what lies in the folder
 // raises datafolder.Format: a server and a restore refuse other folder formats before they open the
-// store. The commit log, the groups of a replicated log (groupFormat) and the copies of a replica
-// (copyMagic) have formats of their own.
+// store; its comment names the price. The commit log, the groups of a replicated log (groupFormat)
+// and the copies of a replica (copyMagic) have formats of their own.
 //
 // Reading order:
 //

@@ -20,9 +20,10 @@ const (
 // checkFormat refuses rows of another format, and a number of shards that the folder was not made
 // for. It sets shards, and fresh for a folder without rows. shards is the wanted number, 0 for any.
 //
-// It is the first read of rows after an open, so it meets every folder that is not this program's:
-// an older format whose rows had no checksums (lacksChecksum), and another program's Badger (rows,
-// and no format row).
+// It is the first read of rows after an open, so it meets rows that are not this program's: those
+// of an older format without checksums (lacksChecksum), and those of another program in Badger (rows,
+// and no format row). It does not meet the files of another storage engine: they must be recognized
+// before openDB.
 func (s *RunStore) checkFormat(shards int) error {
 	format, err := s.metaNumber("format")
 	if errors.Is(err, errCorrupt) && s.lacksChecksum() {

@@ -17,6 +17,11 @@ import (
 
 // Format is the version of the data folder as a whole. Every change that an older program cannot
 // read increments it.
+//
+// Folders and backups carry this number, and no program reads any other: parseIdentity refuses such
+// a folder, a restore such a backup. So an increment gives up all folders and backups written
+// before. A property of some folders only, such as another storage engine, needs a format of its
+// own for these folders, and readers that accept both.
 const Format = 3
 
 // ID identifies a data folder by 128 random bits. Workers, control groups and jobs of a cluster

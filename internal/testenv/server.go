@@ -22,7 +22,7 @@ type Config struct {
 	Listen string        // address; default 127.0.0.1:0, a free port
 	Dir    string        // its working directory; default: this process's
 	Args   []string      // further arguments of `caravan serve`
-	Env    []string      // added to the environment of this process
+	Env    []string      // added to the environment of this process, less its CARAVAN_ variables
 	Ready  time.Duration // deadline for the first answer of /ready; default 30 s
 }
 

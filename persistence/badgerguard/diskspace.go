@@ -17,6 +17,9 @@ import (
 //
 // The segments of the commit log are filled before they are used, so a full disk is an ordinary
 // error there. The next segment counts as space that is needed.
+//
+// What follows from Badger is in spaceNeeded, CheckOpen, CheckClose and WatchTables, and in the share
+// of a memtable after which refresh asks spaceNeeded again. The rest is independent of Badger.
 type DiskSpace struct {
 	DiskSpaceConfig
 	now    func() time.Time
