@@ -29,6 +29,10 @@ type runReader struct {
 	finished   finishedIndex
 	keptKeys   keptKeys
 
+	// stagedApplies is odd while the rows of a staged batch are committed in several transactions, and
+	// grows by two with each such batch. The committer changes it.
+	stagedApplies atomic.Uint64
+
 	// awaitAppended returns when all that was appended before is durable; nil where nothing is
 	// appended.
 	awaitAppended func() error
@@ -70,6 +74,35 @@ func (s *runReader) viewWithUnfinished(from messages.RunID, n int, fn func(txn *
 // so that a read of a failed store does not wait; after it, because a failure ends the wait for
 // announced commits, and the rows of these may be missing.
 func (s *runReader) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
+	err := s.readAt(begin, fn)
+	if errors.Is(err, errCorrupt) {
+		err = s.db.reportRowDamage(err)
+	}
+	return err
+}
+
+// viewWhole is view for a read that needs all rows of a batch. At a timestamp between two transactions
+// of a staged batch (staged_batch.go) a journal record may lack its last parts, or its set. That is not
+// damage. So a read that finds damage while a staged batch was being applied waits until the batch is
+// durable, and then calls fn again, which must forget its former results. Other reads never wait.
+func (s *runReader) viewWhole(fn func(*badger.Txn) error) error {
+	for {
+		before := s.stagedApplies.Load()
+		err := s.readAt(s.timestamps.acquire, fn)
+		switch {
+		case !errors.Is(err, errCorrupt):
+			return err
+		case s.awaitAppended == nil || before%2 == 0 && before == s.stagedApplies.Load():
+			return s.db.reportRowDamage(err)
+		}
+		if err := s.awaitAppended(); err != nil {
+			return err
+		}
+	}
+}
+
+// readAt is viewAt without a report of damage.
+func (s *runReader) readAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	s.readers.RLock()
 	defer s.readers.RUnlock()
 	if s.closed {
@@ -85,11 +118,7 @@ func (s *runReader) viewAt(begin func() uint64, fn func(*badger.Txn) error) erro
 	}
 	txn := s.db.badger.NewTransactionAt(at, false)
 	defer txn.Discard()
-	err := fn(txn)
-	if errors.Is(err, errCorrupt) {
-		err = s.db.reportRowDamage(err)
-	}
-	return err
+	return fn(txn)
 }
 
 // scanTxn calls fn for the rows whose keys begin with prefix, from the key from on, until fn
@@ -231,10 +260,16 @@ func (s *runReader) Summary(run messages.RunID) (sum *messages.Summary, err erro
 // records are without gaps, the header knows its chunks and the number of sets, a record knows the
 // set that came with it, and the summary knows how far the journal reaches. It holds the run in
 // memory, but for a long definition, of which it reads the first part.
+//
+// Load may run while a staged batch of the run is applied: a reader of a finished run does not know of
+// a restart that began since. It then sees the batch up to some row, as viewWhole explains. A run that
+// a staged batch creates is unknown until all its rows are there, because the rows of its summary are
+// the last ones.
 func (s *runReader) Load(run messages.RunID) (*Stored, error) {
-	st := &Stored{NextSeq: 1}
+	var st *Stored
 	registered := s.finished.contains(run)
-	err := s.view(func(txn *badger.Txn) (err error) {
+	err := s.viewWhole(func(txn *badger.Txn) (err error) {
+		st = &Stored{NextSeq: 1}
 		var next uint64
 		if st.Summary, next, err = summaryRow(txn, run); err != nil {
 			return err
@@ -370,7 +405,7 @@ func loadSnapshotAndJournal(txn *badger.Txn, run messages.RunID, first []byte, s
 // JournalRecords returns the journal records of a run that follow the one numbered after.
 func (s *runReader) JournalRecords(run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	registered := s.finished.contains(run)
-	err = s.view(func(txn *badger.Txn) (err error) {
+	err = s.viewWhole(func(txn *badger.Txn) (err error) {
 		records, first, err = journalRecordsTxn(s, txn, run, after)
 		return err
 	})

@@ -13,7 +13,8 @@ import (
 // A batch that is too large for one transaction is still atomic. Its rows are written down in parts
 // first (type x). Then one row marks it as committed (type y). Then its rows are applied in several
 // transactions, and mark and parts are deleted. A crash before the mark leaves parts that the next
-// open deletes; a crash after it leaves rows that the next open applies, perhaps again.
+// open deletes; a crash after it leaves rows that the next open applies, perhaps again. A read may begin
+// between two of the transactions: viewWhole and isSummaryRow keep it from taking that for damage.
 
 const (
 	stagedV1 = 1
@@ -49,6 +50,8 @@ func (s *RunStore) stageAndApply(mutations []mutation) error {
 	if err := s.commitAndApply([]mutation{mark}, mark.Size()); err != nil {
 		return err
 	}
+	s.stagedApplies.Add(1)
+	defer s.stagedApplies.Add(1)
 	return s.applyStaged(mutations, id, parts)
 }
 

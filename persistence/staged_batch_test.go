@@ -47,6 +47,73 @@ func openAt(t *testing.T, dir string) (s *RunStore, put func(*Batch) error) {
 	}
 }
 
+// TestReadsDuringAStagedBatch: a read that sees a part of a batch, which is committed in several
+// transactions, waits for the rest. It is not damage.
+func TestReadsDuringAStagedBatch(t *testing.T) {
+	for name, read := range map[string]func(*RunStore) (records int, err error){
+		"Load": func(s *RunStore) (int, error) {
+			st, err := s.Load(1)
+			if err != nil {
+				return 0, err
+			}
+			return len(st.Sets), nil
+		},
+		"JournalRecords": func(s *RunStore) (int, error) {
+			records, _, err := s.JournalRecords(1, 0)
+			return len(records), err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := openSmall(t, 1)
+			batch := &Batch{Run: 1, Seq: 1, Records: randomBytes(3 << 20), Set: &GeneratedSet{N: 1, JSON: randomBytes(3 << 20)}}
+			var g writeGroup
+			e := s.encoder // a copy: the batch is never appended
+			e.snapshots = map[messages.RunID]*snapshotContents{}
+			if err := e.encodeBatch(&g, &pendingBatch{batch: batch}); err != nil {
+				t.Fatal(err)
+			}
+			commit := func(mutations []mutation) {
+				for i := range mutations {
+					if err := s.commitRows(mutations[i : i+1]); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			for _, cut := range []int{1, len(g.mutations) / 2, len(g.mutations) - 1} {
+				commit(g.mutations[:cut])
+				s.stagedApplies.Add(1)
+				type answer struct {
+					records int
+					err     error
+				}
+				answers := make(chan answer, 1)
+				go func() {
+					n, err := read(s)
+					answers <- answer{n, err}
+				}()
+				commit(g.mutations[cut:])
+				s.stagedApplies.Add(1)
+				if got := <-answers; got.err != nil || got.records > 1 {
+					t.Errorf("cut after %d of %d rows: %d, %v", cut, len(g.mutations), got.records, got.err)
+				}
+				var undo []mutation
+				for _, m := range g.mutations {
+					undo = append(undo, mutation{Key: m.Key, Delete: true})
+				}
+				commit(undo)
+			}
+			if err := s.Damaged(); err != nil {
+				t.Error(err)
+			}
+			// Without a staged batch it is damage, at once.
+			commit(g.mutations[:1])
+			if _, err := read(s); !errors.Is(err, ErrDamaged) || s.Damaged() == nil {
+				t.Errorf("%v, %v", err, s.Damaged())
+			}
+		})
+	}
+}
+
 // listedByTag is what a list of a tag shows.
 func listedByTag(t *testing.T, s *RunStore) string {
 	t.Helper()

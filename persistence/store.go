@@ -64,6 +64,10 @@ type Journal interface {
 }
 
 // Reader reads what is durable. Errors wrap ErrNotFound where a run is unknown.
+//
+// A read waits for the disk in two cases, until what was appended before is durable: the run is just
+// being created, or a large batch is being written of which a read would see a part. So no read may
+// be called on the goroutine that calls Done.
 type Reader interface {
 	// UnfinishedSummaries returns the summaries of the runs without a final state, by ascending ID.
 	UnfinishedSummaries() ([]*messages.Summary, error)
