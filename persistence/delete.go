@@ -7,12 +7,27 @@ import (
 	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
 )
 
 // deleteRows is how many tombstones one step of a deletion writes, so that other batches do not
 // wait long for it.
 const deleteRows = 2000
+
+// stepOverhead is the most that one step has beyond its limit of rows: the indexes of a run with
+// specjson.MaxLabels labels, its summary and idempotency key, the mark, and meta rows.
+const stepOverhead = 100
+
+// deletionStep returns how many rows one step of a deletion deletes at most, besides stepOverhead.
+// commitRows must not divide a step: a crash between two of its commits would leave rows of a run
+// that has lost its summary and has no mark, and these would stay for ever. The limit counts on
+// disks of less than 64 MiB only (TestDeletionStepIsOneCommit).
+func (s *RunStore) deletionStep() int { return min(deleteRows, s.rowsPerCommit()-stepOverhead) }
+
+// rowsPerCommit returns up to how many rows commitRows commits at once: half a transaction's, so
+// that they share one with batches.
+func (s *RunStore) rowsPerCommit() int { return s.limits.Rows / 2 }
 
 const deletingV1 = 1
 
@@ -24,8 +39,8 @@ func (s *RunStore) Delete(runs []messages.RunID, keysUntil int64) error {
 	return s.deleteRuns(runs, keysUntil, s.commitRows)
 }
 
-// deleteRuns deletes runs in steps, each of which is one commit or more: step writes the rows and
-// returns when they are durable. Small runs share a step. Each step carries the row of the highest
+// deleteRuns deletes runs in steps, each of which is one commit: step writes the rows and returns
+// when they are durable. Small runs share a step. Each step carries the row of the highest
 // run ID, because the rows that tell it may be among the deleted ones. Tests end a deletion in the
 // middle by their step.
 //
@@ -38,7 +53,7 @@ func (s *RunStore) deleteRuns(runs []messages.RunID, keysUntil int64, step func(
 	if err != nil {
 		return err
 	}
-	high := metaRow("next", uint64(next))
+	high, most := metaRow("next", uint64(next)), s.deletionStep()
 	batch := []mutation{high}
 	var vanishing []messages.RunID // runs that the batch makes unknown
 	do := func(rows []mutation) error {
@@ -54,14 +69,14 @@ func (s *RunStore) deleteRuns(runs []messages.RunID, keysUntil int64, step func(
 		return nil
 	}
 	for _, run := range runs {
-		index, rows, err := s.deletionsOf(run, keysUntil)
+		index, rows, err := s.deletionsOf(run, keysUntil, most)
 		if err != nil {
 			return err
 		}
 		if len(index) == 0 {
 			continue
 		}
-		if len(rows) == deleteRows {
+		if len(rows) == most {
 			vanishing = append(vanishing, run)
 			mark := sealRow(runKey(typeDeleting, run), []byte{deletingV1})
 			if err := do(append(batch, append(index, mark)...)); err != nil {
@@ -72,7 +87,7 @@ func (s *RunStore) deleteRuns(runs []messages.RunID, keysUntil int64, step func(
 			}
 			continue
 		}
-		if len(batch)+len(rows) > deleteRows {
+		if len(batch)+len(index)+len(rows) > most && len(batch) > 1 {
 			if err := do(batch); err != nil {
 				return err
 			}
@@ -91,7 +106,7 @@ func (s *RunStore) deleteRuns(runs []messages.RunID, keysUntil int64, step func(
 // commit is durable (pendingBatch).
 func (s *RunStore) commitRows(rows []mutation) error {
 	for len(rows) > 0 {
-		n := min(len(rows), s.limits.Rows/2)
+		n := min(len(rows), s.rowsPerCommit())
 		done := make(chan error, 1)
 		if !s.queue.push(&pendingBatch{mutations: rows[:n], done: func(err error) { done <- err }}) {
 			return ErrClosed
@@ -105,13 +120,13 @@ func (s *RunStore) commitRows(rows []mutation) error {
 }
 
 // deletionsOf returns the deletions of a run: index makes the run unknown, and is empty when it is
-// unknown; rows are up to deleteRows of its other rows.
-func (s *runReader) deletionsOf(run messages.RunID, keysUntil int64) (index, rows []mutation, err error) {
+// unknown; rows are up to most of its other rows.
+func (s *runReader) deletionsOf(run messages.RunID, keysUntil int64, most int) (index, rows []mutation, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		if index, err = summaryDeletions(txn, run, keysUntil); err != nil || len(index) == 0 {
 			return err
 		}
-		rows = rowDeletions(txn, run, deleteRows)
+		rows = rowDeletions(txn, run, most)
 		return nil
 	})
 	return index, rows, err
@@ -170,12 +185,13 @@ func rowDeletions(txn *badger.Txn, run messages.RunID, limit int) (rows []mutati
 // what is still there, at a later commit than its last step, so it needs no position and ends
 // whatever a crash has left. The mark goes with the last rows: without it they would stay for ever.
 func (s *RunStore) deleteMarked(run messages.RunID, step func([]mutation) error) error {
+	most := s.deletionStep()
 	for {
 		var rows []mutation
-		if err := s.view(func(txn *badger.Txn) error { rows = rowDeletions(txn, run, deleteRows); return nil }); err != nil {
+		if err := s.view(func(txn *badger.Txn) error { rows = rowDeletions(txn, run, most); return nil }); err != nil {
 			return err
 		}
-		if len(rows) < deleteRows {
+		if len(rows) < most {
 			return step(append(rows, mutation{Key: runKey(typeDeleting, run), Delete: true}))
 		}
 		if err := step(rows); err != nil {
@@ -233,13 +249,16 @@ func (c *journalTruncator) noteBatch(b *Batch) {
 // addTruncations adds deletions to a group, as far as it has room. They ride on a commit that comes
 // anyway; an idle committer makes one for them. A search begins where the last deletion of the run
 // ended, so it steps over none of the tombstones that it has left.
+//
+// The room has both limits of a commit, rows and bytes. The commit log refuses a longer record, and
+// that fails the store (TestTruncationsFitTheGroup).
 func (s *RunStore) addTruncations(g *writeGroup) {
 	c := &s.truncator
 	if s.Err() != nil {
 		c.due = nil
 		return
 	}
-	room := min(maxTruncatedRows, s.limits.Rows-len(g.mutations))
+	room := min(maxTruncatedRows, s.limits.Rows-len(g.mutations), int((s.limits.Bytes-g.size)/badgerguard.RowSize(journalKeySize, 0)))
 	for len(c.due) > 0 && room > 0 {
 		at := c.due[0]
 		from := runKey(typeJournal, at.run)

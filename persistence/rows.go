@@ -50,6 +50,9 @@ const (
 // runTypes are the types of rows that belong to a run, besides summary, tag and idempotency key.
 var runTypes = [...]byte{typeDef, typeSet, typeJournal, typeHeader, typeChunk, typeAttempts}
 
+// journalKeySize is the length of a journal record's key, in bytes: type, run, seq and part.
+const journalKeySize = 1 + 8 + 8 + 2
+
 // attemptChunk is the number of neighbouring tasks whose attempt records share keys.
 const attemptChunk = 1024
 
@@ -83,7 +86,7 @@ func isWellFormedKey(key []byte) bool {
 	case typeSet:
 		return n == 15
 	case typeJournal:
-		return n == 19
+		return n == journalKeySize
 	case typeTag:
 		return n == 17
 	case typeKey:
