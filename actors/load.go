@@ -35,6 +35,7 @@ const maxQueuedRequests = 4096
 // loadedRun is what a run's actor has been waiting for.
 type loadedRun struct {
 	epoch  uint64 // of the incarnation that asked
+	took   int64  // ns: the whole load, with its wait for a permit
 	dag    *dag.Run
 	stored *persistence.Stored
 	err    error
@@ -49,8 +50,9 @@ func (r *run) beginLoading(ctx actor.Context) {
 	r.loading = true
 	self, epoch, again, e, id := ctx.Self(), r.epoch, r.restarted, r.env, r.id
 	e.loader.all.Go(func() {
-		m := &loadedRun{epoch: epoch}
+		m, began := &loadedRun{epoch: epoch}, e.monotonicTime()
 		m.dag, m.stored, m.err = e.loadRun(id, again)
+		m.took = e.monotonicTime() - began
 		e.root.Send(self, m)
 	})
 }
@@ -107,6 +109,7 @@ func (e *nodeContext) loadRun(id messages.RunID, again bool) (d *dag.Run, stored
 // with the reason; unless it is finished (offerPassivation).
 func (r *run) finishLoading(ctx actor.Context, m *loadedRun) {
 	r.loading = false
+	r.loadTime.Store(m.took) // first: what comes next may panic
 	if m.err != nil {
 		// Its attempts in a durable executor are left alone: they were not given again,
 		// and it is never reported by ResumeDone. Another server may be able to load it.

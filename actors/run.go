@@ -2,6 +2,7 @@ package actors
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -49,6 +50,8 @@ type run struct {
 	waited bool
 	// broken: it has panicked too often and is not loaded again, only refuses.
 	broken bool
+	// loadTime is that of the run's entry, for its supervisor (shard.HandleFailure).
+	loadTime *atomic.Int64
 
 	dag        *dag.Run         // nil until it is loaded, and for ever if that fails
 	head       messages.Summary // ID, Tag, Tags, Start: what does not change

@@ -41,6 +41,7 @@ type runEntry struct {
 	holdsRequests bool               // Passivate was sent, or the run is being deleted: requests must wait
 	backlog       []messages.Request // the requests that wait, in order; empty unless creation or holdsRequests has them wait
 	broken        atomic.Bool        // its actor panics again and again: it may only refuse
+	loadTime      atomic.Int64       // ns: how long its actor's last load took; 0 = it was never loaded
 
 	// While the run is dormant:
 	epoch      uint64    // under which its slots are asked for
@@ -105,6 +106,7 @@ func (s *shard) Receive(ctx actor.Context) {
 // all one that the library is just setting up.
 func (s *shard) spawnRun(ctx actor.Context, r *runEntry, first *run) {
 	id := first.id
+	first.loadTime = &r.loadTime
 	name := "run-" + strconv.FormatUint(uint64(id), 10)
 	if first.epoch == 0 { // it may have had an actor before
 		first.epoch = s.env.epochs.Add(1)
@@ -115,7 +117,7 @@ func (s *shard) spawnRun(ctx actor.Context, r *runEntry, first *run) {
 			first = nil
 			return r
 		}
-		return &run{env: s.env, id: id, restarted: true, broken: r.broken.Load()}
+		return &run{env: s.env, id: id, restarted: true, broken: r.broken.Load(), loadTime: &r.loadTime}
 	}, actor.WithDispatcher(s.env.pool))
 	pid, err := ctx.SpawnNamed(props, name)
 	if err != nil {

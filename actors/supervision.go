@@ -159,6 +159,11 @@ func (r *run) taskOf(pid *actor.PID) (uint32, *taskActor) {
 // run restarts from the durable state. A run that panics again and again is kept only to
 // refuse requests with the reason.
 //
+// The time within which panics count is longer by the loads between them. Otherwise a run that takes
+// some seconds to load, and then panics, would be loaded for ever. After a start of the server all
+// other runs would wait for it: slots are granted once each run has reported those that it holds
+// (dispatcher.awaited).
+//
 // protoactor keeps the mailbox of the run and stops its children. The message that panicked is gone:
 // terminateIncarnation, which comes first, refuses it if it was a request. The pending batch is lost, as
 // in a crash, and the new incarnation loads what is durable (loadRun waits for a batch that is still
@@ -166,10 +171,14 @@ func (r *run) taskOf(pid *actor.PID) (uint32, *taskActor) {
 func (s *shard) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, child *actor.PID, rs *actor.RestartStatistics, reason, _ any) {
 	const patience, within = 5, 10 * time.Second
 	rs.Fail()
-	if rs.NumberOfFailures(within) > patience {
-		s.env.log.Error("run given up: its actor panics again and again", "actor", child.Id, "err", reason)
-		for _, r := range s.runs.All() {
-			if r.pid != nil && r.pid.Equal(child) {
+	if rs.FailureCount() > patience {
+		for _, r := range s.runs.All() { // a panic is rare: it may search
+			if r.pid == nil || !r.pid.Equal(child) {
+				continue
+			}
+			loads := patience * time.Duration(r.loadTime.Load())
+			if rs.NumberOfFailures(within+loads) > patience {
+				s.env.log.Error("run given up: its actor panics again and again", "actor", child.Id, "err", reason)
 				r.broken.Store(true)
 			}
 		}

@@ -8,7 +8,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -254,6 +256,59 @@ func TestRunThatKeepsPanickingIsGivenUp(t *testing.T) {
 		if err != nil && code(err) == messages.Internal {
 			return
 		}
+	}
+}
+
+// panicsAfterLoad is a store of which one run takes a while to load, and makes its actor panic then.
+type panicsAfterLoad struct {
+	persistence.Store
+	run   messages.RunID
+	takes time.Duration
+	loads atomic.Int64
+}
+
+func (s *panicsAfterLoad) Load(id messages.RunID) (*persistence.Stored, error) {
+	stored, err := s.Store.Load(id)
+	if id != s.run || err != nil {
+		return stored, err
+	}
+	s.loads.Add(1)
+	<-time.After(s.takes)
+	broken := *stored
+	broken.Summary = nil
+	return &broken, nil
+}
+
+// TestRunThatPanicsAfterEachLoadIsGivenUp, however long its loads take: after a start of the server all
+// others wait for the slots that it may hold.
+func TestRunThatPanicsAfterEachLoadIsGivenUp(t *testing.T) {
+	for _, takes := range []time.Duration{0, 3 * time.Second, 5 * time.Minute} {
+		t.Run(takes.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				t.Cleanup(func() { <-time.After(time.Minute) }) // last: the library's goroutines for dead letters end
+				r, _ := durable(t)
+				id := r.submit(single)
+				r.fake.Begin(r.order(1))
+				r.awaitTasks(id, dag.TaskRunning, 1)
+				store := &panicsAfterLoad{run: id, takes: takes}
+				r.wrap = func(inner persistence.Store) persistence.Store {
+					store.Store = inner
+					return store
+				}
+				r.crash()
+				for began := time.Now(); store.loads.Load() < 6 || r.gauge("caravan_recovering_runs") > 0; time.Sleep(takes/4 + time.Millisecond) {
+					if time.Since(began) > 20*(takes+time.Second) {
+						t.Fatalf("not given up after %d loads", store.loads.Load())
+					}
+				}
+				if n := store.loads.Load(); n != 6 {
+					t.Errorf("given up after %d loads, want 6", n)
+				}
+				other := r.submit(single)
+				r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
+				r.awaitState(other, dag.RunCompleted)
+			})
+		})
 	}
 }
 
