@@ -274,3 +274,66 @@ func TestFinishedRunIsLoadedAgainAfterAnError(t *testing.T) {
 	r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
 	r.awaitState(id, dag.RunCompleted)
 }
+
+// TestUnloadableRunKeepsItsActorAfterAPanic: the index still has a run as finished, but its actor has given
+// its restart to the journal and then panicked. The next incarnation, which cannot load it, must not be
+// passivated: without an actor and an entry in the index the run would be lost until the next start.
+func TestUnloadableRunKeepsItsActorAfterAPanic(t *testing.T) {
+	for _, passivating := range []bool{false, true} { // whether Passivate is on its way
+		t.Run(fmt.Sprintf("passivating=%v", passivating), func(t *testing.T) {
+			r := newRig(t)
+			store := r.withSlowLoads()
+			r.crash()
+			id := r.submit(single)
+			send, shard, self := r.node.env.root.Send, r.node.shard(id), r.runActor(id)
+			restart := &messages.SetState{Run: id, To: dag.RunQueued, Reply: messages.NewReply[struct{}]()}
+			block := &blocking{make(chan struct{}), make(chan struct{})}
+			k := r.order(1)
+			t.Cleanup(r.store.Release)
+			if passivating {
+				send(shard, block) // RunFinal waits
+				<-block.entered
+				r.fake.End(k, messages.AttemptFailed, 1)
+				r.awaitState(id, dag.RunErrored)
+				r.store.Hold()
+				send(self, restart)
+			} else {
+				r.fake.End(k, messages.AttemptFailed, 1)
+				r.passivated(id)
+				r.store.Hold()
+				send(shard, restart)
+			}
+			r.store.WaitPending(1)
+			if !passivating { // it is the actor that the restart has started
+				self = actor.NewPID(self.Address, fmt.Sprintf("%s.%d", self.Id, r.node.env.epochs.Load()))
+			}
+			store.mu.Lock()
+			store.slow[id], store.fails[id] = true, errors.New("too many open files")
+			store.mu.Unlock()
+			send(self, &loadedRun{epoch: r.node.env.epochs.Load()}) // it panics: there is no run in it
+			if passivating {
+				close(block.release) // the shard restarts the actor, and takes RunFinal
+				r.drainShard(id)
+			}
+			r.store.WaitPending(2)
+			r.store.Release()
+			<-store.begun
+			store.mu.Lock()
+			clear(store.slow) // the next load would succeed
+			clear(store.fails)
+			store.mu.Unlock()
+			close(store.proceed)
+			if a := <-restart.Reply; a.Err == nil {
+				t.Error("the restart is acknowledged")
+			}
+			for range 3 { // the third one comes after all that the load has caused
+				if err := r.node.Kill(t.Context(), id); err == nil || code(err) != messages.Internal {
+					t.Fatalf("kill: %v; it has lost its actor", err)
+				}
+			}
+			r.crash()
+			r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
+			r.awaitState(id, dag.RunCompleted)
+		})
+	}
+}

@@ -19,9 +19,9 @@ import (
 
 // passivate stops the actor of a finished run, unless the run was restarted.
 func (r *run) passivate(ctx actor.Context) {
-	if r.failed == nil && (!r.dag.State().Final() || !r.isDurable() || len(r.queuedRequests) > 0 || len(r.deferred) > 0) {
+	if !r.mayPassivate() {
 		ctx.Send(ctx.Parent(), &messages.PassivateRefused{Run: r.id})
-		if r.dag.State().Final() && !r.committing && !r.flushing {
+		if r.failed == nil && r.dag.State().Final() && !r.committing && !r.flushing {
 			r.scheduleFlush(ctx)
 		}
 		return
@@ -33,11 +33,22 @@ func (r *run) passivate(ctx actor.Context) {
 	ctx.Stop(ctx.Self())
 }
 
+// mayPassivate tells whether the run is finished and at rest. A run that has failed was finished when
+// its shard was told so (RunFinal), with one exception: the incarnation before a panic may have given
+// a restart to the journal after that. Such a run keeps its actor, and its entry in the index.
+func (r *run) mayPassivate() bool {
+	if r.failed != nil {
+		return !r.restarted
+	}
+	return r.dag.State().Final() && r.isDurable() && len(r.queuedRequests) == 0 && len(r.deferred) == 0
+}
+
 // offerPassivation begins the handshake for a run that cannot be loaded, if it is finished by its last
 // summary: a request had it loaded, such as a restart. The next request tries again, since the reason may
-// have been a moment's, and retention can delete the run.
+// have been a moment's, and retention can delete the run. After a panic the summary may be older than
+// the journal (mayPassivate).
 func (r *run) offerPassivation(ctx actor.Context) {
-	if s := r.env.index.Summary(r.id); s != nil && s.State.Final() {
+	if s := r.env.index.Summary(r.id); s != nil && s.State.Final() && !r.restarted {
 		ctx.Send(ctx.Parent(), &messages.RunFinal{Run: r.id})
 	}
 }

@@ -144,7 +144,8 @@ func (s *shard) ensureActor(ctx actor.Context, id messages.RunID, summary *messa
 
 // forwardRequest passes a request on to the run's actor. For a finished run it answers requests
 // without effect itself; a restart starts an actor. It reads the summary of a finished run from the
-// store, which is one row.
+// store, which is one row. A run that has lost its entry before its end (a defect) gets an actor, so
+// that a kill is acknowledged only with its effect.
 func (s *shard) forwardRequest(ctx actor.Context, m messages.Request) {
 	id := m.Target()
 	if r := s.run(id); r != nil {
@@ -163,15 +164,17 @@ func (s *shard) forwardRequest(ctx actor.Context, m messages.Request) {
 		m.Refuse(query.StoreError(id, err))
 		return
 	}
-	switch m := m.(type) {
-	case *messages.SetState:
-		if m.To == dag.RunKilled {
-			m.Reply.Send(struct{}{}, nil)
+	if summary.State.Final() {
+		switch m := m.(type) {
+		case *messages.SetState:
+			if m.To == dag.RunKilled {
+				m.Reply.Send(struct{}{}, nil)
+				return
+			}
+		case *messages.GetView, *messages.GetTask:
+			m.Refuse(errFinished)
 			return
 		}
-	case *messages.GetView, *messages.GetTask:
-		m.Refuse(errFinished)
-		return
 	}
 	ctx.Send(s.ensureActor(ctx, id, summary).pid, m)
 }

@@ -251,3 +251,19 @@ func TestNoopThatIsRevoked(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestKillOfARunWithoutAnEntry: a shard that has lost the entry of an unfinished run does not take the run
+// for finished, and acknowledges a kill that it carries out.
+func TestKillOfARunWithoutAnEntry(t *testing.T) {
+	r := newRig(t)
+	r.submit(wholeMachine)
+	r.order(1)
+	id := r.submit(single)                                                // dormant
+	r.node.env.root.Send(r.node.shard(id), &messages.Passivated{Run: id}) // as for a finished run
+	if err := r.node.Kill(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := r.node.Summary(t.Context(), id); err != nil || s.State != dag.RunKilled {
+		t.Errorf("%+v, %v after an acknowledged kill", s, err)
+	}
+}
