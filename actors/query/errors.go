@@ -56,6 +56,12 @@ func unknownRun(id messages.RunID) error {
 	return &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("unknown run %d", id)}
 }
 
+// isNotFound tells whether an error of a reader says that the run does not exist.
+func isNotFound(err error) bool {
+	var e *messages.Error
+	return errors.As(err, &e) && e.Code == messages.NotFound
+}
+
 // UnknownTask is the error of a task name that the run does not have.
 func UnknownTask(id messages.RunID, name string) error {
 	return &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("run %d: unknown task %q", id, name)}

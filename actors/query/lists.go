@@ -67,13 +67,17 @@ func (r *Reader) oldestFirst(ctx context.Context, q messages.ListQuery, yield fu
 	next, stop := iter.Pull(r.Index.SummariesFrom(from))
 	defer stop()
 	unfinished, more := next()
-	listed := true // until the caller stops
+	listed := true   // until the caller stops, or
+	var failed error // of reading a run
 	// upTo lists the unfinished runs below id. Each is read again: it may have changed since its page
 	// was read. One that has left the index is read from the store, whose page may be older.
 	upTo := func(id messages.RunID) bool {
 		for ; listed && more && unfinished.ID < id; unfinished, more = next() {
-			if s, err := r.Summary(unfinished.ID); err == nil { // else it is deleted
+			switch s, err := r.Summary(unfinished.ID); {
+			case err == nil:
 				listed = pass(s)
+			case !isNotFound(err): // else it is deleted
+				listed, failed = false, err
 			}
 		}
 		return listed
@@ -102,16 +106,16 @@ func (r *Reader) oldestFirst(ctx context.Context, q messages.ListQuery, yield fu
 		switch {
 		case errors.As(err, &paused):
 			if !upTo(paused.After + 1) {
-				return nil
+				return failed
 			}
 			return paused
 		case err != nil:
 			return ListError(err)
 		case !listed:
-			return nil
+			return failed
 		case stored.Limit == 0 || yielded < stored.Limit:
 			upTo(cmp.Or(q.Before, 1<<64-1))
-			return nil
+			return failed
 		}
 	}
 }

@@ -122,10 +122,39 @@ func TestListOfARunThatFinishesMeanwhile(t *testing.T) {
 	}
 }
 
+// TestListOfARunThatCannotBeRead: a run that leaves the index while a list is made is left out if it is
+// deleted. Any other error of reading it ends the list.
+func TestListOfARunThatCannotBeRead(t *testing.T) {
+	all := messages.ListQuery{All: true}
+	newest, few, paused := all, all, all
+	newest.Desc, few.Limit = true, 2
+	for what, q := range map[string]messages.ListQuery{"oldest": all, "newest": newest, "a page": few, "paused": paused} {
+		for _, lost := range []error{persistence.ErrNotFound, errors.New("disk is gone")} {
+			x := NewIndex()
+			x.Insert(&messages.Summary{ID: 5, State: dag.RunRunning})
+			store := &finishing{listed: listed{runs: []*messages.Summary{{ID: 1, State: dag.RunCompleted}}}, finish: func() { x.Remove(5) }, lost: lost}
+			if what == "paused" {
+				store.err = &messages.ListPaused{After: 7}
+			}
+			r := &Reader{Index: x, Store: store, NextID: func() messages.RunID { return 10 }}
+			err := r.Summaries(t.Context(), q, func(*messages.Summary) bool { return true })
+			var pause *messages.ListPaused
+			if deleted := lost == persistence.ErrNotFound; deleted && what == "paused" {
+				if !errors.As(err, &pause) {
+					t.Errorf("%s: %v", what, err)
+				}
+			} else if deleted != (err == nil) || !deleted && !errors.Is(err, lost) {
+				t.Errorf("%s: %v when reading gives %q", what, err, lost)
+			}
+		}
+	}
+}
+
 // finishing is a store whose run 5 finishes after a page of the list was read.
 type finishing struct {
 	listed
 	finish func()
+	lost   error // of reading run 5; nil = it is COMPLETED
 }
 
 func (f *finishing) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
@@ -134,5 +163,8 @@ func (f *finishing) Summaries(q messages.ListQuery, yield func(*messages.Summary
 }
 
 func (f *finishing) Summary(id messages.RunID) (*messages.Summary, error) {
+	if f.lost != nil {
+		return nil, f.lost
+	}
 	return &messages.Summary{ID: id, State: dag.RunCompleted}, nil
 }
