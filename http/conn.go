@@ -138,12 +138,14 @@ func connOf(ctx *fasthttp.RequestCtx) *conn {
 	return c
 }
 
-// resetOnClose has the connection end with a reset when it is closed: SO_LINGER with a time of 0
-// (socket(7)). A client that reads to the end of the connection can tell a broken answer by that.
-func (c *conn) resetOnClose() {
+// closeWithReset ends the connection with a reset: SO_LINGER with a time of 0 (socket(7)). A client that
+// reads to the end of the connection can tell a broken answer by that. The socket closes here, before
+// Close: a half close, and the closing message of TLS, would look like the end of a complete answer.
+func (c *conn) closeWithReset() {
 	_ = withSocket(c.Conn, func(fd int) error {
 		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	})
+	c.closeNow()
 }
 
 // A chunked body takes more bytes than its content: a length and possibly an extension for each

@@ -3,11 +3,13 @@ package http
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strconv"
 	"strings"
@@ -395,6 +397,60 @@ func TestHTTP10BreaksOff(t *testing.T) {
 	all, err := io.ReadAll(r)
 	if !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("%d bytes, then %v", len(all), err)
+	}
+}
+
+// TestHTTP10BreaksOffOverTLS without the closing message of TLS, which is the end of a complete answer.
+func TestHTTP10BreaksOffOverTLS(t *testing.T) {
+	withCertificate := httptest.NewTLSServer(nil)
+	defer withCertificate.Close()
+	e := contractEngine(t)
+	long := messagesRun(t, e)
+	e.fail = map[string]error{"Attempts": errors.New("storage failed")}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serveOn(t, &Entrance{Listener: l, TLS: &tls.Config{Certificates: withCertificate.TLS.Certificates}}, e)
+	plain, _ := s.raw("")
+	c := tls.Client(plain, &tls.Config{InsecureSkipVerify: true})
+	if _, err := io.WriteString(c, "GET "+long+" HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	all, err := io.ReadAll(c)
+	if err == nil {
+		t.Errorf("%d bytes, then the end of a complete answer", len(all))
+	}
+}
+
+// TestHTTP10BatchBreaksOff: the same when the body of a batch does not arrive, while its client may still
+// be sending (drainOnClose).
+func TestHTTP10BatchBreaksOff(t *testing.T) {
+	for _, by := range []string{"time", "shutdown"} {
+		t.Run(by, func(t *testing.T) {
+			s := serve(t, contractEngine(t), func(c *Config) {
+				if by == "time" {
+					c.ReadTimeout = 200 * time.Millisecond
+				}
+			})
+			lines := strings.Repeat(specOf("0")+"\n", 300)
+			_, r := s.raw("POST /v1/dagruns HTTP/1.0\r\nHost: c\r\nContent-Type: " + linesType + "\r\nContent-Length: 5000000\r\n\r\n" + lines)
+			for {
+				line, err := r.ReadString('\n')
+				if err != nil {
+					t.Fatal(err)
+				}
+				if strings.HasPrefix(line, `{"runID":`) {
+					break
+				}
+			}
+			if by == "shutdown" {
+				s.endService() // the first step of Shutdown
+			}
+			if all, err := io.ReadAll(r); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%d bytes more, then %v", len(all), err)
+			}
+		})
 	}
 }
 

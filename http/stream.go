@@ -118,7 +118,7 @@ func (s *Server) streamUntilClose(ctx *fasthttp.RequestCtx, b *streamBody) {
 				return
 			case err != nil:
 				if c != nil {
-					c.resetOnClose()
+					c.closeWithReset()
 				}
 				return
 			}
