@@ -450,9 +450,8 @@ func readForm(ctx *fasthttp.RequestCtx) (url.Values, error) {
 	if stream := bodyStream(ctx); stream != nil {
 		var err error
 		if text, err = io.ReadAll(io.LimitReader(stream, maxLoginForm+1)); err != nil {
-			p := readProblem(err)
 			ctx.SetConnectionClose()
-			return nil, &refusal{p.status, p.detail}
+			return nil, bodyReadError(ctx, err)
 		}
 	} else {
 		text = ctx.Request.Body()

@@ -2,6 +2,7 @@ package http
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math"
 	"net"
@@ -222,6 +223,20 @@ func readProblem(err error) problem {
 	default:
 		return problem{status: fasthttp.StatusBadRequest, detail: "the request is not well-formed HTTP, or it is incomplete"}
 	}
+}
+
+// bodyReadError returns why a body is not read on after a Read that returned err, or nil if it is. At the
+// end of a shutdown that is 503, whatever err is: connSet.endCalls has ended the read, or a chunk that
+// came then has set the deadline again (chunkDeadline). The caller closes the connection.
+func bodyReadError(ctx *fasthttp.RequestCtx, err error) error {
+	if context.Cause(contextOf(ctx)) == errShuttingDown {
+		return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
+	}
+	if err == nil {
+		return nil
+	}
+	p := readProblem(err)
+	return &refusal{p.status, p.detail}
 }
 
 // bodyTooLarge refuses a body with 413 before it is read completely. The connection closes.

@@ -241,26 +241,36 @@ func (cs *connSet) len() int {
 	return len(cs.open)
 }
 
-// endCalls ends the calls of the engine for all connections, at the end of a shutdown.
+// endCalls ends the calls of the engine for all connections, at the end of a shutdown. It also ends the
+// reading of a body, by a deadline that has passed. The cancellation comes first: bodyReadError looks for
+// it after each read.
 func (cs *connSet) endCalls() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	for c := range cs.open {
 		c.request.Load().cancel(errShuttingDown)
+		if c.isUnanswered() {
+			_ = c.SetReadDeadline(time.Unix(1, 0)) // an error means that the connection is closed
+		}
 	}
 }
 
-// anyUnanswered tells whether a request is occupying its connection before its answer is written, and
-// is not a stream.
+// anyUnanswered tells whether a request lacks its answer.
 func (cs *connSet) anyUnanswered() bool {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	for c := range cs.open {
-		if c.use.Load() == occupied && c.waitingSince.Load() != isStreaming {
+		if c.isUnanswered() {
 			return true
 		}
 	}
 	return false
+}
+
+// isUnanswered tells whether a request is occupying the connection before its answer is written, and is
+// not a stream.
+func (c *conn) isUnanswered() bool {
+	return c.use.Load() == occupied && c.waitingSince.Load() != isStreaming
 }
 
 // close closes the connections that are between requests, or all of them. Their own goroutines remove

@@ -243,9 +243,8 @@ func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []by
 		case err == io.EOF:
 			end, err = true, nil
 		}
-		if err != nil {
-			p := readProblem(err)
-			return &refusal{p.status, p.detail}
+		if err := bodyReadError(ctx, err); err != nil {
+			return err
 		}
 	}
 }

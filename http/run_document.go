@@ -131,7 +131,8 @@ type appendEntryPart func(dst []byte, task uint32, begin bool) []byte
 
 // appendTasks renders the tasks from e.task to end until a piece is full; more tells whether some are
 // left. Every task gets an entry, also one without attempts. A task that was interrupted within its
-// attempts is read again from its first one, and those that are in the piece before are skipped.
+// attempts is read again from its first one, and those that are in the piece before are skipped. When ctx
+// has ended, the error is its cause, and the piece is to be dropped.
 func (e *attemptEncoder) appendTasks(dst []byte, end uint32, around appendEntryPart) (out []byte, more bool, err error) {
 	for e.task < end {
 		upTo := min(end, e.task+tasksPerRead)
@@ -152,6 +153,10 @@ func (e *attemptEncoder) appendTasks(dst []byte, end uint32, around appendEntryP
 		}
 		for len(dst) < pieceBytes && e.task < upTo {
 			dst = e.closeTask(dst, around)
+		}
+		// Output that could not be read because the context has ended is not what its marker says.
+		if err := context.Cause(e.ctx); err != nil {
+			return dst, true, err
 		}
 		if len(dst) >= pieceBytes {
 			return dst, true, nil

@@ -423,6 +423,65 @@ func TestShutdownIsCutShort(t *testing.T) {
 	testenv.Eventually(t, "the stream ends", func() bool { return s.inflight.Load() == 0 })
 }
 
+// TestShutdownAnswersUploads: when the time of a shutdown is up, a request whose body is still arriving is
+// answered, and has no effect.
+func TestShutdownAnswersUploads(t *testing.T) {
+	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\n"
+	some := strings.Repeat(" ", 20_000)
+	for what, request := range map[string]string{
+		"short":  head + "Content-Length: 100000\r\n\r\n" + some,
+		"long":   head + "Content-Length: 50000000\r\n\r\n" + some + strings.Repeat(" ", longBodyBytes),
+		"chunks": head + "Transfer-Encoding: chunked\r\n\r\n" + strings.TrimSuffix(inChunks(some, 9000, ""), "0\r\n"),
+	} {
+		t.Run(what, func(t *testing.T) {
+			e := contractEngine(t)
+			s := serve(t, e)
+			_, r := s.raw(request)
+			testenv.Eventually(t, "its body is being read", func() bool {
+				return s.bodies.inUse() > 0 && (what != "long" || s.longBodies.len() == 1)
+			})
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+			defer cancel()
+			if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("shutdown: %v", err)
+			}
+			got := s.answerTo(r)
+			if refusedWith(t, got, 503, "the server is shutting down"); !got.close {
+				t.Error("the connection stays")
+			}
+			if len(e.submitted) != 0 {
+				t.Error("a part was taken for a submission")
+			}
+		})
+	}
+}
+
+// TestShutdownBreaksDocumentsOff: when the time of a shutdown is up, a document whose calls of the engine
+// end does not go on with markers in place of output that could be read.
+func TestShutdownBreaksDocumentsOff(t *testing.T) {
+	for _, target := range []string{"/v1/dagrun/0", "/v1/dagrun/0/tasks?limit=3000"} {
+		t.Run(target, func(t *testing.T) {
+			e := &fakeEngine{}
+			run := e.add(t, manySpec(3000), dag.RunRunning, dag.TaskRunning)
+			run.view.Live = []messages.LiveAttempt{{Task: 2999, Attempt: 1, Start: 1}}
+			run.logs[logKey("t_2999", 1, messages.Stdout)] = &fakeLog{data: []byte("so far"), live: true}
+			s := serve(t, e)
+			e.mu.Lock()
+			e.wait = func(ctx context.Context, method string) error {
+				if method == "OpenLog" {
+					s.conns.endCalls()
+				}
+				return context.Cause(ctx)
+			}
+			e.mu.Unlock()
+			r := s.get(target)
+			if r.status != 200 || r.err == nil || strings.Contains(r.body, "not readable") {
+				t.Errorf("%d, %d bytes that end with %q, %v", r.status, len(r.body), r.body[max(0, len(r.body)-200):], r.err)
+			}
+		})
+	}
+}
+
 // TestStalledClient: a client that stops reading loses the connection.
 func TestStalledClient(t *testing.T) {
 	e := &fakeEngine{}

@@ -238,10 +238,9 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *budgetShare) ([]byte, 
 		case err == io.EOF:
 			return doc, nil, nil
 		}
-		if err != nil {
-			p := readProblem(err)
+		if err := bodyReadError(ctx, err); err != nil {
 			ctx.SetConnectionClose()
-			return nil, nil, &refusal{p.status, p.detail}
+			return nil, nil, err
 		}
 		if len(doc) > longBodyBytes || len(doc) == cap(doc) && announced > longBodyBytes {
 			long, err := s.receiveLongBody(ctx, doc, stream, announced, deadline)
