@@ -69,11 +69,13 @@ const maxListedErrors = 1000
 
 // writeError answers with an error. If fasthttp closes the connection after the answer with a part of
 // the body unread, the client may still be sending then, so the connection reads on for a while
-// (conn.Close). fasthttp closes it if the answer says so, or if more is unread than it drains.
+// (conn.Close). fasthttp closes it if the request or the answer says so, which the request of an HTTP/1.0
+// client does unless it says keep-alive, or if more is unread than it drains.
 func (s *Server) writeError(ctx *fasthttp.RequestCtx, err error) {
 	p := s.problemOf(err, ctx.Method(), ctx.URI().PathOriginal())
+	closes := ctx.Request.Header.ConnectionClose() || ctx.Response.ConnectionClose()
 	if n := ctx.Request.Header.ContentLength(); ctx.RequestBodyStream() != nil &&
-		(n < 0 || n > maxDrainedBody || n > readAheadBytes && ctx.Response.ConnectionClose()) {
+		(n < 0 || n > maxDrainedBody || n > readAheadBytes && closes) {
 		drainOnClose(ctx)
 	}
 	writeProblem(ctx, p)

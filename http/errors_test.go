@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 
@@ -182,6 +183,32 @@ func TestUnreadBodies(t *testing.T) {
 		body := strings.Repeat(" ", size)
 		refusedWith(t, s.do("POST", "/v1/dagrun", body, "Content-Type: text/plain"), 415, "text/plain")
 		refusedWith(t, s.do("POST", "/nowhere", body), 404, "no such path")
+	}
+}
+
+// TestUnreadBodiesOfClientsThatClose: a client whose connection ends with the answer can send all of its
+// body, and gets the answer and not a reset.
+func TestUnreadBodiesOfClientsThatClose(t *testing.T) {
+	s := serve(t, contractEngine(t))
+	piece := strings.Repeat(" ", 10_000)
+	for _, head := range []string{" HTTP/1.1\r\nConnection: close", " HTTP/1.0", " HTTP/1.0\r\nConnection: keep-alive", " HTTP/1.1"} {
+		c, r := s.raw("POST /v1/dagrun?strict=maybe" + head + "\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n" + piece)
+		if _, err := r.Peek(1); err != nil {
+			t.Fatal(err)
+		}
+		for range 9 {
+			if _, err := io.WriteString(c, piece); err != nil {
+				t.Errorf("%q: reset while it sends: %v", head, err)
+				break
+			}
+		}
+		got := s.answerTo(r)
+		refusedWith(t, got, 400, "strict")
+		if got.close {
+			if _, err := io.ReadAll(r); err != nil {
+				t.Errorf("%q: after the answer: %v", head, err)
+			}
+		}
 	}
 }
 
