@@ -180,6 +180,9 @@ func (r *reconciler) recoverAttempt(a *attempt) bool {
 		r.slurm.runAsync(func() {
 			report, job := r.slurm.repeatReport(&x, v)
 			r.slurm.request(func() {
+				if a.abandoned {
+					return // the attempt that replaced it reports its start, too
+				}
 				a.jobID = job
 				r.reportStart(a)
 				r.reportEnd(a, report)
@@ -329,14 +332,15 @@ func (r *reconciler) expectResume(runs []messages.RunID) {
 	}
 }
 
-// abandon forgets an attempt that its run orders again. Its folder holds all that counts.
+// abandon forgets an attempt that its run orders again. Its folder holds all that counts. A collection
+// that is under way goes on and saves its report there, for the attempt that replaces this one.
 func (r *reconciler) abandon(a *attempt) {
 	if a.stage != stageEnded {
 		r.unfinished--
 	}
+	r.slurm.hideOutput(a)
 	r.setStage(a, stageEnded)
 	a.abandoned = true
-	r.slurm.hideOutput(a)
 	delete(r.attempts, a.key)
 }
 
@@ -421,9 +425,9 @@ func (r *reconciler) reportEnd(a *attempt, report *executor.Report) {
 	if a.abandoned {
 		return
 	}
+	r.slurm.hideOutput(a)
 	r.setStage(a, stageEnded)
 	r.unfinished--
-	r.slurm.hideOutput(a)
 	if report == nil || a.order == nil || report.Kind == executor.Revoked {
 		delete(r.attempts, a.key)
 		if err := a.folder.remove(); err != nil { // now, not async: its key may come again

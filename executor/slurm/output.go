@@ -47,8 +47,11 @@ func (s *Slurm) publishOutput(a *attempt) *attemptOutput {
 	return st
 }
 
-// hideOutput undoes publishOutput. Logs that are open stay readable, up to
-// the final size.
+// hideOutput undoes publishOutput. Logs that are open stay readable, up to the final size.
+//
+// The caller calls it before it moves the attempt to stageEnded. An attempt that was not collected has no
+// final size yet and gets 0, so that its open logs end. In stageCollecting the size is the collection's to
+// fix: its copy of the attempt has the same output, and a size of 0 would make an empty report of it.
 func (s *Slurm) hideOutput(a *attempt) {
 	if a.output == nil {
 		return
@@ -56,8 +59,10 @@ func (s *Slurm) hideOutput(a *attempt) {
 	s.mu.Lock()
 	delete(s.liveOutput, a.key)
 	s.mu.Unlock()
-	a.output.stdout.Freeze(0) // has an effect on an orphan only, whose output was never frozen
-	a.output.stderr.Freeze(0)
+	if a.stage < stageCollecting {
+		a.output.stdout.Freeze(0)
+		a.output.stderr.Freeze(0)
+	}
 }
 
 // punchMiddle frees the middle of a file that has outgrown its limit, in steps of an eighth of the

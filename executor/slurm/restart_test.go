@@ -189,6 +189,11 @@ func TestRebuiltRunMustOrderAgain(t *testing.T) {
 	g.cluster.HoldJobs(true)
 	s.Start(g.order(3, waitingScript))
 	g.waitSubmitted(3)
+	l, err := s.OpenLog(key(1), messages.Stdout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
 	s.ExpectResume(1)
 	fresh := executortest.NewRecorder(t)
 	log.use(fresh)
@@ -200,11 +205,80 @@ func TestRebuiltRunMustOrderAgain(t *testing.T) {
 	fresh.WaitStarted(key(1))
 	checkEnd(t, fresh.WaitFinal(key(2)), messages.AttemptFailed, 3, "")
 	fresh.WaitStarted(key(3))
+	if l.Live() {
+		t.Error("a log of the attempt that does not count is live")
+	}
 	g.releaseTasks()
 	checkEnd(t, fresh.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
 	checkEnd(t, fresh.WaitFinal(key(3)), messages.AttemptSucceeded, 0, "")
 	if g.countStarts() != 2 {
 		t.Errorf("%d starts", g.countStarts())
+	}
+}
+
+// A run's actor is rebuilt while the report of an ended attempt is being made. The report that the run
+// gets once it has ordered the attempt again has the whole output.
+func TestRebuildDuringCollectionKeepsOutput(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	log := &reports{rec: rec}
+	s, err := slurm.New(g.config(log.sink))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.ExpectResume()
+	release := slurm.HoldCollections(s)
+	o := g.order(1, "echo hello")
+	o.Capture = true
+	s.Start(o)
+	poll(t, "the collection", func() bool { return slurm.IsCollecting(s, o.Key) })
+	s.ExpectResume(1)
+	fresh := executortest.NewRecorder(t)
+	poll(t, "the rebuild", func() bool { return !slurm.IsCollecting(s, o.Key) })
+	log.use(fresh)
+	release()
+	poll(t, "the saved report", func() bool { return fileExists(g.path(1, "verdict")) })
+	s.Start(asResumed(o))
+	s.ResumeDone(1)
+	r := fresh.WaitFinal(o.Key)
+	checkEnd(t, r, messages.AttemptSucceeded, 0, "")
+	if string(r.Stdout) != "hello\n" || string(r.Record.Stdout.Inline) != "hello\n" {
+		t.Errorf("captured %q, kept %q of %d bytes", r.Stdout, r.Record.Stdout.Inline, r.Record.Stdout.Size)
+	}
+}
+
+// A run's actor is rebuilt again while an end that was reported before is about to be repeated. Only the
+// attempt of the last order reports its start and its end.
+func TestRebuildDuringRepetitionReportsOnce(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	log := &reports{rec: rec}
+	s, err := slurm.New(g.config(log.sink))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.ExpectResume()
+	s.Start(g.order(1, "exit 3"))
+	rec.WaitFinal(key(1))
+	s.ExpectResume(1)
+	fresh := executortest.NewRecorder(t)
+	log.use(fresh)
+	release := slurm.HoldCollections(s)
+	s.Start(asResumed(g.order(1, "exit 3")))
+	poll(t, "the repetition", func() bool { return slurm.IsCollecting(s, key(1)) })
+	s.ExpectResume(1)
+	s.Start(asResumed(g.order(1, "exit 3")))
+	s.ResumeDone(1)
+	poll(t, "the second repetition", func() bool { return slurm.IsCollecting(s, key(1)) })
+	release()
+	checkEnd(t, fresh.WaitFinal(key(1)), messages.AttemptFailed, 3, "")
+	if err := s.Close(); err != nil { // after it no report comes
+		t.Error(err)
+	}
+	if n := len(fresh.Reports(key(1))); n != 2 {
+		t.Errorf("%d reports, want its start and its end", n)
 	}
 }
 
