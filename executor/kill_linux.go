@@ -253,7 +253,8 @@ type processGroups struct {
 	living    map[int]bool // of each group that the last scan has seen: whether a member lives
 }
 
-// hasLiving tells whether a process of the group lives. Without /proc it uses signal 0.
+// hasLiving tells whether a process of the group lives. When /proc cannot be read, for instance because
+// no descriptor is left, it uses signal 0: so a group of zombies counts as living until a scan succeeds.
 func (g *processGroups) hasLiving(pgid int) bool {
 	asked := time.Now()
 	g.mu.Lock()

@@ -34,7 +34,8 @@ type Process struct {
 	Dead           bool // a zombie without further threads, or about to vanish
 }
 
-// Read reads /proc/PID/stat. The error is ENOENT or ESRCH when the process is gone.
+// Read reads /proc/PID/stat. The error is ENOENT or ESRCH when the process is gone. Any other error does
+// not prove its end.
 func Read(pid int) (Process, error) { return read("/proc", strconv.Itoa(pid)) }
 
 func read(dir, pid string) (Process, error) {
@@ -75,8 +76,12 @@ func parseStat(stat []byte) (p Process, ok bool) {
 	return p, errors.Join(errs[:]...) == nil
 }
 
-// List lists all processes under dir, which is /proc, or a folder of the same form in tests. Processes
-// that end while it reads are left out. It opens a file for each process of the machine.
+// List lists all processes under dir, which is /proc, or a folder of the same form in tests. It opens a
+// file for each process of the machine.
+//
+// Processes that end while it reads are left out. So are those of other users whose files this user may
+// not read (isHidden). After any other error, such as EMFILE, there is no list: callers take a process
+// for dead that the list lacks.
 func List(dir string) (list []Process, err error) {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -91,27 +96,47 @@ func List(dir string) (list []Process, err error) {
 		if name[0] < '1' || name[0] > '9' {
 			continue
 		}
-		if p, err := read(dir, name); err == nil {
+		p, err := read(dir, name)
+		switch {
+		case err == nil:
 			list = append(list, p)
+		case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) && !isHidden(err):
+			return nil, err
 		}
 	}
 	return list, nil
 }
 
-// Environment returns the environment with which the process executed its program, as entries K=V that
-// end with a NUL each; nil when it cannot be read. Before its exec a child of vfork has its parent's.
-func (i Identity) Environment() []byte {
-	b, _ := os.ReadFile("/proc/" + strconv.Itoa(i.PID) + "/environ")
-	return b
+// isHidden tells whether a file of a process could not be read because the process is another user's.
+// The error is EPERM under hidepid=1 (proc(5)), and EACCES under a security module.
+func isHidden(err error) bool { return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) }
+
+// isShortage tells whether a file could not be read because this process or the machine is short of
+// descriptors or memory. The error says nothing about the process whose file it is.
+func isShortage(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
-// IsAlive reports whether the process lives. It is false for the zero Identity.
+// Environment returns the environment with which the process executed its program, as entries K=V that
+// end with a NUL each. Before its exec a child of vfork has its parent's. It is nil when the process is
+// gone, or does not let this user read it. The error is EMFILE, ENFILE or ENOMEM: the process may have
+// any environment, and a later call may succeed.
+func (i Identity) Environment() ([]byte, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(i.PID) + "/environ")
+	if isShortage(err) {
+		return nil, err
+	}
+	return b, nil
+}
+
+// IsAlive reports whether the process lives. It is false for the zero Identity, and true when a shortage
+// of descriptors or memory keeps it from knowing: callers act on the end of a process.
 func (i Identity) IsAlive() bool {
 	if i.PID == 0 {
 		return false
 	}
 	p, err := Read(i.PID)
-	return err == nil && !p.Dead && p.Ticks == i.Ticks
+	return err == nil && !p.Dead && p.Ticks == i.Ticks || isShortage(err)
 }
 
 // Signal sends a signal to the process. Another process that has its number does not get it: a pidfd

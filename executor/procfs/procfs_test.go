@@ -1,12 +1,18 @@
 package procfs
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 func TestParseStat(t *testing.T) {
@@ -63,5 +69,61 @@ func TestListFindsThisProcess(t *testing.T) {
 	}
 	if (Identity{}).IsAlive() || (Identity{PID: list[i].PID, Ticks: list[i].Ticks + 1}).IsAlive() {
 		t.Error("another identity lives")
+	}
+}
+
+// A list that lacks processes would prove their end, so an error that says nothing about a process is
+// returned. A process that ends while the list is read is left out.
+func TestListIsCompleteOrAnError(t *testing.T) {
+	restore := testenv.LeaveDescriptors(t, 1) // for the folder
+	list, err := List("/proc")
+	restore()
+	if !errors.Is(err, unix.EMFILE) || list != nil {
+		t.Errorf("without a descriptor for a process: %d processes, %v", len(list), err)
+	}
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "41"), 0o700); err != nil { // its stat is gone
+		t.Fatal(err)
+	}
+	if list, err := List(dir); err != nil || list != nil {
+		t.Errorf("with a process that has ended: %v, %v", list, err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "42", "stat"), 0o700); err != nil { // EISDIR
+		t.Fatal(err)
+	}
+	if list, err := List(dir); err == nil || list != nil {
+		t.Errorf("with a process that cannot be read: %v, %v", list, err)
+	}
+}
+
+// Processes of other users are left out where this user may not see them.
+func TestHiddenProcessesAreLeftOut(t *testing.T) {
+	for err, hidden := range map[error]bool{
+		unix.EPERM: true, unix.EACCES: true, unix.EMFILE: false, unix.ENFILE: false, unix.EIO: false, unix.ENOENT: false,
+	} {
+		if isHidden(&os.PathError{Op: "open", Path: "/proc/1/stat", Err: err}) != hidden {
+			t.Errorf("%v: hidden must be %t", err, hidden)
+		}
+	}
+}
+
+// A shortage of descriptors proves neither that a process has no mark nor that it is dead.
+func TestShortageProvesNothingAboutAProcess(t *testing.T) {
+	own, err := Read(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	restore := testenv.LeaveDescriptors(t, 0)
+	environ, err := own.Environment()
+	alive := own.IsAlive()
+	restore()
+	if !errors.Is(err, unix.EMFILE) || environ != nil || !alive {
+		t.Errorf("without a descriptor: %d bytes, %v, alive %t", len(environ), err, alive)
+	}
+	if environ, err := own.Environment(); err != nil || len(environ) == 0 {
+		t.Errorf("%d bytes, %v", len(environ), err)
+	}
+	if environ, err := (Identity{PID: 1 << 30}).Environment(); err != nil || environ != nil {
+		t.Errorf("a process that does not exist has %d bytes, %v", len(environ), err)
 	}
 }

@@ -203,7 +203,9 @@ func (s *processSearch) orphanedProcesses() (orphans []procfs.Process, _ error) 
 	inSession := s.worker.PID != 0 // whether its number names its session
 	var orphanedSessions map[int]bool
 	if !inSession {
-		orphanedSessions = s.orphanedSessions(list)
+		if orphanedSessions, err = s.orphanedSessions(list); err != nil {
+			return nil, err
+		}
 	}
 	if slices.ContainsFunc(list, func(p procfs.Process) bool { return p.PID == s.worker.PID && p.Ticks != s.worker.Ticks }) {
 		// Another process has the worker's number. The number is not free while the session has a
@@ -228,7 +230,11 @@ func (s *processSearch) orphanedProcesses() (orphans []procfs.Process, _ error) 
 		if p.Dead || p.PID == os.Getpid() || p.Ticks+1 < s.worker.Ticks {
 			continue
 		}
-		key, hasMark := findMark(p.Environment(), s.mark)
+		environ, err := p.Environment()
+		if err != nil {
+			return nil, err
+		}
+		key, hasMark := findMark(environ, s.mark)
 		isMember := inSession && p.Session == s.worker.PID || orphanedSessions[p.Session]
 		orphan := false
 		switch {
@@ -253,21 +259,25 @@ func (s *processSearch) orphanedProcesses() (orphans []procfs.Process, _ error) 
 // orphanedSessions finds the sessions that have a marked process and a dead leader. One of them is
 // the worker's, when its number is not known. A session whose leader lives is one that a task has made by
 // setsid: its marked processes are found by their marks, and the others are left alone.
-func (s *processSearch) orphanedSessions(list []procfs.Process) map[int]bool {
+func (s *processSearch) orphanedSessions(list []procfs.Process) (orphaned map[int]bool, _ error) {
 	leads := map[int]bool{}
 	for _, p := range list {
 		leads[p.PID] = !p.Dead
 	}
-	orphaned := map[int]bool{}
+	orphaned = map[int]bool{}
 	for _, p := range list {
 		if p.Dead || leads[p.Session] || orphaned[p.Session] || p.Session == 0 {
 			continue
 		}
-		if _, has := findMark(p.Environment(), s.mark); has {
+		environ, err := p.Environment()
+		if err != nil {
+			return nil, err
+		}
+		if _, has := findMark(environ, s.mark); has {
 			orphaned[p.Session] = true
 		}
 	}
-	return orphaned
+	return orphaned, nil
 }
 
 // MarkedWorkers returns the names of the workers whose mark a living process carries, sorted. Only
@@ -281,7 +291,11 @@ func MarkedWorkers(dataFolderID string) (names []string, _ error) {
 		if p.Dead || p.PID == os.Getpid() {
 			continue
 		}
-		if name, has := findWorkerMark(p.Environment(), dataFolderID); has && !slices.Contains(names, name) {
+		environ, err := p.Environment()
+		if err != nil {
+			return nil, fmt.Errorf("marked processes: %w", err)
+		}
+		if name, has := findWorkerMark(environ, dataFolderID); has && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -81,6 +82,22 @@ func TestRecoveryReportsEndsAndLosses(t *testing.T) {
 	}
 }
 
+// TestRecoveryNeedsAllProcesses has too few descriptors to read the processes of the machine: then a
+// worker's processes are not taken for dead.
+func TestRecoveryNeedsAllProcesses(t *testing.T) {
+	d := dead(folder(t, nil))
+	restore := testenv.LeaveDescriptors(t, 1) // for one file or folder at a time
+	state, err := RecoverDeadWorker(t.Context(), d, 0, quiet())
+	names, markedErr := MarkedWorkers("data")
+	restore()
+	if !errors.Is(err, unix.EMFILE) || state != nil {
+		t.Errorf("recovered %+v, %v", state, err)
+	}
+	if !errors.Is(markedErr, unix.EMFILE) || names != nil {
+		t.Errorf("marked workers %q, %v", names, markedErr)
+	}
+}
+
 // TestRecoveryEndsOrphanedProcesses has a shell play the dead worker: a session with processes of
 // attempts that had ended and of some that had not.
 func TestRecoveryEndsOrphanedProcesses(t *testing.T) {
@@ -110,7 +127,8 @@ func TestRecoveryEndsOrphanedProcesses(t *testing.T) {
 		_ = cmd.Wait()
 		list, _ := procfs.List("/proc")
 		for _, q := range list {
-			if _, has := findMark(q.Environment(), MarkValue("data", f.Name())); has || q.Session == session {
+			environ, _ := q.Environment() // this process has descriptors left
+			if _, has := findMark(environ, MarkValue("data", f.Name())); has || q.Session == session {
 				q.Signal(unix.SIGKILL)
 			}
 		}

@@ -4,7 +4,8 @@
 //     data folder, to be watched (inspect.go), killed and restarted, and its workers (workers.go);
 //   - waiting with a deadline, for a signal or for the state of another process (wait.go), so that a
 //     failing test fails within seconds instead of hanging;
-//   - the check that no goroutine is left (leaks.go).
+//   - the check that no goroutine is left (leaks.go);
+//   - a process that is short of descriptors (descriptors.go).
 //
 // Servers return errors, because the benchmarks use them without package testing. The other
 // functions end the test. A rig that only one package needs stays in that package.
