@@ -240,6 +240,32 @@ func TestOrderIsKeptAfterAFailedIntent(t *testing.T) {
 	}
 }
 
+// Attempts that were postponed in one turn for different reasons start later in their order: the first one
+// lacked its intent, which is written after the others have lacked descriptors.
+func TestOrderIsKeptAfterDifferentShortages(t *testing.T) {
+	var order []uint32 // the loop's, until all have ended
+	var restore func()
+	p, reports := newInternalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
+		if restore != nil {
+			restore()
+			restore = nil
+			if len(orders) != 1 {
+				t.Errorf("%d attempts have descriptors, want one", len(orders))
+			}
+			return errors.New("no room")
+		}
+		for _, o := range orders {
+			order = append(order, o.Key.Task)
+		}
+		return nil
+	}})
+	restore = testenv.LeaveDescriptors(t, 2) // the streams of one attempt
+	runTogether(p, reports, 3, 300)
+	if !slices.Equal(order, []uint32{0, 1, 2}) {
+		t.Errorf("begun: %v", order)
+	}
+}
+
 // A launch whose pidfd the loop cannot watch is reported like any other: its start before its end,
 // and a missing program as not started.
 func TestLaunchWithoutAWatchedPidfd(t *testing.T) {

@@ -345,18 +345,24 @@ func (p *Process) startAll(t *turn) {
 	if len(t.starting) > began {
 		t.recheck = recheckFirst
 	}
-	clear(t.ready)
-	clear(t.admitted)
-	clear(t.orders)
 	if len(t.lacking) > 0 {
 		p.postponeAll(t)
 	}
+	clear(t.ready)
+	clear(t.admitted)
+	clear(t.orders)
 }
 
 // postponeAll puts the attempts of the turn that lack something back into the queue, the last one first,
 // because each goes before the others of its run. While it does so no attempt is admitted: the timer of
 // the back-off could take those that are back already before the others.
+//
+// startAll finds what is lacking step by step, for all attempts at each step, so t.lacking is brought into
+// the order of t.admitted first. Both have at most startsPerTurn entries.
 func (p *Process) postponeAll(t *turn) {
+	slices.SortFunc(t.lacking, func(a, b failedStart) int {
+		return slices.Index(t.admitted, a.attempt) - slices.Index(t.admitted, b.attempt)
+	})
 	p.mu.Lock()
 	p.admissionsHeld = true
 	p.mu.Unlock()
