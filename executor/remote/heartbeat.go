@@ -130,11 +130,15 @@ const defaultSlowRecovery = 10 * time.Second
 func (r *Remote) Healthy() error {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
-	switch {
-	case r.discoveryErr != nil:
+	if r.discoveryErr != nil {
 		return fmt.Errorf("attempts wait: cannot list the processes of former workers: %w", r.discoveryErr)
-	case r.recoveryErr != nil:
-		return fmt.Errorf("attempts wait: cannot recover the state of a dead worker: %w", r.recoveryErr)
+	}
+	for _, p := range r.peers {
+		if p.recoveryErr != nil {
+			return fmt.Errorf("attempts wait: cannot recover the state of a dead worker: %w", p.recoveryErr)
+		}
+	}
+	switch {
 	case r.recovering != nil && time.Since(r.recoveryAt) > r.cfg.slowRecovery:
 		return fmt.Errorf("attempts wait: the recovery of dead worker %s has not ended for %s: its processes or the disk hang",
 			filepath.Base(r.recovering.path), time.Since(r.recoveryAt).Round(time.Second))

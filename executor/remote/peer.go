@@ -77,6 +77,7 @@ type peer struct {
 	workerGone     bool            // the worker has ended
 	folder         *worker.Folder  // of a worker that has ended; nil when it is missing
 	recovered      bool            // the state of the dead worker was adopted
+	recoveryErr    error           // of the last try to recover it; nil before that and once it is recovered
 	unacknowledged int             // ends of the dead worker's journal; at 0 the folder goes
 }
 

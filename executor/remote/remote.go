@@ -77,7 +77,6 @@ type Remote struct {
 	delivering   bool              // a goroutine delivers the reports
 	earlyDeaths  int               // new workers in a row that never served, or could not be started
 	discoveryErr error             // why the workers without a folder are not known yet; nil once they are
-	recoveryErr  error             // why the state of a dead worker is not recovered; nil once it is
 	recovering   *peer             // the dead worker whose state the supervisor recovers at present, or nil
 	recoveryAt   time.Time         // when that recovery began; valid while recovering is set
 

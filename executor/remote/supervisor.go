@@ -248,7 +248,7 @@ func (r *Remote) startWorker() {
 
 // recoverDeadWorkers recovers the state of the workers that have died. mu is not held: their processes
 // have the grace to end. After an error, for instance of the disk, it is tried again after a second, and
-// until then allSynced keeps all orders back, which Healthy tells (recoveryErr).
+// until then allSynced keeps all orders back, which Healthy tells (peer.recoveryErr).
 func (r *Remote) recoverDeadWorkers() {
 	r.mu.Lock()
 	var dead []*peer
@@ -258,7 +258,6 @@ func (r *Remote) recoverDeadWorkers() {
 		}
 	}
 	r.mu.Unlock()
-	failed := false
 	for _, p := range dead {
 		r.mu.Lock()
 		r.recovering, r.recoveryAt = p, time.Now()
@@ -272,17 +271,10 @@ func (r *Remote) recoverDeadWorkers() {
 		}
 		r.mu.Lock()
 		r.recovering = nil
-		if err != nil {
-			failed, r.recoveryErr = true, err
-		} else {
+		if p.recoveryErr = err; err == nil {
 			r.adoptState(p, state)
 		}
 		r.unlockAndDeliver()
-	}
-	if !failed {
-		r.mu.Lock()
-		r.recoveryErr = nil
-		r.mu.Unlock()
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +111,53 @@ func TestUnrecoveredWorkerIsReported(t *testing.T) {
 	if err := r.Healthy(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestRecoveredWorkerIsNotReported kills two workers, and the journal of the first cannot be read for a
+// while. Once the first is recovered Healthy is silent, though the processes of the second still have the
+// grace to end.
+func TestRecoveredWorkerIsNotReported(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	r := g.open(rec)
+	r.Start(g.order(0, "exec sleep 1000"))
+	rec.WaitStarted(key(0))
+	first := g.worker()
+	paths, _ := filepath.Glob(g.dir() + "/w-*/journal")
+	if len(paths) != 1 {
+		t.Fatal(paths)
+	}
+	r.Detach()
+	rec = executortest.NewRecorder(t)
+	r = g.open(rec, func(c *remote.Config) {
+		c.Settings.Version = "newer" // so that a second worker starts
+		c.Settings.CloseGrace = 2 * time.Second
+	})
+	r.Start(resumed(g.order(0, "true")))
+	r.ExpectResume()
+	r.Start(g.order(1, `trap "" TERM; touch there; while `+tested()+`; do sleep 1000; done`))
+	poll(t, "task 1", func() bool { _, err := os.Stat(filepath.Join(g.data, "there")); return err == nil })
+	rec.WaitStarted(key(1))
+	pids := slices.DeleteFunc(g.workers(), func(pid int) bool { return pid == first })
+	if len(pids) != 1 {
+		t.Fatalf("new workers: %v, want one", pids)
+	}
+	journal, kept := paths[0], paths[0]+".kept"
+	if err := errors.Join(os.Rename(journal, kept), os.Mkdir(journal, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Kill(first, unix.SIGKILL)
+	poll(t, "the cause in Healthy", func() bool { return r.Healthy() != nil })
+	// The next try is a second away and finds both.
+	if err := errors.Join(os.Remove(journal), os.Rename(kept, journal)); err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Kill(pids[0], unix.SIGKILL)
+	rec.WaitFinal(key(0))
+	if err := r.Healthy(); err != nil {
+		t.Error(err)
+	}
+	rec.WaitFinal(key(1))
 }
 
 // TestSlowRecoveryIsReported kills a worker whose task ignores SIGTERM: while the task lives, orders
