@@ -80,8 +80,8 @@ func parseStat(stat []byte) (p Process, ok bool) {
 // file for each process of the machine.
 //
 // Processes that end while it reads are left out. So are those of other users whose files this user may
-// not read (isHidden). After any other error, such as EMFILE, there is no list: callers take a process
-// for dead that the list lacks.
+// not read (isHidden). Any other error, such as EMFILE, is returned instead of a list that lacks
+// processes, since callers take a process for dead that the list lacks.
 func List(dir string) (list []Process, err error) {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -112,7 +112,7 @@ func List(dir string) (list []Process, err error) {
 func isHidden(err error) bool { return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) }
 
 // isShortage tells whether a file could not be read because this process or the machine is short of
-// descriptors or memory. The error says nothing about the process whose file it is.
+// descriptors or memory. The process whose file it is may live or be gone.
 func isShortage(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
