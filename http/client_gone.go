@@ -140,6 +140,8 @@ type requestContext struct {
 	conn      *conn
 	cancel    context.CancelCauseFunc
 	principal messages.Principal // of the current request; only the connection's goroutine sets it
+	// identified tells whether principal is more than the connection's own: its address and user.
+	identified bool
 }
 
 // Causes of the end of a requestContext.
@@ -156,7 +158,7 @@ func isUnfinished(err error) bool {
 
 // newRequestContext returns a context that ends when cancel is called.
 func newRequestContext(c *conn) *requestContext {
-	r := &requestContext{conn: c}
+	r := &requestContext{conn: c, principal: c.anonymous()}
 	r.Context, r.cancel = context.WithCancelCause(context.Background())
 	return r
 }
@@ -191,7 +193,8 @@ func contextOf(ctx *fasthttp.RequestCtx) context.Context {
 // setPrincipal sets the principal of the request's calls of the engine.
 func setPrincipal(ctx *fasthttp.RequestCtx, p *messages.Principal) {
 	if c := connOf(ctx); c != nil {
-		c.request.Load().principal = *p
+		r := c.request.Load()
+		r.principal, r.identified = *p, true
 	}
 }
 
@@ -204,7 +207,14 @@ func (c *conn) beginRequest() {
 		r = newRequestContext(c)
 		c.request.Store(r)
 	}
-	r.principal = messages.Principal{Address: c.address, UID: c.uid}
+	if r.identified {
+		r.principal, r.identified = c.anonymous(), false
+	}
+}
+
+// anonymous is the principal of a request whose caller is known by its connection alone.
+func (c *conn) anonymous() messages.Principal {
+	return messages.Principal{Address: c.address, UID: c.uid}
 }
 
 // Values of conn.waitingSince that are not ticks.
