@@ -170,7 +170,7 @@ func TestDamageWhileRunning(t *testing.T) {
 	if r.Status != 500 {
 		t.Errorf("resumed: %d %s", r.Status, r.Body)
 	}
-	if r := s.Do("GET", e2etest.Path(run, ""), ""); r.Status != 500 || !strings.Contains(string(r.Body), "internal") {
+	if r := s.Do("GET", e2etest.Path(run, ""), ""); r.Status != 500 || !strings.Contains(string(r.Body), "stored value is corrupt") {
 		t.Errorf("the run: %d %s", r.Status, r.Body)
 	}
 	if r := s.Do("GET", "/healthz", ""); r.Status != 503 || !strings.Contains(string(r.Body), "not healthy") {
