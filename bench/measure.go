@@ -82,8 +82,8 @@ type workload struct {
 	name string
 	what string
 	// measureRound returns the values of one round by metric, in the units of rows. It measures
-	// Caravan first and the references after it, starts and ends its own servers, and leaves no
-	// process and no data behind. A missing reference is noted (noteAbsence); every other error
+	// Caravan first and the references after it, starts and ends its own servers, and
+	// removes their processes and data. A missing reference is noted (noteAbsence); every other error
 	// ends the workload, because a median over the rest would hide it.
 	measureRound func(*benchEnv) (map[string]float64, error)
 	// rows describe how the metrics are shown.

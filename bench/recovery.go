@@ -95,7 +95,7 @@ func (e *benchEnv) pollUntil(interval time.Duration, yes func() (bool, error)) e
 //
 // So the figure is the whole time of a restart as a user sees it: start of the process, verification,
 // recovery, contact with the worker, grants and the first task. It is not the time that the tasks lost,
-// because the worker goes on with the orders that it has. There is no reference: make, ninja and xargs
+// because the worker goes on with the orders that it has. It lacks a reference: make, ninja and xargs
 // start over, and the program for River loses its counts.
 func measureServerKills(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(4000, 600)

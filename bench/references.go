@@ -83,8 +83,8 @@ func (e *benchEnv) ninjaTime(build string) (commandUsage, error) {
 }
 
 // xargsTime measures `xargs -P2` for n runs of a program without arguments. The option -I makes one
-// process per line, and the program is not given the line. xargs does not know a graph: there is no
-// first and no last task to wait for.
+// process per line and does not pass the line on. xargs does not know a graph, so the first and the
+// last task are left out.
 func (e *benchEnv) xargsTime(n int, program string) (commandUsage, error) {
 	cmd := e.peerCommand("xargs", "-P2", "-I{}", program)
 	cmd.Stdin = strings.NewReader(strings.Join(numberStrings(n), "\n"))

@@ -296,13 +296,7 @@ func TestTaskPages(t *testing.T) {
 func TestShutdown(t *testing.T) {
 	log := &fakeLog{live: true, data: []byte("x\n")}
 	e := logEngine(t, log)
-	entered, proceed := make(chan struct{}), make(chan struct{})
-	e.hook = func(method string) {
-		if method == "Kill" {
-			close(entered)
-			<-proceed
-		}
-	}
+	entered, proceed := holdKill(e)
 	s := serve(t, e)
 	_, followed := s.follow("")
 	nextLine(t, followed, "x\n")
@@ -351,16 +345,22 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// TestShutdownTwice: each call returns when all is done.
-func TestShutdownTwice(t *testing.T) {
-	e := contractEngine(t)
-	entered, proceed := make(chan struct{}), make(chan struct{})
+// holdKill lets a kill wait in the engine until proceed is closed. entered is closed when one waits.
+func holdKill(e *fakeEngine) (entered, proceed chan struct{}) {
+	entered, proceed = make(chan struct{}), make(chan struct{})
 	e.hook = func(method string) {
 		if method == "Kill" {
 			close(entered)
 			<-proceed
 		}
 	}
+	return entered, proceed
+}
+
+// TestShutdownTwice: each call returns when all is done.
+func TestShutdownTwice(t *testing.T) {
+	e := contractEngine(t)
+	entered, proceed := holdKill(e)
 	s := serve(t, e)
 	killed := make(chan reply, 1)
 	go func() { killed <- s.do("DELETE", "/v1/dagrun/0", "") }()
@@ -498,13 +498,7 @@ func TestStalledClient(t *testing.T) {
 // the answer, and not a reset connection.
 func TestShutdownAnswersClientsThatSend(t *testing.T) {
 	e := contractEngine(t)
-	entered, proceed := make(chan struct{}), make(chan struct{})
-	e.hook = func(method string) {
-		if method == "Kill" {
-			close(entered)
-			<-proceed
-		}
-	}
+	entered, proceed := holdKill(e)
 	s := serve(t, e)
 	killed := make(chan reply, 1)
 	go func() { killed <- s.do("DELETE", "/v1/dagrun/0", "") }()

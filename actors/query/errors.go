@@ -9,7 +9,7 @@ import (
 )
 
 // The errors of readers: each is one sentence that names the run, with the code that the API answers
-// with. The text behind an Internal error, which has no code, is for the log.
+// with. The text of an Internal error is for the log.
 
 // StoreError is the error of reading a run from the store: NotFound for an unknown run, Unavailable
 // while the server stops or once the storage has failed, Damaged for a row that is not what was written.
