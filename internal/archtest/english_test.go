@@ -45,6 +45,7 @@ var plainPackages = []string{
 	"internal/archtest",
 	"internal/backup",
 	"internal/browsertest",
+	"internal/clustertest/history",
 	"internal/covercheck",
 	"internal/datafolder",
 	"internal/e2e",
@@ -193,7 +194,7 @@ func TestPlainComments(t *testing.T) {
 }
 
 // plainTests are the packages whose tests follow the style, too. The list only grows.
-var plainTests = []string{"bench", "dag/dagtest", "internal/e2e", "persistence/badgerguard", "persistence/commitlog", "persistence/journaltest"}
+var plainTests = []string{"bench", "dag/dagtest", "internal/clustertest/history", "internal/e2e", "persistence/badgerguard", "persistence/commitlog", "persistence/journaltest"}
 
 // TestPlainTestComments checks the comments in the tests of plainTests.
 func TestPlainTestComments(t *testing.T) {

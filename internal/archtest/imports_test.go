@@ -49,6 +49,8 @@ var may = map[string][]string{
 	"internal/faults":     {"internal/vfs"},
 	"internal/e2e":        {"client", "internal/testenv", "internal/e2e/e2etest"},
 	"internal/testenv":    {},
+
+	"internal/clustertest/history": {},
 }
 
 // outside says which modules a package imports. A package that is not here
@@ -68,6 +70,8 @@ var outside = map[string][]string{
 	"client":                  {"github.com/go-json-experiment/json"},
 	"cmd/caravan":             {"*"},
 	"bench":                   {"golang.org/x/sys", "gonum.org/v1/plot"},
+
+	"internal/clustertest/history": {"github.com/anishathalye/porcupine", "golang.org/x/sys"},
 
 	"internal/datafolder": {"golang.org/x/sys"},
 	"internal/faults":     {"golang.org/x/sys"},
