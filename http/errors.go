@@ -2,6 +2,7 @@ package http
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -35,11 +36,19 @@ func statusOf(c messages.ErrorCode) int {
 		return fasthttp.StatusConflict
 	case messages.TooLarge, messages.KeyReused:
 		return fasthttp.StatusUnprocessableEntity
-	case messages.Unavailable:
+	case messages.Unavailable, messages.OutcomeUnknown:
 		return fasthttp.StatusServiceUnavailable
 	default:
 		return fasthttp.StatusInternalServerError
 	}
+}
+
+// kindOf returns the type of a problem that a program must tell from others of the same status.
+func kindOf(c messages.ErrorCode) string {
+	if c == messages.OutcomeUnknown {
+		return "outcome-unknown"
+	}
+	return ""
 }
 
 // refusal is an error of HTTP itself, unknown to the domain. detail is the sentence that the client
@@ -55,6 +64,7 @@ func (r *refusal) Error() string { return r.detail }
 // know them. The problem of a spec (isSpecProblem) also has `valid`, which is false, and `errors`,
 // the list of its mistakes.
 type problem struct {
+	kind          string // the member `type`; "" stands for about:blank
 	status        int
 	detail        string             // one sentence
 	isSpecProblem bool               // false = the two members below are left out
@@ -99,7 +109,7 @@ func (s *Server) problemOf(err error, method, path []byte) problem {
 		s.log.Error("http: stored data is damaged", "method", string(method), "path", string(path), "err", err)
 		return problem{status: fasthttp.StatusInternalServerError, detail: m.Text}
 	case errors.As(err, &m) && m.Code != messages.Internal:
-		return problem{status: statusOf(m.Code), detail: m.Text, isSpecProblem: m.Problems != nil, errors: m.Problems}
+		return problem{kind: kindOf(m.Code), status: statusOf(m.Code), detail: m.Text, isSpecProblem: m.Problems != nil, errors: m.Problems}
 	default:
 		s.log.Error("http: internal error", "method", string(method), "path", string(path), "err", err)
 		return internalProblem
@@ -129,7 +139,9 @@ func appendProblem(dst []byte, p problem) []byte {
 	if p.isSpecProblem {
 		dst = append(dst, `"valid":false,`...)
 	}
-	dst = append(dst, `"type":"about:blank","title":`...)
+	dst = append(dst, `"type":`...)
+	dst = appendString(dst, cmp.Or(p.kind, "about:blank"))
+	dst = append(dst, `,"title":`...)
 	dst = appendString(dst, fasthttp.StatusMessage(p.status))
 	dst = append(dst, `,"status":`...)
 	dst = strconv.AppendInt(dst, int64(p.status), 10)

@@ -292,6 +292,10 @@ func TestEngineErrors(t *testing.T) {
 			refusedWith(t, s.do(c.method, c.path, c.body), status, text)
 		}
 	}
+	e.fail = map[string]error{"Submit": &messages.Error{Code: messages.OutcomeUnknown, Text: "the run may have been created"}}
+	if r := s.do("POST", "/v1/dagrun", calls[0].body); r.status != 503 || !strings.Contains(r.body, `"type":"outcome-unknown"`) {
+		t.Errorf("a submission whose outcome is unknown: %d %s", r.status, r.body)
+	}
 	e.fail = map[string]error{"Kill": errors.New("secret: disk is upside down")}
 	r := s.do("DELETE", "/v1/dagrun/0", "")
 	refusedWith(t, r, 500, "internal error")

@@ -6,14 +6,15 @@ type ErrorCode uint8
 
 // Codes.
 const (
-	Internal    ErrorCode = iota // a bug or an unexpected failure
-	Invalid                      // the request is wrong in itself
-	NotFound                     // no such run, task, attempt
-	Conflict                     // not allowed in the present state
-	TooLarge                     // sound, but beyond a limit
-	KeyReused                    // idempotency key seen with another body
-	Unavailable                  // overloaded, shutting down, storage failed
-	Damaged                      // what was stored is not what is there
+	Internal       ErrorCode = iota // a bug or an unexpected failure
+	Invalid                         // the request is wrong in itself
+	NotFound                        // no such run, task, attempt
+	Conflict                        // not allowed in the present state
+	TooLarge                        // sound, but beyond a limit
+	KeyReused                       // idempotency key seen with another body
+	Unavailable                     // overloaded, shutting down, storage failed
+	Damaged                         // what was stored is not what is there
+	OutcomeUnknown                  // unavailable, and the change that was asked for may have taken effect
 )
 
 // Error is an error that a user sees. Text is one sentence that names the thing.
