@@ -123,7 +123,7 @@ func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) error {
 		return nil // the address is all there is to know, and the connection has it
 	}
 	who, err := s.identify(h, c)
-	setPrincipal(ctx, &who.Principal)
+	setCaller(ctx, &who)
 	switch {
 	case err != nil:
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/http/access"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -61,11 +62,7 @@ func maxWaits(conns int) int { return max(1, conns-conns/4) }
 // client: a place that is not freed when its client leaves could be held for ever. The connection
 // closes then, and is free for a request that can be answered.
 func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end func(), err error) {
-	c := connOf(ctx)
-	var who clientKey
-	if c != nil {
-		who = c.client
-	}
+	c, who := connOf(ctx), clientOf(ctx)
 	w := &s.waits
 	w.mu.Lock()
 	switch {
@@ -142,6 +139,15 @@ type requestContext struct {
 	principal messages.Principal // of the current request; only the connection's goroutine sets it
 	// identified tells whether principal is more than the connection's own: its address and user.
 	identified bool
+	scopes     access.Scopes // of an identified caller
+	forwarded  forwardedFrom // how the current request came, at the entrance for nodes
+}
+
+// forwardedFrom is how a request came that another node has forwarded.
+type forwardedFrom struct {
+	node   string    // the entry node; "" = the request is a client's own
+	hops   int       // how often it was forwarded
+	client clientKey // of the client, for limits
 }
 
 // Causes of the end of a requestContext.
@@ -190,12 +196,25 @@ func contextOf(ctx *fasthttp.RequestCtx) context.Context {
 	return context.Background()
 }
 
-// setPrincipal sets the principal of the request's calls of the engine.
-func setPrincipal(ctx *fasthttp.RequestCtx, p *messages.Principal) {
+// setCaller sets the principal of the request's calls of the engine, and the caller's scopes.
+func setCaller(ctx *fasthttp.RequestCtx, who *access.Caller) {
 	if c := connOf(ctx); c != nil {
 		r := c.request.Load()
-		r.principal, r.identified = *p, true
+		r.principal, r.scopes, r.identified = who.Principal, who.Scopes, true
 	}
+}
+
+// clientOf returns the client of a request, for limits. That of a forwarded request is the client of the
+// entry node: all requests of that node have one connection or a few.
+func clientOf(ctx *fasthttp.RequestCtx) clientKey {
+	c := connOf(ctx)
+	if c == nil {
+		return clientKey{}
+	}
+	if r := c.request.Load(); r.forwarded.node != "" {
+		return r.forwarded.client
+	}
+	return c.client
 }
 
 // beginRequest prepares the connection's context for the next request. A client that closed only

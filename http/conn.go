@@ -11,6 +11,8 @@ import (
 
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // conn is a client's connection. It renews its write deadline while it writes: an answer may take
@@ -34,9 +36,12 @@ type conn struct {
 	chunks        chunkMeter
 
 	entrance *Entrance
-	belowTLS net.Conn // the connection under TLS; nil without TLS
-	uid      int      // user at the other end of a unix socket; -1 = unknown
-	address  string   // of the client, for logs: HOST:PORT or "unix"
+	// Whether the client is a node of the cluster, once that was checked: see checkNode.
+	isNodeChecked bool
+	nodeErr       error
+	belowTLS      net.Conn // the connection under TLS; nil without TLS
+	uid           int      // user at the other end of a unix socket; -1 = unknown
+	address       string   // of the client, for logs: HOST:PORT or "unix"
 
 	request      atomic.Pointer[requestContext]
 	waitingSince atomic.Int64 // tick at which the request began to wait in the engine, or notWaiting
@@ -187,7 +192,8 @@ func (m *chunkMeter) withinLimits() bool {
 	return !m.exceeded
 }
 
-// Read is called by the connection's own goroutine only.
+// Read is called by the connection's own goroutine only, or by the one that passes on the body of a
+// forwarded request in its place (forwardedBody).
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.chunks.active {
 		return c.Conn.Read(p)
@@ -273,13 +279,7 @@ type clientKey struct {
 func clientKeyOf(nc net.Conn) clientKey {
 	switch a := nc.RemoteAddr().(type) {
 	case *net.TCPAddr:
-		addr := a.AddrPort().Addr().Unmap().WithZone("")
-		if addr.Is6() {
-			if network, err := addr.Prefix(64); err == nil {
-				addr = network.Addr()
-			}
-		}
-		return clientKey{addr: addr}
+		return clientKeyOfAddress(a.AddrPort().Addr())
 	case *net.UnixAddr:
 		var c clientKey
 		_ = withSocket(nc, func(fd int) error {
@@ -292,6 +292,25 @@ func clientKeyOf(nc net.Conn) clientKey {
 		return c
 	}
 	return clientKey{}
+}
+
+// clientKeyOfAddress returns the key of a client over TCP.
+func clientKeyOfAddress(addr netip.Addr) clientKey {
+	addr = addr.Unmap().WithZone("")
+	if addr.Is6() {
+		if network, err := addr.Prefix(64); err == nil {
+			addr = network.Addr()
+		}
+	}
+	return clientKey{addr: addr}
+}
+
+// clientKeyOfPrincipal returns the key that a client had where its request arrived.
+func clientKeyOfPrincipal(who *messages.Principal) clientKey {
+	if addr, err := netip.ParseAddrPort(who.Address); err == nil {
+		return clientKeyOfAddress(addr.Addr())
+	}
+	return clientKey{uid: uint32(who.UID + 1)}
 }
 
 // errNoSocket: a connection is not a socket of the kernel.

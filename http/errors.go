@@ -36,7 +36,7 @@ func statusOf(c messages.ErrorCode) int {
 		return fasthttp.StatusConflict
 	case messages.TooLarge, messages.KeyReused:
 		return fasthttp.StatusUnprocessableEntity
-	case messages.Unavailable, messages.OutcomeUnknown:
+	case messages.Unavailable, messages.OutcomeUnknown, messages.NotLeader:
 		return fasthttp.StatusServiceUnavailable
 	default:
 		return fasthttp.StatusInternalServerError

@@ -117,6 +117,7 @@ type connSet struct {
 	mu      sync.Mutex // never held while a client is waited for
 	open    map[*conn]struct{}
 	clients map[clientKey]int // number of its connections in open; at least 1
+	nodes   int               // connections of other nodes in open, which are not in clients
 }
 
 // evictBatch is how many connections one scan closes at most. A scan visits all connections.
@@ -132,6 +133,8 @@ const evictableAfter = time.Second
 // already, accept answers and closes it at once, and returns nil.
 //
 // A client at its own limit only evicts its own connections, so it cannot push out those of others.
+// Connections of other nodes do not count: each of these nodes has applied its limits to the clients whose
+// requests come over them.
 // accept runs in the one goroutine that accepts for this listener, so it must not wait for a client:
 // a TLS handshake takes place in the connection's own goroutine.
 func (cs *connSet) accept(s *Server, e *Entrance, nc net.Conn) *conn {
@@ -140,18 +143,24 @@ func (cs *connSet) accept(s *Server, e *Entrance, nc net.Conn) *conn {
 	c.stateSince.Store(int64(time.Since(s.startedAt)))
 	cs.mu.Lock()
 	cfg := &s.cfg
-	if len(cs.open) >= cfg.MaxConns {
-		cs.evictOldest(s, len(cs.open)-cfg.MaxConns+1, nil)
+	if e.CheckNode != nil {
+		cs.open[c] = struct{}{}
+		cs.nodes++
+		cs.mu.Unlock()
+		return c
+	}
+	if n := len(cs.open) - cs.nodes; n >= cfg.MaxConns {
+		cs.evictOldest(s, n-cfg.MaxConns+1, nil)
 	}
 	if cs.clients[c.client] >= cfg.MaxPerClient {
 		cs.evictOldest(s, cs.clients[c.client]-cfg.MaxPerClient+1, &c.client)
 	}
 	spare := extraConns(cfg.MaxConns)
 	refused := false
-	switch {
-	case len(cs.open) >= cfg.MaxConns:
+	switch n := len(cs.open) - cs.nodes; {
+	case n >= cfg.MaxConns:
 		c.refusal = serverFull
-		refused = len(cs.open) >= cfg.MaxConns+spare
+		refused = n >= cfg.MaxConns+spare
 	case cs.clients[c.client] >= cfg.MaxPerClient:
 		c.refusal = clientFull
 		refused = cs.clients[c.client] >= cfg.MaxPerClient+max(1, spare/4)
@@ -189,7 +198,7 @@ func (cs *connSet) evictOldest(s *Server, n int, of *clientKey) {
 	now := int64(time.Since(s.startedAt))
 	var idle []*conn
 	for c := range cs.open {
-		if of != nil && c.client != *of || c.use.Load() != unused {
+		if c.entrance.CheckNode != nil || of != nil && c.client != *of || c.use.Load() != unused {
 			continue
 		}
 		if fasthttp.ConnState(c.state.Load()) == fasthttp.StateIdle || now-c.stateSince.Load() > int64(evictableAfter) {
@@ -230,6 +239,10 @@ func (cs *connSet) removeLocked(c *conn) {
 		return
 	}
 	delete(cs.open, c)
+	if c.entrance.CheckNode != nil {
+		cs.nodes--
+		return
+	}
 	if cs.clients[c.client]--; cs.clients[c.client] == 0 {
 		delete(cs.clients, c.client)
 	}
@@ -326,6 +339,10 @@ type Entrance struct {
 	// Local says that the listener is a unix socket. Its clients need no token: they are
 	// identified by their user, which must be the user of this process or root.
 	Local bool
+	// CheckNode says that the clients are the other nodes of the cluster, which forward requests. It
+	// returns an error for a connection that is not one of a node. It is called once for each, by its own
+	// goroutine, and may wait for a handshake. The server must have a Cluster.
+	CheckNode func(net.Conn) error
 }
 
 // accept sets the parts of a connection that depend on the entrance.

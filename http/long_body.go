@@ -182,10 +182,7 @@ func (ss *longBodySet) len() int {
 // Content-Length, or negative for a body in chunks. The caller releases the body. After an error the
 // connection closes, and the client gets the answer while it may still be sending (drainOnClose).
 func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io.Reader, announced int, deadline chunkDeadline) (*longBody, error) {
-	var who clientKey
-	if c := connOf(ctx); c != nil {
-		who = c.client
-	}
+	who := clientOf(ctx)
 	if err := s.longBodies.add(who); err != nil {
 		drainOnClose(ctx)
 		ctx.SetConnectionClose()

@@ -46,6 +46,7 @@ type middleware func(s *Server, rt *route, next handler) handler
 //   - protection comes before authentication. A browser attaches the session's cookie to requests
 //     that pages of other ports of this host cause, so a valid cookie must not vouch for them.
 //   - authentication comes before limits: a caller without a token learns only that it needs one.
+//   - forwarding comes after all of these: another node trusts this one to have checked the request.
 //   - continuation is last. A client gets permission to send its body only when everything before
 //     the handler has passed.
 //
@@ -60,18 +61,22 @@ func middlewares() []middleware {
 		protection,     // against pages of other origins: Host, Origin, Sec-Fetch-*
 		authentication, // who the caller is, and whether its scopes suffice
 		limits,         // length, framing and media type of the body
+		forwarding,     // in a cluster: another node may have to answer
 		continuation,   // a client that waits for permission sends its body first
 	}
 }
 
-// handlerOf wraps a route's handler in the middlewares. It panics for a route without a scope: the zero
-// value must not open a route to every caller.
-func (s *Server) handlerOf(rt route) fasthttp.RequestHandler {
-	if rt.scope == 0 {
+// handlerOf wraps a route's handler in the middlewares of a chain, of which the first is the outermost. It
+// panics for a route without a scope: the zero value must not open a route to every caller.
+func (s *Server) handlerOf(rt route, chain []middleware) fasthttp.RequestHandler {
+	switch {
+	case rt.scope == 0:
 		panic("http: the route " + rt.method + " " + rt.path + " has no scope")
+	case rt.servedBy == 0:
+		panic("http: the route " + rt.method + " " + rt.path + " does not say which node of a cluster serves it")
 	}
 	h := handler(func(ctx *fasthttp.RequestCtx) error { return rt.handle(s, ctx) })
-	for _, wrap := range slices.Backward(middlewares()) {
+	for _, wrap := range slices.Backward(chain) {
 		h = wrap(s, &rt, h)
 	}
 	return func(ctx *fasthttp.RequestCtx) { _ = h(ctx) } // rendering has answered the error
@@ -276,13 +281,13 @@ func isOnlyPermitted(ctx *fasthttp.RequestCtx) bool {
 
 // answerExpect answers `Expect: 100-continue`. A request with a wrong header gets its answer now, and
 // the client need not send the body: fasthttp sends the response that is left here and closes the
-// connection. It returns the status of that answer, or 100.
+// connection. It returns the status of that answer, or 100. dispatch is the entrance's router.
 //
 // requestLimits adds the header to requests that will be refused, so that they come here, too: a client
 // that announces a body gets the refusal although it has not sent the first byte.
-func (s *Server) answerExpect(ctx *fasthttp.RequestCtx) int {
+func (s *Server) answerExpect(ctx *fasthttp.RequestCtx, dispatch fasthttp.RequestHandler) int {
 	ctx.SetUserValue(expectKey{}, true)
-	s.dispatch(ctx)
+	dispatch(ctx)
 	ctx.RemoveUserValue(expectKey{})
 	if status := ctx.Response.StatusCode(); status >= 400 {
 		drainOnClose(ctx)
@@ -309,6 +314,9 @@ func (s *Server) answerPanic(ctx *fasthttp.RequestCtx, p any) {
 // from its Location.
 func (s *Server) recordAudit(ctx *fasthttp.RequestCtx, rt *route) {
 	status := ctx.Response.StatusCode()
+	if status == fasthttp.StatusMisdirectedRequest && hopsOf(ctx) > 0 {
+		return // not of its caller: the entry node looks for the leader
+	}
 	isRecorded := rt.isChange() && status != fasthttp.StatusUnauthorized
 	switch status {
 	case fasthttp.StatusUnauthorized, fasthttp.StatusForbidden, fasthttp.StatusMisdirectedRequest, fasthttp.StatusTooManyRequests:
@@ -361,6 +369,9 @@ func (s *Server) newAuditEntry(ctx *fasthttp.RequestCtx, routePath string) *acce
 	}
 	if who.UID >= 0 {
 		e.UID = &who.UID
+	}
+	if c != nil {
+		e.Node = c.request.Load().forwarded.node
 	}
 	return e
 }

@@ -1,6 +1,8 @@
 package http
 
 import (
+	"slices"
+
 	"github.com/fasthttp/router"
 	"github.com/valyala/fasthttp"
 
@@ -10,11 +12,12 @@ import (
 // route is one row of the API. HEAD is served wherever GET is, by the same handler: fasthttp leaves out
 // the body. A new row needs its section in docs/rest.md (TestReferenceIsComplete).
 type route struct {
-	method string        // "" for the pseudo routes of 404, 405 and OPTIONS
-	path   string        // also the route's name in the metrics and in the audit log
-	scope  access.Scopes // the caller needs one of these, or publicRoute
-	body   bodyKind      // the media type that the limits middleware requires
-	handle func(*Server, *fasthttp.RequestCtx) error
+	method   string        // "" for the pseudo routes of 404, 405 and OPTIONS
+	path     string        // also the route's name in the metrics and in the audit log
+	scope    access.Scopes // the caller needs one of these, or publicRoute
+	servedBy servedBy      // which nodes of a cluster can serve it
+	body     bodyKind      // the media type that the limits middleware requires
+	handle   func(*Server, *fasthttp.RequestCtx) error
 }
 
 // publicRoute marks a route that needs no token.
@@ -28,6 +31,7 @@ const (
 	statesRoute     = "/v1/dagrun/{run}/states"
 	logRoute        = "/v1/dagrun/{run}/task/{task}/log"
 	serverStatePath = "/v1/server/state"
+	clusterPath     = "/v1/cluster"
 	validatePath    = "/v1/dagrun/validate"
 	runPathPrefix   = "/v1/dagrun/"
 )
@@ -58,61 +62,67 @@ func (rt *route) isChange() bool {
 func (s *Server) routes() []route {
 	const run, task = "/v1/dagrun/{run}", "/v1/dagrun/{run}/task/{task}"
 	return []route{
-		{"GET", "/ready", publicRoute, noBody, (*Server).ready},
-		{"GET", "/v1/dagruns", access.Read, noBody, (*Server).listRuns},
-		{"POST", "/v1/dagrun", access.Submit, jsonBody, (*Server).submit},
-		{"POST", validatePath, access.Read | access.Submit, jsonBody, (*Server).validate},
-		{"GET", run, access.Read, noBody, (*Server).runDocument},
-		{"DELETE", run, access.Control, noBody, (*Server).killRun},
-		{"GET", run + "/state", access.Read, noBody, (*Server).runState},
-		{"PATCH", run + "/state/{state}", access.Control, noBody, (*Server).setRunState},
-		{"GET", task, access.Read, noBody, (*Server).taskDetails},
-		{"DELETE", task, access.Control, noBody, (*Server).killTask},
-		{"GET", task + "/state", access.Read, noBody, (*Server).taskState},
+		{"GET", "/ready", publicRoute, anyNode, noBody, (*Server).ready},
+		{"GET", "/v1/dagruns", access.Read, everyLeader, noBody, (*Server).listRuns},
+		{"POST", "/v1/dagrun", access.Submit, keyLeader, jsonBody, (*Server).submit},
+		{"POST", validatePath, access.Read | access.Submit, anyNode, jsonBody, (*Server).validate},
+		{"GET", run, access.Read, runLeader, noBody, (*Server).runDocument},
+		{"DELETE", run, access.Control, runLeader, noBody, (*Server).killRun},
+		{"GET", run + "/state", access.Read, runLeader, noBody, (*Server).runState},
+		{"PATCH", run + "/state/{state}", access.Control, runLeader, noBody, (*Server).setRunState},
+		{"GET", task, access.Read, runLeader, noBody, (*Server).taskDetails},
+		{"DELETE", task, access.Control, runLeader, noBody, (*Server).killTask},
+		{"GET", task + "/state", access.Read, runLeader, noBody, (*Server).taskState},
 
-		{"POST", batchPath, access.Submit, linesBody, (*Server).submitBatch},
-		{"GET", run + "/summary", access.Read, noBody, (*Server).runSummary},
-		{"GET", runEventsRoute, access.Read, noBody, (*Server).runEvents},
-		{"GET", eventsRoute, access.Read, noBody, (*Server).events},
-		{"GET", run + "/graph", access.Read, noBody, (*Server).runGraph},
-		{"GET", statesRoute, access.Read, noBody, (*Server).taskStates},
-		{"GET", run + "/tasks", access.Read, noBody, (*Server).listTasks},
-		{"GET", logRoute, access.Read, noBody, (*Server).taskLog},
-		{"GET", backupRoute, access.Control, noBody, (*Server).backup},
-		{"GET", serverStatePath, access.Read, noBody, (*Server).serverState},
-		{"PATCH", serverStatePath + "/{state}", access.Control, noBody, (*Server).setServerState},
-		{"GET", "/healthz", publicRoute, noBody, (*Server).healthz},
-		{"GET", "/version", access.Read, noBody, (*Server).version},
-		{"GET", "/metrics", access.Read, noBody, (*Server).showMetrics},
-		{"GET", loginPath, publicRoute, noBody, (*Server).loginPage},
-		{"POST", loginPath, publicRoute, formBody, (*Server).login},
-		{"POST", logoutPath, publicRoute, formBody, (*Server).logout},
+		{"POST", batchPath, access.Submit, keyLeader, linesBody, (*Server).submitBatch},
+		{"GET", run + "/summary", access.Read, runLeader, noBody, (*Server).runSummary},
+		{"GET", runEventsRoute, access.Read, runLeader, noBody, (*Server).runEvents},
+		{"GET", eventsRoute, access.Read, everyLeader, noBody, (*Server).events},
+		{"GET", run + "/graph", access.Read, runLeader, noBody, (*Server).runGraph},
+		{"GET", statesRoute, access.Read, runLeader, noBody, (*Server).taskStates},
+		{"GET", run + "/tasks", access.Read, runLeader, noBody, (*Server).listTasks},
+		{"GET", logRoute, access.Read, runLeader, noBody, (*Server).taskLog},
+		{"GET", backupRoute, access.Control, everyLeader, noBody, (*Server).backup},
+		{"GET", serverStatePath, access.Read, everyLeader, noBody, (*Server).serverState},
+		{"PATCH", serverStatePath + "/{state}", access.Control, everyLeader, noBody, (*Server).setServerState},
+		{"GET", "/healthz", publicRoute, anyNode, noBody, (*Server).healthz},
+		{"GET", clusterPath, access.Read, anyNode, noBody, (*Server).clusterStatus},
+		{"GET", "/version", access.Read, anyNode, noBody, (*Server).version},
+		{"GET", "/metrics", access.Read, anyNode, noBody, (*Server).showMetrics},
+		{"GET", loginPath, publicRoute, anyNode, noBody, (*Server).loginPage},
+		{"POST", loginPath, publicRoute, anyNode, formBody, (*Server).login},
+		{"POST", logoutPath, publicRoute, anyNode, formBody, (*Server).logout},
 	}
 }
 
-// router lays out the routes. Redirects are off: a path is matched as the client wrote it, escapes and
+// forwardedRoutes are the routes that the entrance for other nodes has.
+func (s *Server) forwardedRoutes() []route {
+	return slices.DeleteFunc(s.routes(), func(rt route) bool { return rt.servedBy == anyNode })
+}
+
+// router lays out routes, each within the middlewares of a chain. Redirects are off: a path is matched as the client wrote it, escapes and
 // dots included, so a task may be named "..". Paths and methods that are not in the table pass the same
 // middlewares: their answers have the headers for browsers, and a caller without a token gets 401.
-func (s *Server) router() *router.Router {
+func (s *Server) router(routes []route, chain []middleware) *router.Router {
 	r := router.New()
 	r.RedirectTrailingSlash = false
 	r.RedirectFixedPath = false
 	r.PanicHandler = s.answerPanic
-	for _, rt := range s.routes() {
-		h := s.handlerOf(rt)
+	for _, rt := range routes {
+		h := s.handlerOf(rt, chain)
 		r.Handle(rt.method, rt.path, h)
 		if rt.method == fasthttp.MethodGet {
 			r.HEAD(rt.path, h)
 		}
 	}
 	// The router would take "validate" for a run ID.
-	notPost := s.handlerOf(route{path: "none", scope: access.All, handle: methodNotAllowed})
+	notPost := s.handlerOf(route{path: "none", scope: access.All, servedBy: anyNode, handle: methodNotAllowed}, chain)
 	for _, method := range []string{fasthttp.MethodGet, fasthttp.MethodHead, fasthttp.MethodDelete} {
 		r.Handle(method, validatePath, notPost)
 	}
-	r.NotFound = s.handlerOf(route{path: "none", scope: access.All, handle: routeNotFound})
-	r.MethodNotAllowed = s.handlerOf(route{path: "none", scope: access.All, handle: methodNotAllowed})
-	r.GlobalOPTIONS = s.handlerOf(route{path: "none", scope: publicRoute, handle: answerOptions})
+	r.NotFound = s.handlerOf(route{path: "none", scope: access.All, servedBy: anyNode, handle: routeNotFound}, chain)
+	r.MethodNotAllowed = s.handlerOf(route{path: "none", scope: access.All, servedBy: anyNode, handle: methodNotAllowed}, chain)
+	r.GlobalOPTIONS = s.handlerOf(route{path: "none", scope: publicRoute, servedBy: anyNode, handle: answerOptions}, chain)
 	return r
 }
 

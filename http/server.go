@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,16 +68,21 @@ type Config struct {
 	// Access says which requests are served. Its zero value serves every caller that reaches a
 	// listener.
 	Access Access
+	// Cluster is the cluster that this server is a node of; nil = it is on its own.
+	Cluster Cluster
+	// leaderWait is how long a request waits for a leader of its partition; default 3 s.
+	leaderWait time.Duration
 }
 
 const (
-	defaultMaxBody  = 256 << 20
-	defaultMaxConns = 8192
-	maxOtherBody    = 1 << 20  // limit of every body except specs
-	maxHeader       = 8 << 10  // request line and headers
-	maxExtraConns   = 256      // open at most above MaxConns, to answer why they are refused
-	closingConns    = 1024     // allowance for connections that are closed, but whose goroutine has not returned yet
-	minBodyRate     = 64 << 10 // bytes/s: a large body that arrives more slowly is given up
+	defaultMaxBody     = 256 << 20
+	defaultMaxConns    = 8192
+	maxOtherBody       = 1 << 20  // limit of every body except specs
+	maxHeader          = 8 << 10  // request line and headers
+	maxExtraConns      = 256      // open at most above MaxConns, to answer why they are refused
+	maxForwardingNodes = 16       // whose requests are served at a time, if each forwards as many as it serves
+	closingConns       = 1024     // allowance for connections that are closed, but whose goroutine has not returned yet
+	minBodyRate        = 64 << 10 // bytes/s: a large body that arrives more slowly is given up
 )
 
 // Time limits of one request, on the deadlines of its connection:
@@ -107,7 +113,10 @@ type Server struct {
 	engine   Engine
 	log      *slog.Logger
 	dispatch fasthttp.RequestHandler // routes a request
-	metrics  *metrics
+	// dispatchForwarded routes a request of another node; nil without a cluster, as is forwarder.
+	dispatchForwarded fasthttp.RequestHandler
+	forwarder         *forwarder
+	metrics           *metrics
 
 	sessions      *access.Sessions // nil without tokens
 	logins        *access.Rate
@@ -160,7 +169,14 @@ func New(cfg Config) *Server {
 		s.sessions = access.NewSessions(cfg.Access.Keys)
 		cfg.Access.Keys.OnReload(s.revokePermits)
 	}
-	s.dispatch = s.router().Handler
+	if cfg.Cluster != nil {
+		if n := cfg.Cluster.Partitions(); n != 1 {
+			panic("http: a cluster of " + strconv.FormatUint(n, 10) + " partitions") // TODO(cluster): merge lists and events of several leaders
+		}
+		s.forwarder = newForwarder(s)
+		s.dispatchForwarded = s.router(s.forwardedRoutes(), nodeMiddlewares()).Handler
+	}
+	s.dispatch = s.router(s.routes(), middlewares()).Handler
 	return s
 }
 
@@ -168,11 +184,11 @@ func New(cfg Config) *Server {
 // own, because fasthttp calls HeaderReceived without the connection: the entrance must be known from
 // the function itself.
 func (s *Server) newHTTPServer(e *Entrance) *fasthttp.Server {
-	return &fasthttp.Server{
+	fast := &fasthttp.Server{
 		Handler:                      s.dispatch,
 		ErrorHandler:                 s.answerMalformed,
 		HeaderReceived:               func(h *fasthttp.RequestHeader) fasthttp.RequestConfig { return s.requestLimits(e, h) },
-		ExpectHandler:                s.answerExpect,
+		ExpectHandler:                func(ctx *fasthttp.RequestCtx) int { return s.answerExpect(ctx, s.dispatch) },
 		ConnState:                    trackState,
 		Concurrency:                  s.cfg.MaxConns + maxExtraConns + closingConns, // the listener has its own, lower limit
 		ReadBufferSize:               maxHeader,
@@ -187,6 +203,12 @@ func (s *Server) newHTTPServer(e *Entrance) *fasthttp.Server {
 		CloseOnShutdown:              true,
 		Logger:                       connLogger{s.cfg.Logger},
 	}
+	if e.CheckNode != nil {
+		fast.Handler, fast.ReadBufferSize = s.dispatchForwarded, maxForwardedHeader
+		fast.ExpectHandler = func(ctx *fasthttp.RequestCtx) int { return s.answerExpect(ctx, s.dispatchForwarded) }
+		fast.Concurrency *= maxForwardingNodes
+	}
+	return fast
 }
 
 // withDefaults returns the configuration with its defaults, and within the bounds of the package.
@@ -212,6 +234,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.IdleTimeout <= 0 {
 		c.IdleTimeout = 2 * time.Minute
+	}
+	if c.leaderWait <= 0 {
+		c.leaderWait = 3 * time.Second
 	}
 	if c.heartbeat <= 0 {
 		c.heartbeat = 15 * time.Second
@@ -243,6 +268,9 @@ func (s *Server) Serve(l net.Listener) error {
 	down := s.draining.Load()
 	if !down && s.clientWatcher.Load() == nil {
 		s.watchClients()
+	}
+	if !down && s.forwarder != nil {
+		s.forwarder.watch()
 	}
 	s.mu.Unlock()
 	if down {
@@ -348,6 +376,9 @@ func (s *Server) closeListeners(ctx context.Context, all bool) error {
 		if w := s.clientWatcher.Load(); w != nil {
 			w.Close()
 		}
+		if s.forwarder != nil {
+			s.forwarder.close()
+		}
 	})
 	return errors.Join(errs...)
 }
@@ -391,7 +422,7 @@ func (s *Server) endWork() {
 func (s *Server) requestLimits(e *Entrance, h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	var c fasthttp.RequestConfig
 	n := int64(h.ContentLength())
-	if n > 0 && s.willBeRefused(e, h) {
+	if n > 0 && e.CheckNode == nil && s.willBeRefused(e, h) {
 		// fasthttp waits for the first bytes of a body before it calls a handler, except when the
 		// client waits for permission to send them: see answerExpect.
 		h.Set(fasthttp.HeaderExpect, "100-continue")

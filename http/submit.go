@@ -306,7 +306,7 @@ func decompressionError(coding string, err error, limit int64) error {
 
 // idempotencyKey returns the request's Idempotency-Key; "" without one.
 func idempotencyKey(h *fasthttp.RequestHeader) (string, error) {
-	const name = "Idempotency-Key"
+	const name = idempotencyHeader
 	if h.Peek(name) == nil {
 		return "", nil
 	}
@@ -422,11 +422,7 @@ func (b *bodyBudget) inUse() int64 {
 
 // newBudgetShare returns the empty share of a request.
 func (s *Server) newBudgetShare(ctx *fasthttp.RequestCtx) budgetShare {
-	h := budgetShare{budget: s.bodies}
-	if c := connOf(ctx); c != nil {
-		h.client = c.client
-	}
-	return h
+	return budgetShare{budget: s.bodies, client: clientOf(ctx)}
 }
 
 // overBudget refuses a body that does not fit the budget: 429 where its client has used its part, else

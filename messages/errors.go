@@ -15,6 +15,7 @@ const (
 	Unavailable                     // overloaded, shutting down, storage failed
 	Damaged                         // what was stored is not what is there
 	OutcomeUnknown                  // unavailable, and the change that was asked for may have taken effect
+	NotLeader                       // another node of the cluster leads the run's partition: nothing was done
 )
 
 // Error is an error that a user sees. Text is one sentence that names the thing.

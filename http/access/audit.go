@@ -32,6 +32,7 @@ type Entry struct {
 	Certificate string    `json:"certificate,omitempty"`
 	UID         *int      `json:"uid,omitempty"`
 	Address     string    `json:"address"`
+	Node        string    `json:"node,omitempty"` // of a cluster: the node that the request arrived at, if that is not this one
 	Error       string    `json:"error,omitempty"`
 	Suppressed  int       `json:"suppressed,omitempty"` // number of refusals before this entry that were not recorded
 }

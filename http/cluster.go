@@ -1,0 +1,92 @@
+package http
+
+import (
+	"context"
+	"net"
+	"strconv"
+
+	"github.com/valyala/fasthttp"
+)
+
+// Cluster is what a server must know when it is one node of a cluster. The runs of a cluster are parted
+// into partitions: run n is of partition n mod P, and each partition has one leader at a time, whose
+// engine serves it. A request that arrives at another node is forwarded (forward.go).
+//
+// The methods may be called from any goroutine. They wait for nothing, except Dial.
+type Cluster interface {
+	// Self returns the ID of this node. IDs consist of letters, digits, '-', '_' and '.'.
+	Self() string
+	// Partitions returns P, which never changes.
+	Partitions() uint64
+	// Leader returns the node that leads a partition, as far as this node knows; "" = none is known.
+	// isHere tells that this node leads it and that its engine serves. While the engine is still
+	// starting, the leader is this node and isHere is false.
+	Leader(partition uint64) (node string, isHere bool)
+	// Changed returns a channel that is closed when an answer of Leader may have changed. Call it
+	// before Leader.
+	Changed() <-chan struct{}
+	// Dial connects to the listener for forwarded requests of another node (Entrance.CheckNode). The
+	// connection is authenticated in both directions.
+	Dial(ctx context.Context, node string) (net.Conn, error)
+	// Status returns what GET /v1/cluster shows.
+	Status(ctx context.Context) ClusterStatus
+}
+
+// ClusterStatus is a cluster as one of its nodes sees it.
+type ClusterStatus struct {
+	ID         string // of the cluster
+	Node       string // the ID of the node that answers
+	Nodes      []NodeStatus
+	Partitions []PartitionStatus // by number
+}
+
+// NodeStatus is a node of the cluster.
+type NodeStatus struct {
+	ID, Name string
+	Address  string // HOST:PORT for other nodes; "" = unknown
+}
+
+// PartitionStatus is a partition, as the replica of the answering node knows it.
+type PartitionStatus struct {
+	Leader  string // node ID; "" = unknown
+	Term    uint64 // of that leader
+	Applied uint64 // the log entry up to which this replica has the rows
+	Lag     uint64 // entries that the replica which is furthest behind lacks; 0 unless this node leads
+	Lease   bool   // this node leads the partition and may answer reads now
+}
+
+// clusterStatus is GET /v1/cluster. Every node answers for itself, also one that is cut off from the
+// others.
+func (s *Server) clusterStatus(ctx *fasthttp.RequestCtx) error {
+	if s.cfg.Cluster == nil {
+		return &refusal{fasthttp.StatusNotFound, "this server is not a node of a cluster"}
+	}
+	st := s.cfg.Cluster.Status(contextOf(ctx))
+	dst := appendString(append(make([]byte, 0, 512), `{"id":`...), st.ID)
+	dst = appendString(append(dst, `,"node":`...), st.Node)
+	dst = append(dst, `,"nodes":[`...)
+	for i, n := range st.Nodes {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendString(append(dst, `{"id":`...), n.ID)
+		dst = appendString(append(dst, `,"name":`...), n.Name)
+		dst = appendString(append(dst, `,"address":`...), n.Address)
+		dst = append(dst, '}')
+	}
+	dst = append(dst, `],"partitions":[`...)
+	for i, p := range st.Partitions {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = strconv.AppendInt(append(dst, `{"partition":`...), int64(i), 10)
+		dst = appendString(append(dst, `,"leader":`...), p.Leader)
+		dst = strconv.AppendUint(append(dst, `,"term":`...), p.Term, 10)
+		dst = strconv.AppendUint(append(dst, `,"applied":`...), p.Applied, 10)
+		dst = strconv.AppendUint(append(dst, `,"lag":`...), p.Lag, 10)
+		dst = strconv.AppendBool(append(dst, `,"lease":`...), p.Lease)
+		dst = append(dst, '}')
+	}
+	answerJSON(ctx, append(dst, "]}"...))
+	return nil
+}

@@ -1,0 +1,485 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// A client may send a request to any node of a cluster. The node that it arrives at checks it like any
+// other request, and then has it served where its run is led:
+//
+//	client → entry node    middlewares: who the caller is, and whether it may
+//	         forwarding    the partition, and its leader: here, or another node
+//	       → leader        over TLS, with the caller in a header (node_entrance.go)
+//	         handler       the answer, which the entry node streams on to the client
+//
+// How the entry node tries:
+//
+//	the partition is led here         the handler, as on a single node
+//	another node leads it             forwarded
+//	no leader is known, or it cannot be reached, or it says that it does not lead (421)
+//	                                  tried again when leaders change and after a pause, until
+//	                                  leaderWait is up: 503
+//	sent, and the answer is lost      a GET or a submission with an Idempotency-Key is sent again, since
+//	                                  that changes nothing twice. Any other request is answered with 503
+//	                                  of type outcome-unknown
+//
+// A node that gets a forwarded request forwards it again when another one leads: the entry node may know
+// an old leader, or one that it cannot reach. maxHops bounds that. It does not try again: it answers 421,
+// and the entry node decides.
+//
+// net/http's Transport sends the requests, because it reads the body on a goroutine of its own. The
+// answers to a batch begin before its body ends; fasthttp's client would first send the whole body, and
+// the node would stop reading when its answers are not taken. The Transport also has "Expect:
+// 100-continue", by which a body in transit is still unread when a node refuses the request, and so can
+// be sent to another one.
+
+// servedBy tells which nodes of a cluster can serve a route.
+type servedBy uint8
+
+const (
+	_           servedBy = iota
+	anyNode              // each node answers for itself
+	runLeader            // the leader of the run's partition
+	keyLeader            // the leader of the partition of the Idempotency-Key. Without a key any leader
+	everyLeader          // the leaders of all partitions together
+)
+
+const (
+	// maxHops is how often a request is forwarded at most.
+	maxHops = 2
+	// dialLimit bounds the time to connect to a node. A node whose machine is down does not answer.
+	dialLimit = time.Second
+	// The pause between two attempts to find a leader doubles from the first to the longest.
+	firstForwardPause   = 10 * time.Millisecond
+	longestForwardPause = 200 * time.Millisecond
+	// forwardTick is the interval at which requests that wait for another node are looked at.
+	forwardTick = 250 * time.Millisecond
+	// graceTicks is how long a request waits on for the answer of a node that no longer leads: one that
+	// was frozen or has lost its disk does not answer any more.
+	graceTicks = 4
+	// idleForwardConns is how many connections to a node are kept between requests.
+	idleForwardConns = 256
+)
+
+// forwarder forwards requests to other nodes of the cluster. Its methods may be called from any
+// goroutine, those with a request from the goroutine of its connection.
+type forwarder struct {
+	s         *Server
+	cluster   Cluster
+	transport *http.Transport
+	wait      time.Duration // Config.leaderWait
+	outcomes  *prometheus.CounterVec
+
+	rotation atomic.Uint64 // spreads submissions without a key over the partitions
+	ticks    atomic.Int64  // of watchRequests
+
+	mu       sync.Mutex // a leaf
+	requests map[*forwardedRequest]struct{}
+
+	start sync.Once
+	stop  context.CancelFunc
+	ctx   context.Context // ends with close
+	ended chan struct{}   // closed when watchRequests has returned
+}
+
+// newForwarder returns a forwarder that is started by the first Serve.
+func newForwarder(s *Server) *forwarder {
+	f := &forwarder{s: s, cluster: s.cfg.Cluster, wait: s.cfg.leaderWait, requests: make(map[*forwardedRequest]struct{}), ended: make(chan struct{})}
+	f.ctx, f.stop = context.WithCancel(context.Background())
+	f.transport = &http.Transport{
+		DialContext:         f.dial,
+		MaxIdleConnsPerHost: idleForwardConns,
+		// Shorter than nodes wait for a next request, so that a node does not close a connection while a
+		// request is on its way: whether that was carried out would be unknown.
+		IdleConnTimeout:    min(30*time.Second, s.cfg.IdleTimeout/2),
+		DisableCompression: true, // answers are passed on as they are
+		// A body is sent when the other node has asked for it, never because time has passed.
+		ExpectContinueTimeout: 24 * time.Hour,
+		WriteBufferSize:       16 << 10,
+		ReadBufferSize:        16 << 10,
+	}
+	f.outcomes = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "caravan_http_forwarded_requests_total",
+		Help: "Attempts to have another node of the cluster answer a request, by outcome.",
+	}, []string{"outcome"})
+	if s.cfg.Registerer != nil {
+		s.cfg.Registerer.MustRegister(f.outcomes)
+	}
+	return f
+}
+
+// dial connects to a node. The Transport has the ID of the node for the host, and adds a port.
+func (f *forwarder) dial(ctx context.Context, _, address string) (net.Conn, error) {
+	node, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialLimit)
+	defer cancel()
+	defer context.AfterFunc(f.ctx, cancel)()
+	return f.cluster.Dial(ctx, node)
+}
+
+// forwarding has a request served by the node that leads its partition. A server that is not part of a
+// cluster does without it.
+//
+// It comes before continuation, so that the client of another node's request is asked for its body only
+// here, where it is read. A client's own request is not placed before its body comes: until then the
+// leader may change.
+func forwarding(s *Server, rt *route, next handler) handler {
+	if s.forwarder == nil || rt.servedBy == anyNode {
+		return next
+	}
+	return func(ctx *fasthttp.RequestCtx) error { return s.forwarder.serve(ctx, rt, next) }
+}
+
+// serve answers a request here or elsewhere.
+func (f *forwarder) serve(ctx *fasthttp.RequestCtx, rt *route, next handler) error {
+	partition, ok := f.partitionOf(ctx, rt)
+	if !ok {
+		return next(ctx) // the handler refuses it, on any node
+	}
+	_, isHere := f.cluster.Leader(partition)
+	hops := hopsOf(ctx)
+	switch {
+	case awaitsPermission(ctx) && hops == 0:
+		return next(ctx)
+	case awaitsPermission(ctx) && !isHere:
+		return f.refuseMisdirected(ctx, partition)
+	case !isHere:
+		return f.forward(ctx, rt, next, partition)
+	}
+	err := next(ctx)
+	switch {
+	case !isNotLeader(err):
+		return err
+	case hops > 0:
+		return f.refuseMisdirected(ctx, partition)
+	case rt.body != noBody:
+		return err // its body was read
+	}
+	return f.forward(ctx, rt, next, partition)
+}
+
+// partitionOf returns the partition whose leader serves a request. ok is false for a request that no
+// partition has: its run ID or key is malformed.
+func (f *forwarder) partitionOf(ctx *fasthttp.RequestCtx, rt *route) (partition uint64, ok bool) {
+	count := f.cluster.Partitions()
+	switch rt.servedBy {
+	case runLeader:
+		run, err := runParameter(ctx)
+		return uint64(run) % count, err == nil
+	case keyLeader:
+		key, err := idempotencyKey(&ctx.Request.Header)
+		if key == "" {
+			return f.anyPartition(count), err == nil
+		}
+		return keyPartition(key, count), err == nil
+	}
+	return 0, true // the only one: see New
+}
+
+// keyPartition returns the partition of an idempotency key. All nodes must agree on it, for ever: a
+// repeat has to find the run of the first submission.
+func keyPartition(key string, count uint64) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(key)) // never fails
+	return h.Sum64() % count
+}
+
+// anyPartition returns a partition for a submission without a key: the next one that is led here, or else
+// the next one.
+func (f *forwarder) anyPartition(count uint64) uint64 {
+	if count == 1 {
+		return 0
+	}
+	first := f.rotation.Add(1)
+	for i := range count {
+		if _, isHere := f.cluster.Leader((first + i) % count); isHere {
+			return (first + i) % count
+		}
+	}
+	return first % count
+}
+
+// isNotLeader tells whether the engine did not serve a call because another node leads.
+func isNotLeader(err error) bool {
+	var m *messages.Error
+	return errors.As(err, &m) && m.Code == messages.NotLeader
+}
+
+// forward has another node serve the request, or this one if it becomes the leader meanwhile.
+func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, partition uint64) error {
+	body, err := f.openBody(ctx, rt)
+	if err != nil {
+		return err
+	}
+	defer body.release()
+	hops, self := hopsOf(ctx), f.cluster.Self()
+	retry := &forwardRetry{until: time.Now().Add(f.wait), pause: firstForwardPause}
+	defer retry.end()
+	why := fmt.Sprintf("partition %d has no leader", partition)
+	hint, isHinted := "", false // the leader that a node has named, and whether the attempt goes there
+	for {
+		changed := f.cluster.Changed()
+		node, isHere := f.cluster.Leader(partition)
+		if isHinted = hint != "" && !isHere; isHinted {
+			node, hint = hint, ""
+		}
+		switch {
+		case isHere && !body.isSpent():
+			body.giveBack(ctx)
+			if err := next(ctx); !isNotLeader(err) {
+				return err
+			} else if hops > 0 {
+				return f.refuseMisdirected(ctx, partition)
+			} else if body != nil {
+				return err
+			}
+		case node == self:
+			why = fmt.Sprintf("the engine of partition %d is starting", partition)
+		case node == "":
+		case hops >= maxHops:
+			return f.refuseMisdirected(ctx, partition)
+		default:
+			err := f.send(ctx, rt, body, node, partition, hops+1)
+			var (
+				refused *misdirectedError
+				unsent  *unsentError
+				lost    *lostAnswerError
+			)
+			switch {
+			case errors.As(err, &refused):
+				f.outcomes.WithLabelValues("misdirected").Inc()
+				if refused.leader != node && !isHinted { // else two nodes could name each other without a pause
+					hint = refused.leader
+				}
+				why = fmt.Sprintf("node %s does not lead partition %d", node, partition)
+			case errors.As(err, &unsent):
+				f.outcomes.WithLabelValues("unreachable").Inc()
+				f.s.log.Debug("http: a node cannot be reached", "node", node, "err", err)
+				why = fmt.Sprintf("node %s, which leads partition %d, cannot be reached", node, partition)
+			case errors.As(err, &lost):
+				f.outcomes.WithLabelValues("lost").Inc()
+				f.s.log.Info("http: the answer of another node was lost", "node", node, "path", string(ctx.URI().PathOriginal()), "err", err)
+				if !body.isRepeatable(ctx) {
+					return &messages.Error{Code: messages.OutcomeUnknown,
+						Text: fmt.Sprintf("node %s was lost before its answer: the request may have taken effect. Look for its effect, or repeat a submission with the same Idempotency-Key", node)}
+				}
+				why = fmt.Sprintf("node %s, which led partition %d, was lost", node, partition)
+				retry.until = time.Now().Add(f.wait) // another leader has to be elected
+			default:
+				return err
+			}
+			if body.isSpent() {
+				return unavailable(why)
+			}
+		}
+		if hops > 0 {
+			return f.refuseMisdirected(ctx, partition)
+		}
+		if hint != "" {
+			changed = closedChannel() // try the named leader at once
+		}
+		if err := retry.await(ctx, f.s, changed); err != nil {
+			if err == errNoLeaderInTime {
+				return unavailable(why)
+			}
+			return err
+		}
+	}
+}
+
+// unavailable is the answer to a request that was not carried out, since no leader could be found.
+func unavailable(why string) error {
+	return &refusal{fasthttp.StatusServiceUnavailable, why + ": repeat the request"}
+}
+
+func closedChannel() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
+// errNoLeaderInTime ends the attempts of one request.
+var errNoLeaderInTime = errors.New("no leader was found in time")
+
+// forwardRetry paces the attempts of one request.
+type forwardRetry struct {
+	until time.Time
+	pause time.Duration
+	timer *time.Timer // nil before the first wait
+}
+
+// await returns nil when a leader may have changed, or after a pause. It returns errNoLeaderInTime when
+// the time is up, and another error when the client leaves or the server shuts down.
+func (r *forwardRetry) await(ctx *fasthttp.RequestCtx, s *Server, changed <-chan struct{}) error {
+	left := time.Until(r.until)
+	if left <= 0 {
+		return errNoLeaderInTime
+	}
+	pause := min(r.pause, left)
+	r.pause = min(2*r.pause, longestForwardPause)
+	if r.timer == nil {
+		r.timer = time.NewTimer(pause)
+	} else {
+		r.timer.Reset(pause)
+	}
+	client := contextOf(ctx)
+	select {
+	case <-changed:
+	case <-r.timer.C:
+	case <-client.Done():
+		return context.Cause(client)
+	case <-s.serviceContext.Done():
+		return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
+	}
+	return nil
+}
+
+func (r *forwardRetry) end() {
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+}
+
+// refuseMisdirected answers another node with 421 and the leader that this one knows. Nothing was carried
+// out.
+func (f *forwarder) refuseMisdirected(ctx *fasthttp.RequestCtx, partition uint64) error {
+	leader, _ := f.cluster.Leader(partition)
+	ctx.Response.Header.Set(leaderHeader, leader)
+	return &refusal{fasthttp.StatusMisdirectedRequest, "this node does not lead partition " + strconv.FormatUint(partition, 10)}
+}
+
+// misdirectedError: the node does not lead the partition, and has not carried out the request.
+type misdirectedError struct{ leader string } // "" = unknown to the node
+
+func (e *misdirectedError) Error() string {
+	return "the node does not lead: the leader is " + strconv.Quote(e.leader)
+}
+
+// unsentError: the request did not leave this node, or the other one has not asked for its body.
+type unsentError struct{ cause error }
+
+func (e *unsentError) Error() string { return "the request was not sent: " + e.cause.Error() }
+func (e *unsentError) Unwrap() error { return e.cause }
+
+// lostAnswerError: the request was sent, and the answer did not come.
+type lostAnswerError struct{ cause error }
+
+func (e *lostAnswerError) Error() string { return "the answer was lost: " + e.cause.Error() }
+func (e *lostAnswerError) Unwrap() error { return e.cause }
+
+// errLeaderChanged ends the wait for a node that no longer leads.
+var errLeaderChanged = errors.New("another node leads, and this one does not answer")
+
+// forwardedRequest is a request that another node is answering.
+type forwardedRequest struct {
+	f         *forwarder
+	node      string
+	partition uint64
+	conn      *conn // the client's; nil for a request that did not come from Serve
+	isSafe    bool  // a GET or HEAD
+	isBatch   bool
+	cancel    context.CancelCauseFunc
+	allowed   func()       // ends the entry in Server.permits
+	waitsFrom atomic.Int64 // the tick at which the wait for the other node began, or notWaiting
+}
+
+// begin registers the request. The caller calls end once.
+func (r *forwardedRequest) begin() {
+	r.waitsFrom.Store(notWaiting)
+	r.f.mu.Lock()
+	r.f.requests[r] = struct{}{}
+	r.f.mu.Unlock()
+}
+
+func (r *forwardedRequest) end() {
+	r.cancel(nil)
+	r.allowed()
+	r.f.mu.Lock()
+	delete(r.f.requests, r)
+	r.f.mu.Unlock()
+}
+
+// waitFor brackets a wait for the other node.
+func (r *forwardedRequest) waitFor(wait func()) {
+	r.waitsFrom.Store(r.f.ticks.Load())
+	wait()
+	r.waitsFrom.Store(notWaiting)
+}
+
+// watch starts the forwarder's goroutine. Further calls do nothing.
+func (f *forwarder) watch() { f.start.Do(func() { go f.watchRequests() }) }
+
+// close ends all connections between requests, and the goroutine. No request may be under way.
+func (f *forwarder) close() {
+	f.stop()
+	f.start.Do(func() { close(f.ended) }) // it was never started
+	<-f.ended
+	f.transport.CloseIdleConnections()
+}
+
+// watchRequests looks at all requests that wait for another node, until close. A wait ends when the node
+// no longer leads and does not answer, and at shutdown; only safe requests and streams end then, since
+// the others are answered soon. The client of a long wait is watched, as that of a long call of the
+// engine is (watchLongCalls).
+func (f *forwarder) watchRequests() {
+	defer close(f.ended)
+	ticker := time.NewTicker(forwardTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-f.ctx.Done():
+			return
+		}
+		now := f.ticks.Add(1)
+		isDraining := f.s.draining.Load()
+		for _, r := range f.waiting(now) {
+			since := r.waitsFrom.Load()
+			if since == notWaiting {
+				continue
+			}
+			if isDraining && r.isSafe && now-since > 1 {
+				r.cancel(errShuttingDown)
+			}
+			if now-since <= graceTicks {
+				continue
+			}
+			if leader, _ := f.cluster.Leader(r.partition); leader != r.node {
+				r.cancel(errLeaderChanged)
+			} else if r.conn != nil && !r.isBatch {
+				if err := r.conn.watchClient(); err != nil {
+					f.s.log.Debug("http: a client that leaves will be noticed late", "err", err)
+				}
+			}
+		}
+	}
+}
+
+// waiting returns the requests that have waited since before the given tick.
+func (f *forwarder) waiting(tick int64) (waiting []*forwardedRequest) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for r := range f.requests {
+		if since := r.waitsFrom.Load(); since != notWaiting && since < tick-1 {
+			waiting = append(waiting, r)
+		}
+	}
+	return waiting
+}
