@@ -28,6 +28,7 @@
 //	backup -           the backup                           -
 //	restore            -                                    -
 //	token new          the secret                           -
+//	tls init, node, …  -                                    -
 //	version            "caravan v1.2.3 …"                   {"version", …, "server": {…}}
 //	completion, help   the script, the text                 -
 //

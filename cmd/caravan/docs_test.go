@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,9 +90,15 @@ func TestCommandsAreDocumented(t *testing.T) {
 	}
 }
 
-// flagsOf lists a command's own flags with their dashes, including short ones.
+// flagsOf lists the flags of a command and of the commands in it, each once, with their dashes,
+// including short ones.
 func flagsOf(cmd *cobra.Command) []string {
 	var names []string
+	for _, sub := range cmd.Commands() {
+		names = append(names, flagsOf(sub)...)
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if f.Name == "help" {
 			return

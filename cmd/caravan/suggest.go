@@ -236,6 +236,13 @@ func completeFlag(cmd *cobra.Command, flag string, words ...cobra.Completion) {
 	}
 }
 
+// completeFolder completes a flag with the names of folders.
+func completeFolder(cmd *cobra.Command, flag string) {
+	if err := cmd.MarkFlagDirname(flag); err != nil {
+		panic(err) // a programming error: cmd has no such flag
+	}
+}
+
 // completeOptions completes the server's options that have a fixed set of values, of serve or run:
 // run lacks some of the flags, and its --insecure is that of a client.
 func completeOptions(cmd *cobra.Command) {

@@ -6,7 +6,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"log/slog"
-	"os"
 	"regexp"
 	"sync"
 	"time"
@@ -19,23 +18,12 @@ import (
 // most once a second. New files take effect for new connections. After a mistake in a file, the
 // old files remain in use.
 type Certificate struct {
-	files      []string // certificate, key and, if clients need certificates, their authority
-	log        *slog.Logger
-	mu         sync.Mutex  // of what follows
-	current    *tls.Config // immutable: handshakes use it without the lock
-	fileStamps []fileStamp // of the files when they were last read, valid or not
-	checked    time.Time   // when the stamps were last compared; zero = with the next handshake
+	files   []string // certificate, key and, if clients need certificates, their authority
+	log     *slog.Logger
+	mu      sync.Mutex  // of what follows
+	current *tls.Config // immutable: handshakes use it without the lock
+	changes *vfs.FileChanges
 }
-
-// fileStamp distinguishes the versions of a file. The zero value stands for a file that cannot be
-// found. A change that keeps both is not noticed, not even by Reload.
-type fileStamp struct {
-	modified time.Time
-	size     int64
-}
-
-// minCheckInterval is the shortest time between two checks of the files.
-const minCheckInterval = time.Second
 
 // OpenCertificate reads the files, which are PEM. Clients need a certificate that clientCA has signed
 // if that is given. An error names the files that it is about.
@@ -44,7 +32,7 @@ func OpenCertificate(cert, key, clientCA string, log *slog.Logger) (*Certificate
 	if clientCA != "" {
 		c.files = append(c.files, clientCA)
 	}
-	c.fileStamps = c.readStamps()
+	c.changes = vfs.WatchFiles(c.files...)
 	var err error
 	c.current, err = c.loadFiles()
 	return c, err
@@ -64,30 +52,20 @@ func (c *Certificate) Config() *tls.Config {
 // Reload checks the files now, at SIGHUP. Mistakes go to the log: the files in use stay valid.
 func (c *Certificate) Reload() {
 	c.mu.Lock()
-	c.checked = time.Time{}
+	c.changes.Expire()
 	c.mu.Unlock()
 	c.configAt(time.Now())
 }
 
 // configAt returns the configuration for a handshake at the time now. mu is held while changed files
-// are read, so handshakes may wait for that, at most once per minCheckInterval. The stamps are stored
-// before the files are parsed: a mistake in a file is logged once for each version of it.
+// are read, so handshakes may wait for that, at most once a second. A mistake in a file is logged once
+// for each version of it.
 func (c *Certificate) configAt(now time.Time) *tls.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now.Sub(c.checked) < minCheckInterval {
+	if !c.changes.Found(now) {
 		return c.current
 	}
-	c.checked = now
-	stamps := c.readStamps()
-	same := true
-	for i := range stamps {
-		same = same && stamps[i] == c.fileStamps[i]
-	}
-	if same {
-		return c.current
-	}
-	c.fileStamps = stamps
 	if next, err := c.loadFiles(); err != nil {
 		c.log.Error("the new TLS files are not valid; the old ones remain in use", "err", err)
 	} else {
@@ -95,18 +73,6 @@ func (c *Certificate) configAt(now time.Time) *tls.Config {
 		c.log.Info("the TLS files were read again", "certificate", c.files[0])
 	}
 	return c.current
-}
-
-// readStamps returns the present stamps. A file that cannot be found gives the zero stamp, so that its
-// return counts as a change.
-func (c *Certificate) readStamps() []fileStamp {
-	out := make([]fileStamp, len(c.files))
-	for i, path := range c.files {
-		if info, err := os.Stat(path); err == nil {
-			out[i] = fileStamp{info.ModTime(), info.Size()}
-		}
-	}
-	return out
 }
 
 // loadFiles parses all files. It is all or nothing: a certificate without its new key is not taken. It
@@ -133,7 +99,7 @@ func ReadAuthority(path string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("TLS authority: %w", err)
 	}
-	list, err := parseCertificates(text)
+	list, err := ParseCertificates(text)
 	if err != nil {
 		return nil, fmt.Errorf("TLS authority %s: %w", path, err)
 	}
@@ -145,7 +111,7 @@ func ReadAuthority(path string) (*x509.CertPool, error) {
 }
 
 // readCertificate reads a certificate with its chain, and its key. tls.X509KeyPair proves that they
-// belong together; parseCertificates finds what it skips, such as a malformed certificate of the chain.
+// belong together; ParseCertificates finds what it skips, such as a malformed certificate of the chain.
 func readCertificate(cert, key string) (tls.Certificate, error) {
 	text, err := vfs.ReadUserFile(cert)
 	if err != nil {
@@ -159,16 +125,16 @@ func readCertificate(cert, key string) (tls.Certificate, error) {
 	if err != nil {
 		return pair, err
 	}
-	_, err = parseCertificates(text)
+	_, err = ParseCertificates(text)
 	return pair, err
 }
 
 // pemBoundary matches the lines around a certificate, including those that PEM decoders ignore.
 var pemBoundary = regexp.MustCompile(`(?m)^.*(BEGIN|END)( [A-Z0-9]+)* CERTIFICATE.*$`)
 
-// parseCertificates returns the certificates in text, at least one. Text outside of PEM blocks is
+// ParseCertificates returns the certificates in text, at least one. Text outside of PEM blocks is
 // a comment, and blocks of other types are skipped.
-func parseCertificates(text []byte) (list []*x509.Certificate, err error) {
+func ParseCertificates(text []byte) (list []*x509.Certificate, err error) {
 	found := len(pemBoundary.FindAll(text, -1))
 	for {
 		var block *pem.Block

@@ -46,6 +46,7 @@ var plainPackages = []string{
 	"internal/backup",
 	"internal/browsertest",
 	"internal/clustertest/history",
+	"internal/clustertls",
 	"internal/covercheck",
 	"internal/datafolder",
 	"internal/e2e",

@@ -24,6 +24,7 @@ var may = map[string][]string{
 	"internal/idtable":        {},
 	"internal/lengthprefix":   {},
 	"internal/backup":         {"internal/lengthprefix"},
+	"internal/clustertls":     {"http/access", "internal/vfs"},
 	"internal/datafolder":     {"internal/vfs"},
 	"internal/outputs":        {"messages", "internal/vfs"},
 	"internal/vfs":            {},
