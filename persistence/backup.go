@@ -12,7 +12,7 @@ import (
 
 // ReadView is all rows as of one commit. It is valid within Backup's fn, or until Close.
 type ReadView struct {
-	db  *DB // of View; nil within Backup
+	db  *DB
 	txn *badger.Txn
 	at  uint64
 }
@@ -43,7 +43,7 @@ func (m *ReadView) Close() {
 // Backup calls fn with a view of the newest published commit. Commits and reads go on, but the
 // store cannot be closed before fn has returned.
 func (s *runReader) Backup(fn func(*ReadView) error) error {
-	return s.view(func(txn *badger.Txn) error { return fn(&ReadView{txn: txn, at: txn.ReadTs()}) })
+	return s.view(func(txn *badger.Txn) error { return fn(&ReadView{db: s.db, txn: txn, at: txn.ReadTs()}) })
 }
 
 // VerifyTables reads all tables while the store works. A backup calls it, because readers take a
@@ -78,6 +78,15 @@ func (m *ReadView) Rows(yield func(key, value []byte) error) error {
 		})
 		return err == nil, err
 	})
+}
+
+// allRows is Rows for a caller that must not miss a row. It reads all tables afterwards: a block that
+// was damaged when the rows were read still is, unless a compaction has deleted its table since.
+func (m *ReadView) allRows(yield func(key, value []byte) error) error {
+	if err := m.Rows(yield); err != nil {
+		return err
+	}
+	return m.db.VerifyTables(context.Background())
 }
 
 // HasRun reports whether a run is known as of the view.

@@ -53,7 +53,7 @@ type Config struct {
 //
 // It is safe for concurrent use.
 //
-// Lock order: that of RunStore, then closeMu, readers, failure, then one of the leaves, under which
+// Lock order: that of RunStore, then closeMu, users, syncMu, readers, failure, then one of the leaves, under which
 // no other lock is taken: those of timestamps, disk and verifier.
 type DB struct {
 	dir      string
@@ -75,6 +75,10 @@ type DB struct {
 
 	store atomic.Pointer[RunStore] // the store that is open over this DB; nil between two
 
+	// users is read-locked by Apply, Sync and attachStore, and locked by Close. It is not readers: a
+	// goroutine with a view may apply entries, while a Close waits for the view.
+	users   sync.RWMutex
+	closing bool         // Close has begun; guarded by users
 	readers sync.RWMutex // read-locked by views, locked by Close
 	closed  bool         // guarded by readers
 	closeMu sync.Mutex   // one Close at a time
@@ -117,6 +121,11 @@ func openDBOnce(c Config, local bool) (*DB, error) {
 	}
 	if err := vfs.CheckRegularFiles(c.Dir); err != nil {
 		return nil, err // Badger would wait for the other end of a FIFO
+	}
+	if !local {
+		if err := refuseLocalLog(c.Dir); err != nil {
+			return nil, err
+		}
 	}
 	_, total, err := c.statfs(c.Dir)
 	if err != nil {
@@ -240,11 +249,41 @@ func (db *DB) abandon() error {
 // any more.
 func (db *DB) publish(number uint64, mutations []mutation) {
 	// On a replica a store knows the rows of its own term; those of other terms it never encoded.
-	if s := db.store.Load(); s != nil && (!s.replicated || s.epoch == db.replica.term) {
-		s.publishCommit(number, mutations)
-		return
+	// Rows of another term end it before a read can see them: its indexes lack what they change, so
+	// it would take a run that the next leader has deleted for one whose rows are lost.
+	if s := db.store.Load(); s != nil {
+		if !s.replicated || s.epoch == db.replica.term {
+			s.publishCommit(number, mutations)
+			return
+		}
+		_ = s.fail(fmt.Errorf("%w: moment %d has rows of term %d", ErrLost, number, db.replica.term))
 	}
 	db.badger.SetDiscardTs(db.timestamps.publish(number, nil))
+}
+
+// attachStore makes a store the one that is open over the DB, or says why not.
+func (db *DB) attachStore(s *RunStore) error {
+	db.users.RLock()
+	defer db.users.RUnlock()
+	if db.closing {
+		return ErrClosed
+	}
+	if !db.store.CompareAndSwap(nil, s) {
+		return errors.New("another store is open over the same rows")
+	}
+	return nil
+}
+
+// beginClose refuses uses of Badger that begin later, other than views, and waits for those that are
+// under way. It fails while a store is open.
+func (db *DB) beginClose() error {
+	db.users.Lock()
+	defer db.users.Unlock()
+	if db.store.Load() != nil {
+		return fmt.Errorf("data folder %s: a store is open over it", db.dir)
+	}
+	db.closing = true
+	return nil
 }
 
 // Close closes the files, after the store over the DB. On a disk without space for what Badger has
@@ -253,8 +292,8 @@ func (db *DB) publish(number uint64, mutations []mutation) {
 func (db *DB) Close() error {
 	db.closeMu.Lock()
 	defer db.closeMu.Unlock()
-	if db.store.Load() != nil {
-		return fmt.Errorf("data folder %s: a store is open over it", db.dir)
+	if err := db.beginClose(); err != nil {
+		return err
 	}
 	db.verifier.close()
 	db.readers.Lock()

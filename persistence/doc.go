@@ -48,10 +48,10 @@
 //     snapshot taken at each publication is enough for that: the storage engine gets the next commit
 //     only when DB.publish has returned.
 //   - It tells the newest commit of which its files have a row (badgerguard.NewestFlushed). They
-//     then have all commits before that one, and perhaps only a part of that one. So once their
-//     folder is synced, the log may forget the commits before it (localLog.retireFlushed, DB.Sync).
-//     The storage engine accepts the commits from that one on again, whatever it has of them
-//     (localLog.catchUp, DB.Apply).
+//     then have all commits before that one, and perhaps only a part of that one; on a replica, all of
+//     it (DB.openReplica). So once their folder is synced, the log may forget the commits before it
+//     (localLog.retireFlushed, DB.Sync). The storage engine accepts the commits from that one on
+//     again, whatever it has of them (localLog.catchUp).
 //     It gets no commit again that its files have whole: Badger would not bear that
 //     (TestInterruptedReplayBringsRowsBack).
 //   - It says what a commit may hold. partSize, the segments and the record limit of the log, and
@@ -88,8 +88,8 @@
 //
 // These tests know Badger, its files or its tombstones: bench_test.go, export_test.go,
 // finished_index_test.go, iterators_test.go, local_log_test.go, mutation_test.go, open_test.go,
-// recovery_test.go, replay_property_test.go, replica_test.go, timestamps_test.go and
-// verify_test.go.
+// recovery_test.go, replay_property_test.go, replica_copy_test.go, replica_end_test.go,
+// replica_test.go, timestamps_test.go and verify_test.go.
 //
 // Commands and the server use more of the implementation than Store: Backup with ReadView, Restore
 // and VerifyTables for backups; OpenOffline, Offline and SetNextRun for check and salvage.

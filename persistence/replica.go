@@ -18,12 +18,13 @@ import (
 //  1. OpenDB, with Config.Synced as Sync has returned it before, or as the log no longer has older
 //     entries.
 //  2. Apply each committed entry, in the order of moments, beginning at Synced or before. Entries
-//     that come again change nothing: Apply skips those that tables had at the open, as
-//     localLog does (duty 4 there).
+//     that come again change nothing: Apply skips those that tables had at the open. Unlike
+//     localLog (duty 4 there) it also skips the newest one of these, which tables have whole.
 //  3. Forget entries only up to the moment that Sync returns. Later entries come again by duty 2.
 //  4. As the leader of a term: apply all entries before the entry that begins the term, Lead, and
 //     close the store when the term is over. A second store in a term begins when the first one is
-//     closed and the log has answered its last proposal.
+//     closed and the log has answered its last proposal. A store that is still open when Apply
+//     writes rows of a later term fails (ErrLost).
 //  5. End the process when Failed is closed: the disk is in doubt.
 //
 // A moment is the number of a commit: the index of its entry in the log, and the version of its
@@ -115,11 +116,15 @@ func (db *DB) openReplica(c Config) error {
 	if flushed == 0 && c.Synced > 0 {
 		return fmt.Errorf("all tables are missing, and they had all rows up to moment %d", c.Synced)
 	}
-	// Tables may have only a part of the newest moment. That moment may be lower than Synced when
-	// a compaction has dropped the newest tombstones.
-	db.replica.synced = max(c.Synced, max(flushed, 1)-1)
-	db.replica.applied.Store(db.replica.synced)
-	db.timestamps.publish(db.replica.synced, nil)
+	// Tables have the newest moment whole: on a replica an entry is one request to Badger, whatever
+	// the disk is (replicaMemTable). Reads begin there and not before: compactions may have dropped
+	// the versions that it replaced (TestReplicaReadsItsNewestTables). The moment may be lower than
+	// Synced when a compaction has dropped the newest tombstones.
+	newest := max(c.Synced, flushed)
+	// The names of tables beyond Synced may not be durable yet: the first Sync makes them so.
+	db.replica.synced = c.Synced
+	db.replica.applied.Store(newest)
+	db.timestamps.publish(newest, nil)
 	return nil
 }
 
@@ -127,9 +132,14 @@ func (db *DB) openReplica(c Config) error {
 // when they can be read, and does not sync them (Sync). written is false when the entry changes
 // nothing: because its epoch is not the term, or because the rows of at are already there.
 //
-// One goroutine calls it, with ascending moments. After an error the DB has failed, and the process
-// ends.
+// One goroutine calls it, with ascending moments. After Close it returns ErrClosed. After any other
+// error the DB has failed, and the process ends.
 func (db *DB) Apply(at, term uint64, group []byte) (written bool, err error) {
+	db.users.RLock()
+	defer db.users.RUnlock()
+	if db.closing {
+		return false, ErrClosed
+	}
 	if err := db.Err(); err != nil {
 		return false, err
 	}
@@ -169,8 +179,13 @@ func (db *DB) Apply(at, term uint64, group []byte) (written bool, err error) {
 //
 // It does not make Badger write what it has in memory: at most three memtables, which the log
 // keeps. So it costs two syncs of small files, and less when the moment is the one of the last
-// call.
+// call. After Close it returns ErrClosed.
 func (db *DB) Sync() (at uint64, err error) {
+	db.users.RLock()
+	defer db.users.RUnlock()
+	if db.closing {
+		return 0, ErrClosed
+	}
 	if err := db.Err(); err != nil {
 		return 0, err
 	}

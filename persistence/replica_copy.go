@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -52,12 +53,12 @@ func (d *rowDigest) result() (sum [32]byte) {
 	return sum
 }
 
-// Digest returns the digest of all rows of the view, and their number. It reads them all. Replicas
-// compare digests of the same moment: a view that is taken between two entries has the moment of
-// the one before.
+// Digest returns the digest of all rows of the view, and their number. It reads them all, and the
+// tables once more: a damaged table is an error, not a digest of fewer rows. Replicas compare digests
+// of the same moment: a view that is taken between two entries has the moment of the one before.
 func (m *ReadView) Digest() (sum [32]byte, rows uint64, err error) {
 	d := newRowDigest()
-	err = m.Rows(func(key, value []byte) error {
+	err = m.allRows(func(key, value []byte) error {
 		d.add(key, value)
 		return nil
 	})
@@ -66,13 +67,13 @@ func (m *ReadView) Digest() (sum [32]byte, rows uint64, err error) {
 
 // WriteCopy writes a copy of the replica as of the view's moment. It streams: memory holds one row.
 // The replica applies entries meanwhile, and keeps the old versions of rows until the view is
-// closed.
+// closed. A damaged table is an error. The copy then lacks its end, and InstallCopy refuses it.
 func (m *ReadView) WriteCopy(w io.Writer) error {
 	out := bufio.NewWriterSize(w, 64<<10)
 	d := newRowDigest()
 	head := binary.BigEndian.AppendUint64([]byte(copyMagic), m.at)
 	_, _ = out.Write(head) // a Writer keeps its first error
-	err := m.Rows(func(key, value []byte) error {
+	err := m.allRows(func(key, value []byte) error {
 		d.add(key, value)
 		head = append(binary.AppendUvarint(head[:0], uint64(len(key))), key...)
 		head = binary.AppendUvarint(head, uint64(len(value)))
@@ -93,24 +94,51 @@ var errCopy = errors.New("the copy of a replica is not what was written")
 
 // InstallCopy makes a new replica in dir of a copy, and returns the copy's moment: Config.Synced of
 // the OpenDB that follows. dir must be missing or empty. The rows lie under another name until all
-// are there and durable, so after a crash there is a whole replica, or none.
+// are there and durable, so after a crash there is a whole replica, or none. After an error there is
+// none either, and the draft is removed.
+//
+// It needs as much space on the disk as OpenDB and Apply do, and refuses a disk that has less. After
+// an error that wraps ErrFailed the disk is in doubt: the process ends. Until then Badger still tries
+// to write, and r may still be read.
 func InstallCopy(dir string, r io.Reader) (at uint64, err error) {
+	return installCopy(dir, r, vfs.OS{}, vfs.Statfs)
+}
+
+// installCopy is InstallCopy with the seams of tests: the file system that makes names durable, and
+// the size of the disk.
+func installCopy(dir string, r io.Reader, fs vfs.FS, statfs func(string) (free, total int64, err error)) (at uint64, err error) {
 	draft := dir + ".draft"
-	if err := errors.Join(os.RemoveAll(draft), os.MkdirAll(draft, 0o700)); err != nil {
+	if err := os.RemoveAll(draft); err != nil {
 		return 0, err
 	}
-	if at, err = fillFromCopy(draft, r); err != nil {
+	if err := os.MkdirAll(draft, 0o700); err != nil {
+		return 0, err
+	}
+	at, err = fillFromCopy(draft, r, statfs)
+	if err == nil {
+		err = fs.SyncDir(draft)
+	}
+	if err == nil {
+		if err = fs.Rename(draft, dir); err == nil {
+			if err = fs.SyncDir(filepath.Dir(dir)); err != nil {
+				// Back to the other name first: a crash while it is removed must not leave a part of a
+				// replica under its own.
+				err = errors.Join(err, fs.Rename(dir, draft))
+			}
+		}
+	}
+	if err != nil {
 		return 0, errors.Join(fmt.Errorf("install a copy in %s: %w", dir, err), os.RemoveAll(draft))
-	}
-	if err := errors.Join((vfs.OS{}).SyncDir(draft), os.Rename(draft, dir), (vfs.OS{}).SyncDir(filepath.Dir(dir))); err != nil {
-		return 0, err
 	}
 	return at, nil
 }
 
 // fillFromCopy makes tables of a copy. All rows get the copy's moment as their version: replicas
 // never read older versions.
-func fillFromCopy(dir string, r io.Reader) (at uint64, err error) {
+//
+// A memtable that cannot be flushed makes Badger try again for ever, and its Close wait. So the rows
+// are written on a goroutine of its own, which such an alarm leaves behind.
+func fillFromCopy(dir string, r io.Reader, statfs func(string) (free, total int64, err error)) (at uint64, err error) {
 	in := bufio.NewReaderSize(r, 64<<10)
 	var head [16]byte
 	if _, err := io.ReadFull(in, head[:]); err != nil {
@@ -120,19 +148,51 @@ func fillFromCopy(dir string, r io.Reader) (at uint64, err error) {
 		return 0, fmt.Errorf("%w: it begins with %q", errCopy, head[:8])
 	}
 	at = binary.BigEndian.Uint64(head[8:])
-	db, err := badger.OpenManaged(badgerguard.Options(dir, replicaMemTable).WithLogger(nil))
+	disk := badgerguard.NewDiskSpace(badgerguard.DiskSpaceConfig{
+		Dir: dir, MemTable: replicaMemTable, Segment: segmentSize(replicaMemTable),
+		LogBytes: func() int64 { return 3 * replicaMemTable }, Statfs: statfs,
+	})
+	if err := disk.CheckOpen(); err != nil {
+		return 0, err
+	}
+	alarm := newFailure()
+	logger := badgerguard.NewLogger(slog.New(slog.DiscardHandler), func(err error) { alarm.set(err) })
+	db, err := badger.OpenManaged(badgerguard.Options(dir, replicaMemTable).WithLogger(logger))
 	if err != nil {
 		return 0, err
 	}
+	disk.WatchTables(db.Tables)
+	filled := make(chan error, 1)
+	go func() { filled <- writeCopiedRows(db, disk, in, at) }()
+	select {
+	case <-alarm.Failed():
+		return 0, alarm.Err()
+	case err := <-filled:
+		return at, errors.Join(err, alarm.Err())
+	}
+}
+
+// copyCheckBytes is how much of a copy is written between two checks of the disk, in bytes.
+const copyCheckBytes = 1 << 20
+
+// writeCopiedRows writes the rows of a copy, and closes Badger.
+func writeCopiedRows(db *badger.DB, disk *badgerguard.DiskSpace, in *bufio.Reader, at uint64) error {
 	batch := db.NewManagedWriteBatch()
-	err = readCopy(in, at, func(key, value []byte) error {
+	unchecked := int64(copyCheckBytes) // the first row asks
+	err := readCopy(in, at, func(key, value []byte) error {
+		if unchecked += badgerguard.RowSize(len(key), len(value)); unchecked >= copyCheckBytes {
+			if err := disk.CheckCommit(unchecked); err != nil {
+				return err
+			}
+			unchecked = 0
+		}
 		return batch.SetEntryAt(badger.NewEntry(key, value), at)
 	})
 	if err != nil {
 		batch.Cancel()
-		return 0, errors.Join(err, db.Close())
+		return errors.Join(err, db.Close())
 	}
-	return at, errors.Join(batch.Flush(), db.Close())
+	return errors.Join(batch.Flush(), db.Close())
 }
 
 // readCopy calls fn for the rows of a copy, and verifies each row and the whole. Key and value are

@@ -105,9 +105,9 @@ func (db *DB) newStore(limits badgerguard.Limits) (*RunStore, error) {
 // start reads what the rows say, finishes what a crash has left half done, and starts the
 // goroutines. After an error the store is closed, and the DB is as a crash would leave it.
 func (s *RunStore) start(c Config) error {
-	if !s.db.store.CompareAndSwap(nil, s) {
+	if err := s.db.attachStore(s); err != nil {
 		s.packer.close()
-		return errors.New("another store is open over the same rows")
+		return err
 	}
 	s.timestamps.beginStore()
 	err := s.db.Err()
@@ -119,6 +119,10 @@ func (s *RunStore) start(c Config) error {
 		s.metrics.unregister()
 		s.packer.close()
 		s.handBack()
+		// The verifier may have this store, and wait until it has indexed its runs, and then for the
+		// committer, which does not run.
+		s.queue.close()
+		close(s.loaded)
 		return err
 	}
 	go s.commitLoop()
@@ -203,11 +207,16 @@ func (s *RunStore) openingRows() ([]mutation, error) {
 // batches, so write numbers never repeat in a data folder. A single node's epoch counts its opens.
 const epochShift = 40
 
-// CheckDiskSpace returns nil when new work may be accepted, or says that the store has failed or
-// that the disk is nearly full.
+// CheckDiskSpace returns nil when new work may be accepted, or says that the store has failed or was
+// closed, or that the disk is nearly full.
 func (s *RunStore) CheckDiskSpace() error {
 	if err := s.Err(); err != nil {
 		return err
+	}
+	s.readers.RLock() // Badger must be open: the check asks it for its tables
+	defer s.readers.RUnlock()
+	if s.closed {
+		return ErrClosed
 	}
 	return s.db.disk.CheckNewWork()
 }
@@ -250,9 +259,9 @@ func (s *RunStore) closeReads() {
 }
 
 // handBack gives the DB back, for the next store. One of the same term goes on with the write
-// numbers.
+// numbers. The number of a store whose opening failed may still be 0.
 func (s *RunStore) handBack() {
-	s.db.replica.lastWrite = s.encoder.writeCount
+	s.db.replica.lastWrite = max(s.db.replica.lastWrite, s.encoder.writeCount)
 	s.db.store.CompareAndSwap(s, nil)
 }
 
@@ -261,18 +270,21 @@ func (s *RunStore) handBack() {
 // gets from now on. It is safe for concurrent use.
 func (s *RunStore) fail(err error) error {
 	if s.replicated && errors.Is(err, ErrLost) {
-		s.db.log.Warn("the store ends", "dir", s.db.dir, "err", err)
-		return s.end(err)
+		err, first := s.end(err)
+		if first {
+			s.db.log.Warn("the store ends", "dir", s.db.dir, "err", err)
+		}
+		return err
 	}
-	return s.end(s.db.fail(err))
+	err, _ = s.end(s.db.fail(err))
+	return err
 }
 
 // end makes the store failed. Batches get the reason, and reads that wait for a commit stop
-// waiting.
-func (s *RunStore) end(err error) error {
-	err, first := s.failure.set(err)
-	if first {
+// waiting. It returns the reason that counts, and whether that is this one.
+func (s *RunStore) end(err error) (reason error, first bool) {
+	if reason, first = s.failure.set(err); first {
 		s.timestamps.stopWaiting()
 	}
-	return err
+	return reason, first
 }

@@ -1,0 +1,276 @@
+package persistence
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// leadReplica opens a new replica of a new log, and the store of its first term.
+func leadReplica(t testing.TB, c Config) (*replicatedLog, *DB, *RunStore) {
+	t.Helper()
+	log := newReplicatedLog(t)
+	c.Dir = t.TempDir()
+	db := openReplica(t, c)
+	log.join(db, 0)
+	s, err := db.Lead(log.takeOver(db), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return log, db, s
+}
+
+// largeRows makes rows of 800 KiB in total.
+func largeRows(name string) (rows []mutation) {
+	for i := range 20 {
+		rows = append(rows, sealRow(fmt.Appendf(nil, "?%s-%d", name, i), randomBytes(40<<10)))
+	}
+	return rows
+}
+
+// fillTables commits rows until Badger has a table of them.
+func fillTables(t testing.TB, db *DB, s *RunStore) {
+	t.Helper()
+	for n, at := 0, uint64(0); at == 0; n++ {
+		if err := s.commitRows(largeRows(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if at, err = db.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func finishedRunBatch(run messages.RunID) *Batch {
+	return &Batch{Run: run, Create: &Creation{Definition: []byte("spec")}, Seq: 1, Records: []byte("x"),
+		Summary: &messages.Summary{ID: run, State: dag.RunCompleted}}
+}
+
+// TestRowsOfTheNextTermEndTheStore: a store that is still open when its replica applies rows of the
+// next leader fails before a read sees them. Else a run that the next leader has deleted would look
+// like damage, which stays for as long as the DB is open.
+func TestRowsOfTheNextTermEndTheStore(t *testing.T) {
+	log, former, s := leadReplica(t, Config{})
+	next := openReplica(t, Config{Dir: t.TempDir()})
+	log.join(next, 0)
+	if err := appendAll(t, s, finishedRunBatch(0), finishedRunBatch(1)); err != nil {
+		t.Fatal(err)
+	}
+	nextStore, err := next.Lead(log.takeOver(next), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.catchUp(former)
+	if err := s.Err(); err != nil {
+		t.Errorf("the term has begun, and has no rows yet: %v", err)
+	}
+	if err := nextStore.Delete([]messages.RunID{0}, 0); err != nil {
+		t.Fatal(err)
+	}
+	log.catchUp(former)
+	if _, err := s.Summary(0); !errors.Is(err, ErrLost) {
+		t.Errorf("a read of the former leader: %v", err)
+	}
+	if err := s.Err(); !errors.Is(err, ErrLost) {
+		t.Errorf("the store of the former leader: %v", err)
+	}
+	if err := errors.Join(former.Damaged(), former.Err()); err != nil {
+		t.Errorf("the replica of the former leader: %v", err)
+	}
+	if err := errors.Join(nextStore.Close(), s.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFailedLeadFreesTheVerifier: the verifier asks the store over the DB which runs are durable. It
+// must not wait for a store whose opening has failed.
+func TestFailedLeadFreesTheVerifier(t *testing.T) {
+	log := newReplicatedLog(t)
+	db := openReplica(t, Config{Dir: t.TempDir()})
+	log.join(db, 0)
+	lead := log.takeOver(db)
+	var opening *RunStore
+	lead.Propose = func([]byte) (uint64, error) {
+		opening = db.store.Load()
+		return 0, fmt.Errorf("%w: injected", ErrLost)
+	}
+	if _, err := db.Lead(lead, Config{}); !errors.Is(err, ErrLost) {
+		t.Fatal(err)
+	}
+	durable := make(chan error, 1)
+	go func() {
+		<-opening.loaded
+		durable <- opening.waitDurable()
+	}()
+	select {
+	case err := <-durable:
+		if !errors.Is(err, ErrClosed) {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the verifier waits for ever")
+	}
+}
+
+// TestClosedReplicaRefusesUses: Lead, Apply and Sync return ErrClosed after Close, and also when they
+// come while it closes. Badger itself would panic.
+func TestClosedReplicaRefusesUses(t *testing.T) {
+	log, db, s := leadReplica(t, Config{})
+	fillTables(t, db, s)
+	if err := errors.Join(s.commitRows(largeRows("last")), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	last := log.entries[len(log.entries)-1]
+	lead := log.lead()
+	lead.At = 1 << 40 // the replica may have entries of any moment by then
+	uses := map[string]func(n uint64) error{
+		"lead":  func(uint64) error { _, err := db.Lead(lead, Config{Shards: 3}); return err }, // refused in any case
+		"apply": func(n uint64) error { _, err := db.Apply(last.at+n, last.term, last.group); return err },
+		"sync":  func(uint64) error { _, err := db.Sync(); return err },
+	}
+	done := make(chan bool)
+	begun := make(chan bool, len(uses))
+	for name, use := range uses {
+		if name == "lead" {
+			continue // it would refuse the Close
+		}
+		go func() {
+			defer func() { done <- true }()
+			for n := uint64(1); ; n++ {
+				err := use(n)
+				if n == 1 {
+					begun <- true
+				}
+				if errors.Is(err, ErrClosed) {
+					return
+				}
+				if err != nil {
+					t.Errorf("%s while the replica closes: %v", name, err)
+					return
+				}
+			}
+		}()
+	}
+	for range len(uses) - 1 {
+		<-begun
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range len(uses) - 1 {
+		<-done
+	}
+	for name, use := range uses {
+		if err := use(1 << 20); !errors.Is(err, ErrClosed) {
+			t.Errorf("%s after Close: %v", name, err)
+		}
+	}
+	if err := s.CheckDiskSpace(); !errors.Is(err, ErrClosed) {
+		t.Errorf("the disk space of a closed store: %v", err)
+	}
+}
+
+// TestReplicaReadsItsNewestTables: after a kill, and before entries come again, a view has all rows of
+// its moment. Compactions have dropped what the newest entry in tables has replaced, so an earlier
+// moment would lack rows.
+func TestReplicaReadsItsNewestTables(t *testing.T) {
+	_, db, s := leadReplica(t, Config{})
+	digests := map[uint64]string{}
+	overwritten := []byte("?a-overwritten")
+	for n, at := 0, uint64(0); at == 0; n++ {
+		rows := append(largeRows(fmt.Sprint(n%3)), sealRow(overwritten, fmt.Append(nil, n)))
+		if err := s.commitRows(rows); err != nil {
+			t.Fatal(err)
+		}
+		v, err := db.View()
+		if err != nil {
+			t.Fatal(err)
+		}
+		moment := v.CommitNumber()
+		v.Close()
+		digests[moment] = digestOf(t, db)
+		if n > 60 {
+			if at, err = db.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := errors.Join(s.Close(), db.badger.Flatten(2)); err != nil {
+		t.Fatal(err)
+	}
+	synced, err := db.Sync()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := openReplica(t, Config{Dir: copyOpenFolder(t, db.dir), Synced: synced})
+	v, err := again.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	moment := v.CommitNumber()
+	v.Close()
+	if got := digestOf(t, again); got != digests[moment] {
+		t.Errorf("moment %d has %s, and had %s before the kill", moment, got, digests[moment])
+	}
+}
+
+// TestFailedLeadKeepsWriteNumbers: an opening that fails early does not give write numbers of its
+// term free. The next store would overwrite attempt rows.
+func TestFailedLeadKeepsWriteNumbers(t *testing.T) {
+	log := newReplicatedLog(t)
+	db := openReplica(t, Config{Dir: t.TempDir()})
+	log.join(db, 0)
+	log.takeOver(db)
+	for attempt := range uint32(2) {
+		if attempt == 1 {
+			if s, err := db.Lead(log.lead(), Config{Shards: 3}); err == nil {
+				s.Close()
+				t.Fatal("a wrong number of shards is accepted")
+			}
+		}
+		s, err := db.Lead(log.lead(), Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &Batch{Run: 1, Seq: uint64(attempt + 1), Records: []byte("x"), Attempts: []messages.AttemptRecord{{Task: 5, Attempt: attempt + 1}},
+			Summary: &messages.Summary{ID: 1, State: dag.RunRunning}}
+		if attempt == 0 {
+			b.Create = &Creation{Definition: []byte("spec")}
+		}
+		if err := appendAll(t, s, b); err != nil {
+			t.Fatal(err)
+		}
+		n := uint32(0)
+		if err := s.Attempts(1, 0, 10, func(*messages.AttemptRecord) bool { n++; return true }); err != nil || n != attempt+1 {
+			t.Errorf("%d attempts, want %d: %v", n, attempt+1, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestReplicaRefusesTheFolderOfASingleNode: its commit log has rows that tables lack.
+func TestReplicaRefusesTheFolderOfASingleNode(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenStore(Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(appendAll(t, s, finishedRunBatch(0)), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	db, err := OpenDB(Config{Dir: dir})
+	if err == nil {
+		db.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "single node") {
+		t.Errorf("opened as a replica: %v", err)
+	}
+}
