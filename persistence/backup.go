@@ -30,6 +30,11 @@ func (db *DB) View() (*ReadView, error) {
 		return nil, err
 	}
 	at := db.timestamps.acquire()
+	if err := db.Err(); err != nil { // a failure ends the wait for announced commits, as in readAt
+		db.timestamps.release(at)
+		db.readers.RUnlock()
+		return nil, err
+	}
 	return &ReadView{db: db, txn: db.badger.NewTransactionAt(at, false), at: at}, nil
 }
 

@@ -3,6 +3,7 @@ package persistence
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -70,6 +71,7 @@ type DB struct {
 
 	writer   *rowWriter
 	localLog *localLog // the commit log of a single node; nil for a replica
+	lock     io.Closer // of a replica's folder; the commit log of a single node has its own
 	replica  replicaState
 	syncMu   sync.Mutex // one Sync at a time
 
@@ -106,9 +108,9 @@ func openDB(c Config, local bool) (*DB, error) {
 	}
 }
 
-// openDBOnce has an order: the log's lock comes first, because the log tells how large memtables
-// must be. The folder is verified before Badger opens it, and Badger's own logs are removed in
-// between (localLog, duty 2).
+// openDBOnce has an order: the lock of the log, or of the replica, comes first. The log tells how
+// large memtables must be, and no file is removed without the lock. The folder is verified before
+// Badger opens it, and Badger's own logs are removed in between (localLog, duty 2).
 func openDBOnce(c Config, local bool) (*DB, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -121,11 +123,6 @@ func openDBOnce(c Config, local bool) (*DB, error) {
 	}
 	if err := vfs.CheckRegularFiles(c.Dir); err != nil {
 		return nil, err // Badger would wait for the other end of a FIFO
-	}
-	if !local {
-		if err := refuseLocalLog(c.Dir); err != nil {
-			return nil, err
-		}
 	}
 	_, total, err := c.statfs(c.Dir)
 	if err != nil {
@@ -152,6 +149,12 @@ func openDBOnce(c Config, local bool) (*DB, error) {
 			c.memTable = need // a server on a larger disk wrote the log
 		}
 		logBytes, flushed = log.LiveBytes, log.Applied() > 0
+	} else if db.lock, err = lockReplica(c.Dir); err != nil {
+		return nil, err
+	}
+	closeLog := func() error { return db.lock.Close() }
+	if local {
+		closeLog = func() error { return log.Close(false) }
 	}
 	db.memTable = c.memTable
 	db.disk = badgerguard.NewDiskSpace(badgerguard.DiskSpaceConfig{
@@ -159,10 +162,7 @@ func openDBOnce(c Config, local bool) (*DB, error) {
 		MemTable: c.memTable, Segment: segmentSize(c.memTable), LogBytes: logBytes, Statfs: c.statfs,
 	})
 	if err := db.openTables(c, flushed); err != nil {
-		if local {
-			err = errors.Join(err, log.Close(false))
-		}
-		return nil, err
+		return nil, errors.Join(err, closeLog())
 	}
 	db.writer = newRowWriter(db.badger, db.publish, func(err error) { _ = db.fail(err) })
 	if local {
@@ -238,7 +238,7 @@ func (db *DB) abandon() error {
 	_ = db.writer.wait() // Badger may still be taking a commit
 	db.metrics.unregister()
 	if db.localLog == nil {
-		return db.badger.Close()
+		return errors.Join(db.badger.Close(), db.lock.Close())
 	}
 	db.localLog.stopRetiring()
 	return errors.Join(db.badger.Close(), db.localLog.log.Close(false))
@@ -311,7 +311,7 @@ func (db *DB) Close() error {
 	if err := db.disk.CheckClose(); err != nil {
 		return fmt.Errorf("data folder %s: %w", db.dir, err)
 	}
-	closeLog := func(bool) error { return nil }
+	closeLog := func(bool) error { return db.lock.Close() }
 	if db.localLog != nil {
 		closeLog = db.localLog.close
 	}
@@ -331,10 +331,10 @@ func (db *DB) Close() error {
 func (db *DB) fail(err error) error {
 	err, first := db.failure.set(err)
 	if first {
-		db.log.Error("storage failed", "dir", db.dir, "err", err)
 		if s := db.store.Load(); s != nil {
-			s.end(err)
+			s.end(err) // before the log line, whose reader may block
 		}
+		db.log.Error("storage failed", "dir", db.dir, "err", err)
 	}
 	return err
 }

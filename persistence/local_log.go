@@ -103,19 +103,6 @@ func openCommitLog(c Config, maxRowsBytes int, alarm func(error)) (*commitlog.Lo
 	return log, err
 }
 
-// refuseLocalLog returns an error for the folder of a single node: as a replica it would lack what
-// only its commit log has.
-func refuseLocalLog(dir string) error {
-	state := filepath.Join(dir, logFolder, "state")
-	switch _, err := os.Lstat(state); {
-	case err == nil:
-		return fmt.Errorf("holds the data of a single node (%s exists): cannot be opened as a replica", state)
-	case !errors.Is(err, fs.ErrNotExist):
-		return err
-	}
-	return nil
-}
-
 // segmentSize returns the size of the log's segments, in bytes. The log keeps what memtables hold,
 // and gives space back segment by segment.
 func segmentSize(memTable int64) int64 { return memTable / 4 }

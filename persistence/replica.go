@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
@@ -26,6 +30,8 @@ import (
 //     closed and the log has answered its last proposal. A store that is still open when Apply
 //     writes rows of a later term fails (ErrLost).
 //  5. End the process when Failed is closed: the disk is in doubt.
+//  6. Where several DBs share a disk, set Config.HardFreeBytes of each to what all of them may need
+//     at once. By default a DB reserves only what it needs itself.
 //
 // A moment is the number of a commit: the index of its entry in the log, and the version of its
 // rows in Badger. Rows are absolute and Apply reads neither clock nor row, so the rows of a replica
@@ -108,6 +114,29 @@ func OpenDB(c Config) (*DB, error) {
 	}
 	db.startVerifier()
 	return db, nil
+}
+
+// replicaLock is the file whose lock a replica holds from the beginning of its open to the end of
+// its Close. Badger locks the folder only when it opens, and files are removed before that
+// (badgerguard.RemoveUnsyncedFiles).
+const replicaLock = "replica.lock"
+
+// lockReplica locks the folder of a replica. The error wraps badgerguard.ErrInUse when another
+// process, or this one, has it open. It refuses the folder of a single node: as a replica that would
+// lack the rows that only its commit log has.
+func lockReplica(dir string) (io.Closer, error) {
+	state := filepath.Join(dir, logFolder, "state")
+	switch _, err := os.Lstat(state); {
+	case err == nil:
+		return nil, fmt.Errorf("holds the data of a single node (%s exists): cannot be opened as a replica", state)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	lock, err := (vfs.OS{}).Lock(filepath.Join(dir, replicaLock))
+	if errors.Is(err, vfs.ErrLocked) {
+		return nil, badgerguard.InUse(dir)
+	}
+	return lock, err
 }
 
 // openReplica is the last step of OpenDB: it finds out which entries tables already have.
@@ -198,8 +227,11 @@ func (db *DB) Sync() (at uint64, err error) {
 	if err := (vfs.OS{}).SyncDir(db.dir); err != nil {
 		return 0, db.fail(fmt.Errorf("sync the names of tables: %w", err))
 	}
-	if db.recordManifest() != nil {
-		return db.replica.synced, nil // the manifest may be read while Badger appends to it: the next call comes
+	switch err := db.recordManifest(); {
+	case errors.Is(err, errManifestChanges):
+		return db.replica.synced, nil // the next call comes
+	case err != nil:
+		return 0, db.fail(fmt.Errorf("record the tables: %w", err))
 	}
 	db.replica.synced = flushed
 	return flushed, nil

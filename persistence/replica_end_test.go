@@ -1,14 +1,21 @@
 package persistence
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
 // leadReplica opens a new replica of a new log, and the store of its first term.
@@ -270,5 +277,157 @@ func TestReplicaRefusesTheFolderOfASingleNode(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "single node") {
 		t.Errorf("opened as a replica: %v", err)
+	}
+}
+
+// TestOpenReplicaIsLocked: an open of a folder that is in use removes no file, also when it verifies
+// none. The folder is free after Close.
+func TestOpenReplicaIsLocked(t *testing.T) {
+	_, db, s := leadReplica(t, Config{})
+	if err := s.commitRows(largeRows("a")); err != nil {
+		t.Fatal(err)
+	}
+	files := func() []string {
+		t.Helper()
+		names, err := filepath.Glob(filepath.Join(db.dir, "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	before := files()
+	if _, err := OpenDB(Config{Dir: db.dir, Unverified: true}); !errors.Is(err, badgerguard.ErrInUse) {
+		t.Errorf("a second open: %v", err)
+	}
+	if after := files(); !slices.Equal(before, after) {
+		t.Errorf("the folder had %q, and has %q", before, after)
+	}
+	if err := errors.Join(s.Close(), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	again := openReplica(t, Config{Dir: db.dir})
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFailedInventoryFailsSync: the log must not wait for ever to forget entries because the inventory
+// of tables cannot be written.
+func TestFailedInventoryFailsSync(t *testing.T) {
+	log := newReplicatedLog(t)
+	db, err := OpenDB(Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.join(db, 0)
+	s, err := db.Lead(log.takeOver(db), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(db.dir, "INVENTORY.new"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; len(db.badger.Tables()) == 0; n++ {
+		if err := s.commitRows(largeRows(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if at, err := db.Sync(); !errors.Is(err, ErrFailed) {
+		t.Errorf("moment %d, %v", at, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	_ = db.Close() // it writes the inventory, too
+}
+
+// TestFirstSyncMakesNamesDurable: tables that an open finds may not survive a power failure, even when
+// their rows survived a kill. So the first Sync syncs them, whatever the open has verified.
+func TestFirstSyncMakesNamesDurable(t *testing.T) {
+	_, db, s := leadReplica(t, Config{})
+	fillTables(t, db, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := copyOpenFolder(t, db.dir)
+	inventory := filepath.Join(dir, "INVENTORY") // Sync writes it last
+	if err := os.Remove(inventory); err != nil {
+		t.Fatal(err)
+	}
+	again := openReplica(t, Config{Dir: dir, Unverified: true})
+	at, err := again.Sync()
+	if err != nil || at == 0 {
+		t.Errorf("moment %d, %v", at, err)
+	}
+	if _, err := os.Stat(inventory); err != nil {
+		t.Errorf("Sync has returned moment %d without a sync: %v", at, err)
+	}
+}
+
+// TestFailureEndsTheWaitOfAView: a view of a DB that fails while it waits for an announced commit is
+// an error: the rows of that commit may be missing.
+func TestFailureEndsTheWaitOfAView(t *testing.T) {
+	s, err := OpenStore(Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.timestamps.announce(s.db.localLog.log.Last() + 1)
+	viewed := make(chan error, 1)
+	go func() {
+		v, err := s.db.View()
+		if err == nil {
+			v.Close()
+		}
+		viewed <- err
+	}()
+	for s.db.readers.TryLock() { // until the view waits
+		s.db.readers.Unlock()
+		runtime.Gosched()
+	}
+	_ = s.db.fail(errors.New("injected"))
+	if err := <-viewed; !errors.Is(err, ErrFailed) {
+		t.Errorf("a view of a failed DB: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// blockedLog is a log whose reader does not read errors until released is closed.
+type blockedLog struct {
+	slog.Handler
+	reached, released chan struct{}
+}
+
+func (blockedLog) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l blockedLog) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelError {
+		l.reached <- struct{}{}
+		<-l.released
+	}
+	return l.Handler.Handle(ctx, r)
+}
+
+// TestBlockedLogDoesNotHideAFailure: the store has failed before its log line is written, which may
+// take as long as the reader of the log likes.
+func TestBlockedLogDoesNotHideAFailure(t *testing.T) {
+	log := blockedLog{slog.DiscardHandler, make(chan struct{}, 10), make(chan struct{})}
+	s, err := OpenStore(Config{Dir: t.TempDir(), Logger: slog.New(log)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- s.db.fail(errors.New("injected")) }()
+	<-log.reached
+	select {
+	case <-s.Failed():
+	default:
+		t.Error("the store has not failed")
+	}
+	close(log.released)
+	<-failed
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }

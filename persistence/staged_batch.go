@@ -22,14 +22,14 @@ const (
 	maxStaged = 512 << 20
 )
 
-// commitStaged commits one batch by itself, while the writer rests. In a failed store it does
-// not write: the writer may not have returned from its last commit.
+// commitStaged commits one batch, or bare rows, by itself, while the writer rests. In a failed store
+// it does not write: the writer may not have returned from its last commit.
 func (s *RunStore) commitStaged(mutations []mutation, p *pendingBatch) {
 	err := s.Err()
 	if err == nil {
 		err = s.stageAndApply(mutations)
 	}
-	if err == nil {
+	if err == nil && p.batch != nil {
 		s.truncator.noteBatch(p.batch)
 	}
 	s.metrics.observeGroup(1)

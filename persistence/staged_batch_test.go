@@ -198,3 +198,27 @@ func TestStagedBatchMovesItsRunAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestLargeBareRowsAreStaged: rows without a batch that exceed a transaction take the way of a large
+// batch.
+func TestLargeBareRowsAreStaged(t *testing.T) {
+	s, _ := openSmall(t, 1)
+	var rows []mutation
+	for size, n := int64(0), 0; size <= s.limits.Bytes; n++ {
+		rows = append(rows, sealRow(fmt.Appendf(nil, "?row%d", n), randomBytes(40<<10)))
+		size += rows[n].Size()
+	}
+	if err := s.commitRows(rows); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
+		if v, err := s.getRow(row.Key); err != nil || len(v) != 40<<10 {
+			t.Errorf("%q: %d bytes, %v", row.Key, len(v), err)
+		}
+	}
+	for _, typ := range []byte{typeStage, typeStaged} {
+		if n, err := CountRows(s, typ); n != 0 || err != nil {
+			t.Errorf("%d rows of type %q are left, %v", n, typ, err)
+		}
+	}
+}

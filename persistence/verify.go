@@ -321,8 +321,12 @@ func (db *DB) endPass() {
 	*p = tablePass{}
 }
 
+// errManifestChanges says that the manifest cannot be read whole: Badger may just be appending to it.
+var errManifestChanges = errors.New("the manifest cannot be read while it changes")
+
 // recordManifest writes an inventory of the manifest as it is now, with the tables that are already
-// known. It costs two syncs.
+// known. It costs two syncs. An error that wraps errManifestChanges passes; any other is one of the
+// disk.
 func (db *DB) recordManifest() error {
 	k := &db.verifier
 	k.writing.Lock()
@@ -332,7 +336,7 @@ func (db *DB) recordManifest() error {
 		v.NextRun, v.Tables = k.known.NextRun, maps.Clone(k.known.Tables)
 	}
 	if err := v.SetManifest(k.dir); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errManifestChanges, err)
 	}
 	return db.writeInventory(v)
 }
