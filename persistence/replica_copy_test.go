@@ -95,7 +95,7 @@ func TestCopyIsNotInstalledOnAFullDisk(t *testing.T) {
 		var asked atomic.Int64
 		statfs := func(string) (free, total int64, err error) {
 			if asked.Add(1) <= roomy {
-				return 200 << 20, 1 << 30, nil
+				return 120 << 20, 1 << 30, nil // less than twice what is needed: each check asks
 			}
 			return 20 << 20, 1 << 30, nil
 		}
