@@ -172,8 +172,8 @@ func (r *Run) growToPlan() {
 
 // Init returns the effects that start a run: Demand, and after Recover also RetryAt, and Signal and
 // Cancel for attempts that were to be killed or revoked. The driver may have carried them out
-// before the crash: repeating them is harmless. It returns nil for a final run. Call it
-// once, before any grant; it writes no records. The slice is reused by the next Apply.
+// before the crash: repeating them is harmless. It forgets the demands that it gave before. It returns
+// nil for a final run. Call it once, before any grant; it writes no records. The slice is reused by the next Apply.
 func (r *Run) Init() []Effect {
 	r.effects = r.effects[:0]
 	if r.state.Final() {

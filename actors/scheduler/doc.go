@@ -28,6 +28,6 @@
 //  4. Release every granted slot once, or RemoveRun all of a run's at once. A release of more
 //     than was granted panics: the books would be wrong from then on.
 //
-// Reading order: scheduler.go (what is granted to whom), request_queue.go (order within a
-// class), run_requests.go (what belongs to one run).
+// Reading order: scheduler.go (what is granted to whom), request_queue.go (order of runs
+// within a class), run_requests.go (what belongs to one run).
 package scheduler

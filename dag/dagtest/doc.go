@@ -22,7 +22,7 @@
 //
 //	graph.go   Graph: expansion and edges, task by task
 //	oracle.go  Oracle: states, attempts, effects
-//	specs.go   specs: random ones and generated sets from bytes, known shapes of any size, JSON
+//	specs.go   specs: random ones and generated sets from bytes, known shapes of any size and their JSON
 //	script.go  a test as data: the bytes of a spec and a list of operations; shrinking
 //	play.go    plays a script against dag.Run and Oracle
 //	compare.go compares both after each event
