@@ -189,7 +189,8 @@ func findParameter(parameters []Parameter, name string) int {
 //
 // A group's number is the matched digits of a task, read as a number in mixed radix of their own. Both
 // directions are arithmetic: from a task to its group (a division per matched axis), and from a group
-// to the child's tasks (EachChild). So an edge takes O(axes) memory, whatever the product is.
+// to the child's tasks (EachChild). So an edge takes O(axes) memory, whatever the product is. Events
+// come from parents, so there is no way from a group to the parent's tasks.
 type Match struct {
 	ID            int      // in Plan.Matches
 	Names         []string // the parameters, sorted, each once

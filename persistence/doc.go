@@ -44,9 +44,12 @@
 //   - It applies the rows of a commit atomically, under the number that the commit log gave it, and
 //     commits in their order (row_writer.go).
 //   - It reads, and iterates in the order of keys in both directions, as of a past commit, while
-//     later commits come. It learns the oldest commit that a read still uses (DB.publish). A
-//     snapshot taken at each publication is enough for that: the storage engine gets the next commit
-//     only when DB.publish has returned.
+//     later commits come. It learns the oldest commit that a read still uses, when reads may use a
+//     new one (DB.publish in db.go, RunStore.publishCommit in commit.go). DB.catchUp, openReplica
+//     and openView (offline.go) publish the first one. A storage engine that reads by snapshots takes one
+//     before readTimestamps.publish shows the number, and drops it with its last reader: it needs
+//     a hook for both in timestamps.go. With the oldest commit alone it would keep a snapshot of
+//     each commit for as long as a backup takes.
 //   - It tells the newest commit of which its files have a row (badgerguard.NewestFlushed). They
 //     then have all commits before that one, and perhaps only a part of that one; on a replica, all of
 //     it (DB.openReplica). So once their folder is synced, the log may forget the commits before it
@@ -56,17 +59,24 @@
 //     (TestInterruptedReplayBringsRowsBack).
 //   - It says what a commit may hold. partSize, the segments and the record limit of the log, and
 //     the reserve of disk space follow from the size of a memtable (badgerguard/options.go,
-//     badgerguard/diskspace.go).
+//     badgerguard/diskspace.go). Restore and salvage move rows from one storage engine to another, so
+//     its limits on the same disk must be at least Badger's.
 //   - A step of an iterator has a bounded cost next to deleted rows. Lists and deletions make Badger
-//     show its tombstones for that (badgerguard.Iterator, rowDeletions). A storage engine without
-//     tombstones has nothing to show; TestListLearnsDeletedRuns expects them.
-//   - A damaged block is the end of the rows for its iterator, without an error: scanTxn and
-//     badgerguard.Iterator ask for none. So finishedIndex is the witness of lost rows, and a backup
-//     verifies the tables last (VerifyTables). Errors of another storage engine's iterators must be
-//     asked for, and wrap ErrDamaged: only such errors are reported as damage (runReader.viewAt).
+//     show its tombstones for that (badgerguard.Iterator, rowDeletions). A storage engine that
+//     hides its tombstones must bound a step in another way; one without tombstones has nothing to
+//     show. TestListLearnsDeletedRuns expects them.
+//   - A damaged block is the end of the rows for its iterator, without an error: scanTxn,
+//     rowDeletions and badgerguard.Iterator ask for none, and the functions of iterators.go have no
+//     error to return. So finishedIndex is the witness of lost rows, and a backup verifies the
+//     tables last (VerifyTables). Errors of another storage engine's iterators must be asked for, and
+//     they, as those of a get (getRowTxn), must wrap ErrDamaged: only such errors are reported as damage
+//     (runReader.viewAt). A list reports the error and goes on behind the block, since
+//     missingReporter names the runs. A deletion must end with it (deleteMarked), or it would take the
+//     mark away and leave rows.
 //   - Its files are tables that never change, each with a number, and one file that names them. The
 //     verifier, Offline and the inventory depend on that (verify.go, offline.go). The inventory also
-//     has the highest run ID (checkNextRun).
+//     has the highest run ID (checkNextRun). Offline also needs the commit of each row of a table: the log
+//     that it reads has commits that tables have, too, and newer rows of tables must win.
 //
 // badgerguard/doc.go and commitlog/doc.go (What it relies on) have more of the contract: a close
 // writes everything to files, a failed write in the background fails the DB (badgerguard.Logger),
@@ -84,7 +94,8 @@
 // Outside of this package, cmd/caravan/check.go shows a badgerguard.Damage, and
 // internal/e2e/damaged_files_test.go opens Badger.
 //
-// Tests of internal/e2e and bench/recovery.go know the names of Badger's files.
+// damaged_files_test.go and data_folder_test.go there, and bench/recovery.go, know that tables are
+// named *.sst.
 //
 // These tests know Badger, its files or its tombstones: bench_test.go, export_test.go,
 // finished_index_test.go, iterators_test.go, local_log_test.go, mutation_test.go, open_test.go,

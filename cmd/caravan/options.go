@@ -19,8 +19,8 @@ import (
 
 // option is one configurable setting. It has the same name everywhere: --kill-grace,
 // CARAVAN_KILL_GRACE, `kill-grace:`. A new option is one entry of serverOptions with a field of
-// Config, and a row in docs/cli.md; TestConfigurationPrecedence and TestCommandsAreDocumented ask
-// for the rest.
+// Config (config.go), a row in docs/cli.md, and a line of completeOptions (suggest.go) if it has a fixed
+// set of values; TestConfigurationPrecedence and TestCommandsAreDocumented ask for the rest.
 type option struct {
 	name string
 	// value is the placeholder of the value in the help, and its kind: "switch" makes the flag usable

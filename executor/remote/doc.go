@@ -32,5 +32,5 @@
 // Reports go out one after the other, with no lock held. Locks: Remote.mu guards everything, the peers
 // too.
 //
-// Reading order: remote.go, supervisor.go, peer.go, attempts.go, doubts.go.
+// Reading order: remote.go, supervisor.go, peer.go, attempts.go, doubts.go, heartbeat.go, health.go.
 package remote
