@@ -53,7 +53,7 @@ type services struct {
 	taskProps    *actor.Props // of the tasks that are in no crew
 }
 
-// settings are the parts of Config that actors look at.
+// settings are the parts of Config that actors look at. newNodeContext fills them.
 type settings struct {
 	killGrace     time.Duration
 	limits        dag.Limits // for what runs generate

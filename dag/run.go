@@ -64,7 +64,7 @@ type Run struct {
 	grantTimes map[uint32]int64      // of tasks that were live when the run was recovered, where the records say; see GrantedAt
 
 	templates   []templateState
-	openParents [][]uint32 // by Match.ID: parents that a group still waits for; nil when a group has one parent
+	openParents [][]uint32 // by Match.ID: parents that a group still waits for; nil when a group has one parent, whose state then counts
 	classes     []classState
 	readyTasks  int // the sum over classes; of a run that is paused or being killed they get no slots
 

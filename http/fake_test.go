@@ -38,6 +38,7 @@ type fakeEngine struct {
 	listens        []messages.ListQuery
 }
 
+// fakeRun is a run of the engine. View and Task answer with view: a test may set any of its fields.
 type fakeRun struct {
 	view    messages.View
 	records []messages.AttemptRecord
