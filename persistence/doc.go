@@ -70,13 +70,17 @@
 //     error to return. So finishedIndex is the witness of lost rows, and a backup verifies the
 //     tables last (VerifyTables). Errors of another storage engine's iterators must be asked for, and
 //     they, as those of a get (getRowTxn), must wrap ErrDamaged: only such errors are reported as damage
-//     (runReader.viewAt). A list reports the error and goes on behind the block, since
-//     missingReporter names the runs. A deletion must end with it (deleteMarked), or it would take the
-//     mark away and leave rows.
+//     (runReader.viewAt). A list takes the block for the end of the rows. missingReporter then names the
+//     indexed runs from there on, and confirmSuspected reads each by its key. summaryLookup.find must
+//     return the error: nil means that a run is finished. A deletion must end with it (deleteMarked),
+//     or it would take the mark away and leave rows.
 //   - Its files are tables that never change, each with a number, and one file that names them. The
-//     verifier, Offline and the inventory depend on that (verify.go, offline.go). The inventory also
-//     has the highest run ID (checkNextRun). Offline also needs the commit of each row of a table: the log
-//     that it reads has commits that tables have, too, and newer rows of tables must win.
+//     verifier, Offline and the inventory depend on that (verify.go; in offline.go linkTables,
+//     tablesToRead, gatherRows, applyStagedBatches and openView). The inventory also has the highest run
+//     ID (checkNextRun); the rest of it, and Report.Manifest, is Badger's. Offline also needs the
+//     commit of each row of a table: the log that it reads has commits that tables have, too, and
+//     newer rows of tables must win.
+//   - A scan without a prefix shows the rows of this package only (checkFormat, ReadView.Rows, digests).
 //
 // badgerguard/doc.go and commitlog/doc.go (What it relies on) have more of the contract: a close
 // writes everything to files, a failed write in the background fails the DB (badgerguard.Logger),
