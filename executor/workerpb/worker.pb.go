@@ -1209,7 +1209,8 @@ func (x *Revoked) GetAt() int64 {
 }
 
 // Postponed says that starts were postponed because the machine is short of something. It counts them
-// and does not name the attempts.
+// and does not name the attempts: the shortage holds back every order that waits in the worker, whether
+// its start was tried or not (canStart in executor/admission.go).
 type Postponed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // a word, for the metric
