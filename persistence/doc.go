@@ -98,8 +98,9 @@
 // Outside of this package, cmd/caravan/check.go shows a badgerguard.Damage, and
 // internal/e2e/damaged_files_test.go opens Badger.
 //
-// check_test.go, damaged_files_test.go and data_folder_test.go there know the names of its files;
-// bench/recovery.go knows that tables are named *.sst.
+// internal/e2e/check_test.go, internal/e2e/damaged_files_test.go and
+// internal/e2e/data_folder_test.go know the names of its files; bench/recovery.go knows that tables are
+// named *.sst.
 //
 // These tests know Badger, its files or its tombstones: bench_test.go, export_test.go,
 // finished_index_test.go, iterators_test.go, local_log_test.go, mutation_test.go, open_test.go,
