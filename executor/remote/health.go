@@ -10,8 +10,8 @@ import (
 	"github.com/caravan-dag/caravan/executor/workerpb"
 )
 
-// What keeps attempts from starting that concerns a worker or all of them, as operators see it. What
-// concerns one attempt is in attempts.go.
+// This file tells operators of causes that keep all attempts from starting, or those of one worker.
+// attempts.go has the causes that concern a single attempt.
 
 var _ executor.HealthReporter = (*Remote)(nil)
 

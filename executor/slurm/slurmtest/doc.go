@@ -3,5 +3,5 @@
 //
 // The test's own binary serves as all of the commands: its TestMain calls Main first, and New makes
 // scripts that call it. One file holds the cluster's state, so that each command is a process of
-// its own, as with Slurm. It gives no reason why a job waits (state_reason is None).
+// its own, as with Slurm. A job that waits has the reason None (state_reason).
 package slurmtest
