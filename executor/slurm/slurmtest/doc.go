@@ -3,5 +3,5 @@
 //
 // The test's own binary serves as all of the commands: its TestMain calls Main first, and New makes
 // scripts that call it. One file holds the cluster's state, so that each command is a process of
-// its own, as with Slurm. The state_reason of a job that waits is "None".
+// its own, as with Slurm. Every job has the same state_reason.
 package slurmtest
