@@ -16,6 +16,8 @@ import (
 type Cluster interface {
 	// Self returns the ID of this node. IDs consist of letters, digits, '-', '_' and '.'.
 	Self() string
+	// Nodes returns the IDs of all nodes. The slice is not changed.
+	Nodes() []string
 	// Partitions returns P, which never changes.
 	Partitions() uint64
 	// Leader returns the node that leads a partition, as far as this node knows; "" = none is known.

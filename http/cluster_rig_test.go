@@ -36,8 +36,9 @@ type clusterRig struct {
 	mu          sync.Mutex
 	nodes       map[string]*clusterNode
 	leader      string
-	views       map[string]string // whom a node takes for the leader, where that is another one
-	isStarting  bool              // the leader's engine
+	views       map[string]string  // whom a node takes for the leader, where that is another one
+	isStarting  bool               // the leader's engine
+	cut         map[[2]string]bool // links between two nodes that are cut
 	unreachable map[string]bool
 	dialed      int
 	changed     chan struct{}
@@ -56,7 +57,7 @@ type clusterNode struct {
 func newClusterRig(t testing.TB, count int, change ...func(*Config)) *clusterRig {
 	t.Helper()
 	rig := &clusterRig{t: t, authority: newTestAuthority(t), nodes: map[string]*clusterNode{}, leader: "n1",
-		views: map[string]string{}, unreachable: map[string]bool{}, changed: make(chan struct{})}
+		views: map[string]string{}, unreachable: map[string]bool{}, cut: map[[2]string]bool{}, changed: make(chan struct{})}
 	for i := range count {
 		rig.start(fmt.Sprint("n", i+1), change...)
 	}
@@ -127,6 +128,7 @@ func (rig *clusterRig) node(id string) *clusterNode {
 
 func (n *clusterNode) Self() string       { return n.id }
 func (n *clusterNode) Partitions() uint64 { return 1 }
+func (n *clusterNode) Nodes() []string    { return []string{"n1", "n2", "n3"} }
 
 func (n *clusterNode) Leader(uint64) (string, bool) {
 	n.rig.mu.Lock()
@@ -147,7 +149,7 @@ func (n *clusterNode) Changed() <-chan struct{} {
 func (n *clusterNode) Dial(ctx context.Context, node string) (net.Conn, error) {
 	n.rig.mu.Lock()
 	n.rig.dialed++
-	target, isUnreachable := n.rig.nodes[node], n.rig.unreachable[node]
+	target, isUnreachable := n.rig.nodes[node], n.rig.unreachable[node] || n.rig.cut[[2]string{n.id, node}]
 	n.rig.mu.Unlock()
 	if target == nil || isUnreachable {
 		return nil, errors.New("no route to the node")

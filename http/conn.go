@@ -32,7 +32,8 @@ type conn struct {
 	closed        atomic.Bool
 	refusal       connRefusal // not notRefused: accepted beyond a limit
 	drainOnClose  atomic.Bool // the client may still be sending: see Close
-	deadlineSetAt time.Time   // the write deadline; only the writer uses it
+	writeTimeout  time.Duration
+	deadlineSetAt time.Time // the write deadline; only the writer uses it
 	chunks        chunkMeter
 
 	entrance *Entrance
@@ -85,7 +86,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	n := 0
 	for {
 		now := time.Now()
-		if limit := c.s.cfg.WriteTimeout; now.Sub(c.deadlineSetAt) > limit/4 {
+		if limit := c.writeTimeout; now.Sub(c.deadlineSetAt) > limit/4 {
 			if err := c.SetWriteDeadline(now.Add(limit)); err != nil {
 				return n, err
 			}

@@ -30,6 +30,7 @@ import (
 //
 //	the partition is led here         the handler, as on a single node
 //	another node leads it             forwarded
+//	it cannot be reached              a third node is asked to forward it: it may reach the leader
 //	no leader is known, or it cannot be reached, or it says that it does not lead (421)
 //	                                  tried again when leaders change and after a pause, until
 //	                                  leaderWait is up: 503
@@ -84,7 +85,7 @@ type forwarder struct {
 	wait      time.Duration // Config.leaderWait
 	outcomes  *prometheus.CounterVec
 
-	rotation atomic.Uint64 // spreads submissions without a key over the partitions
+	rotation atomic.Uint64 // spreads submissions without a key over partitions, and requests over relays
 	ticks    atomic.Int64  // of watchRequests
 
 	mu       sync.Mutex // a leaf
@@ -233,7 +234,8 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 	retry := &forwardRetry{until: time.Now().Add(f.wait), pause: firstForwardPause}
 	defer retry.end()
 	why := fmt.Sprintf("partition %d has no leader", partition)
-	hint, isHinted := "", false // the leader that a node has named, and whether the attempt goes there
+	// The leader that a node has named, or a node that may reach the leader, and whether the attempt goes there.
+	hint, isHinted := "", false
 	for {
 		changed := f.cluster.Changed()
 		node, isHere := f.cluster.Leader(partition)
@@ -268,11 +270,16 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 				if refused.leader != node && !isHinted { // else two nodes could name each other without a pause
 					hint = refused.leader
 				}
-				why = fmt.Sprintf("node %s does not lead partition %d", node, partition)
+				if !isHinted {
+					why = fmt.Sprintf("node %s does not lead partition %d", node, partition)
+				}
 			case errors.As(err, &unsent):
 				f.outcomes.WithLabelValues("unreachable").Inc()
 				f.s.log.Debug("http: a node cannot be reached", "node", node, "err", err)
-				why = fmt.Sprintf("node %s, which leads partition %d, cannot be reached", node, partition)
+				if !isHinted {
+					why = fmt.Sprintf("node %s, which leads partition %d, cannot be reached", node, partition)
+					hint = f.relay(node) // which may reach it
+				}
 			case errors.As(err, &lost):
 				f.outcomes.WithLabelValues("lost").Inc()
 				f.s.log.Info("http: the answer of another node was lost", "node", node, "path", string(ctx.URI().PathOriginal()), "err", err)
@@ -293,7 +300,7 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 			return f.refuseMisdirected(ctx, partition)
 		}
 		if hint != "" {
-			changed = closedChannel() // try the named leader at once
+			changed = closedChannel() // there is no reason to wait
 		}
 		if err := retry.await(ctx, f.s, changed); err != nil {
 			if err == errNoLeaderInTime {
@@ -302,6 +309,19 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 			return err
 		}
 	}
+}
+
+// relay returns a node that may reach a leader which this one cannot reach: another one each time, "" if
+// there is none.
+func (f *forwarder) relay(leader string) string {
+	nodes := f.cluster.Nodes()
+	first := f.rotation.Add(1)
+	for i := range uint64(len(nodes)) {
+		if node := nodes[(first+i)%uint64(len(nodes))]; node != leader && node != f.cluster.Self() {
+			return node
+		}
+	}
+	return ""
 }
 
 // unavailable is the answer to a request that was not carried out, since no leader could be found.

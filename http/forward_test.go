@@ -193,6 +193,24 @@ func TestStaleLeaderNamesTheNext(t *testing.T) {
 	refusedWith(t, rig.node("n2").get("/v1/dagrun/3/state"), 503, "does not lead partition 0")
 }
 
+// TestThirdNodeReachesTheLeader: a node that is cut off from the leader alone still has requests served.
+func TestThirdNodeReachesTheLeader(t *testing.T) {
+	rig := newClusterRig(t, 3)
+	rig.update(func() { rig.cut[[2]string{"n2", "n1"}] = true })
+	for range 4 {
+		if r := rig.node("n2").do("POST", "/v1/dagrun", contractSpec); r.status != 200 {
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+	}
+	if n := len(rig.node("n1").engine.submitted); n != 4 {
+		t.Errorf("%d runs", n)
+	}
+	rig = newClusterRig(t, 3)
+	rig.update(func() { rig.cut[[2]string{"n2", "n1"}], rig.cut[[2]string{"n3", "n1"}] = true, true })
+	rig.node("n2").forwarder.wait = 50 * time.Millisecond
+	refusedWith(t, rig.node("n2").get("/v1/dagrun/3/state"), 503, "node n1, which leads partition 0, cannot be reached")
+}
+
 // TestLeaderLostInMidRequest: what may be sent again is, and anything else has an unknown outcome.
 func TestLeaderLostInMidRequest(t *testing.T) {
 	long := contractSpec + strings.Repeat(" ", 2*maxRepeatedBody)

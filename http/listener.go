@@ -351,6 +351,10 @@ func (e *Entrance) accept(c *conn) {
 	if e.Local {
 		c.uid, c.address = int(c.client.uid)-1, "unix"
 	}
+	c.writeTimeout = c.s.cfg.WriteTimeout
+	if e.CheckNode != nil {
+		c.writeTimeout *= 4 // the node's client may be slow: the node sees to that
+	}
 	c.waitingSince.Store(notWaiting)
 	c.request.Store(newRequestContext(c))
 	if e.TLS != nil {
