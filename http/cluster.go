@@ -12,12 +12,11 @@ import (
 // into partitions: run n is of partition n mod P, and each partition has one leader at a time, whose
 // engine serves it. A request that arrives at another node is forwarded (forward.go).
 //
-// The methods may be called from any goroutine. They wait for nothing, except Dial.
+// The methods may be called from any goroutine. They wait for nothing, except Dial, and Status on a node
+// that leads without a lease.
 type Cluster interface {
 	// Self returns the ID of this node. IDs consist of letters, digits, '-', '_' and '.'.
 	Self() string
-	// Nodes returns the IDs of all nodes. The slice is not changed.
-	Nodes() []string
 	// Partitions returns P, which never changes.
 	Partitions() uint64
 	// Leader returns the node that leads a partition, as far as this node knows; "" = none is known.

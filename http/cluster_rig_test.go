@@ -128,7 +128,6 @@ func (rig *clusterRig) node(id string) *clusterNode {
 
 func (n *clusterNode) Self() string       { return n.id }
 func (n *clusterNode) Partitions() uint64 { return 1 }
-func (n *clusterNode) Nodes() []string    { return []string{"n1", "n2", "n3"} }
 
 func (n *clusterNode) Leader(uint64) (string, bool) {
 	n.rig.mu.Lock()

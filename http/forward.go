@@ -314,10 +314,10 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 // relay returns a node that may reach a leader which this one cannot reach: another one each time, "" if
 // there is none.
 func (f *forwarder) relay(leader string) string {
-	nodes := f.cluster.Nodes()
+	nodes := f.cluster.Status(f.ctx).Nodes
 	first := f.rotation.Add(1)
 	for i := range uint64(len(nodes)) {
-		if node := nodes[(first+i)%uint64(len(nodes))]; node != leader && node != f.cluster.Self() {
+		if node := nodes[(first+i)%uint64(len(nodes))].ID; node != leader && node != f.cluster.Self() {
 			return node
 		}
 	}
