@@ -8,10 +8,26 @@ import (
 	"testing"
 )
 
-// A table does what a map does, and yields in order.
+// A table does what a map does, and yields in order, also when its IDs have gaps.
 func TestTableIsAMap(t *testing.T) {
+	testTableIsAMap(t, Table[int]{}, func(id uint64) uint64 { return id })
+	for stride := uint64(1); stride <= 96; stride = stride*5 + 1 {
+		for _, offset := range []uint64{0, stride / 2, stride - 1} {
+			testTableIsAMap(t, Spaced[int](stride, offset), func(id uint64) uint64 {
+				id -= id % stride
+				if id > math.MaxUint64-offset {
+					id -= stride
+				}
+				return id + offset
+			})
+		}
+	}
+}
+
+// testTableIsAMap compares a table with a map. own makes an ID of the table from any ID.
+func testTableIsAMap(t *testing.T, table Table[int], own func(uint64) uint64) {
+	t.Helper()
 	rng := rand.New(rand.NewPCG(1, 2))
-	var table Table[int]
 	oracle := map[uint64]int{}
 	for i := range 20_000 {
 		id := rng.Uint64N(500)
@@ -21,6 +37,7 @@ func TestTableIsAMap(t *testing.T) {
 		case 1:
 			id *= 1 << 20
 		}
+		id = own(id)
 		if v := rng.IntN(3); v == 0 {
 			delete(oracle, id)
 			if i%2 == 0 {
@@ -69,6 +86,30 @@ func TestTableIsAMap(t *testing.T) {
 	if table.Len() != 0 || len(table.pages) != 0 || len(table.pageNumbers) != 0 {
 		t.Errorf("%d ids and %d pages are left of nothing, %d in order", table.Len(), len(table.pages), len(table.pageNumbers))
 	}
+}
+
+// TestSpacedTableHasOnlyItsIDs: other IDs are absent, and cannot be set.
+func TestSpacedTableHasOnlyItsIDs(t *testing.T) {
+	table := Spaced[int](6, 2)
+	for id := uint64(2); id < 60; id += 6 {
+		table.Set(id, 1)
+	}
+	for id := range uint64(70) {
+		if want := id%6 == 2 && id < 60; (table.Get(id) == 1) != want {
+			t.Errorf("id %d is %d", id, table.Get(id))
+		}
+	}
+	table.Set(7, 0)
+	table.Delete(1)
+	if len(table.pages) != 1 {
+		t.Errorf("%d pages for 10 neighbours", len(table.pages))
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("an ID of another table was set")
+		}
+	}()
+	table.Set(7, 1)
 }
 
 func TestZeroTableIsEmpty(t *testing.T) {
