@@ -1,6 +1,8 @@
 package persistence
 
 import (
+	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"time"
@@ -68,7 +70,8 @@ import (
 // After an error of the disk check, the log or Badger, the store has failed for good
 // (RunStore.fail): the failed group and every later batch get ErrFailed, and neither the log nor
 // Badger is written. The kernel may have dropped what it could not write and report the next sync
-// as a success, so the group may or may not be found by the next open. Faults of a batch alone are
+// as a success, so the group may or may not be found by the next open. On a replica a lost leadership
+// ends the store in the same way, and the log decides whether its last group is stored. Faults of a batch alone are
 // ErrTooBig, a document that cannot be read, and damage of what the store has of its run.
 
 // pendingBatch is one entry of the committer's queue: a batch, or bare rows (a deletion).
@@ -412,7 +415,9 @@ func (s *RunStore) commitAndApply(mutations []mutation, size int64) error {
 }
 
 // commitDurably makes rows durable as one commit. The caller then calls commits.applyToBadger. Any
-// error fails the store: after a failed commit it is unknown whether the rows are there.
+// error fails the store: after a failed commit it is unknown whether the rows are there. Of a lost
+// leadership the error says so (ErrOutcomeUnknown); the error of the store, which later batches get,
+// does not.
 func (s *RunStore) commitDurably(mutations []mutation, size int64) error {
 	if err := s.db.disk.CheckCommit(size); err != nil {
 		return s.fail(err)
@@ -426,9 +431,14 @@ func (s *RunStore) commitDurably(mutations []mutation, size int64) error {
 	}
 	s.metrics.observeCommit(time.Since(start), size)
 	if err != nil {
-		return s.fail(err)
+		err = s.fail(err)
+	} else {
+		err = s.Err() // the watch, or Badger's log, may have failed the store in the meantime
 	}
-	return s.Err() // the watch, or Badger's log, may have failed the store in the meantime
+	if errors.Is(err, ErrLost) {
+		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+	}
+	return err
 }
 
 // publishCommit is called for each commit that is durable and in Badger, in order.

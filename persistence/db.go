@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 	"github.com/dgraph-io/badger/v4"
@@ -31,6 +32,9 @@ type Config struct {
 	SoftFreeFloor func(total int64) int64
 	// Shards is fixed when the data folder is made; 0 = as the folder says, 16 for a new one.
 	Shards int
+	// Numbering says which partition the runs are of. It is fixed when the rows are made. The zero
+	// value is a server without partitions.
+	Numbering messages.Numbering
 	// Unverified opens the tables without a proof that they are whole: for emergencies.
 	Unverified bool
 	// Synced is for a replica: tables have all rows up to this moment, because the log may no

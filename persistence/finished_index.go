@@ -30,9 +30,11 @@ import (
 // see expectCommit and publishExpected. So a run that is indexed both before and after a read must
 // be found by that read, perhaps as an unfinished run that was restarted.
 type finishedIndex struct {
+	numbering messages.Numbering // set before start
+
 	mu         sync.Mutex
-	words      idtable.Table[finishedWord]  // by run ID / 64
-	blocks     idtable.Table[finishedBlock] // by run ID / blockRuns: lets a search skip blocks
+	words      idtable.Table[finishedWord]  // by the run's number / 64
+	blocks     idtable.Table[finishedBlock] // by the run's number / blockRuns: lets a search skip blocks
 	registered int                          // number of indexed runs
 	expected   []finishedRun                // of the commit that reads are beginning to see
 
@@ -139,7 +141,7 @@ func (r *finishedIndex) count() (n int, known bool) {
 	n = r.registered
 	for i := range r.expected {
 		a := &r.expected[i]
-		if w := r.words.Get(uint64(a.run) / 64); !a.removed && w.anyState()&(1<<(a.run%64)) == 0 {
+		if !a.removed && !r.containsLocked(a.run) {
 			n++
 		}
 	}
@@ -149,9 +151,10 @@ func (r *finishedIndex) count() (n int, known bool) {
 // setLocked adds or removes a run. mu is held. A word or block without runs becomes zero, which the
 // tables do not store, so deleted ranges cost no memory.
 func (r *finishedIndex) setLocked(f finishedRun) {
-	at, bit := uint64(f.run)/64, uint64(1)<<(f.run%64)
+	number := r.numbering.Number(f.run)
+	at, bit := number/64, uint64(1)<<(number%64)
 	was := r.words.Get(at)
-	w, block := was, r.blocks.Get(uint64(f.run)/blockRuns)
+	w, block := was, r.blocks.Get(number/blockRuns)
 	if block == (finishedBlock{}) {
 		block.oldest, block.newest = math.MaxInt64, math.MinInt64
 	}
@@ -181,14 +184,14 @@ func (r *finishedIndex) setLocked(f finishedRun) {
 		block = finishedBlock{}
 	}
 	r.words.Set(at, w)
-	r.blocks.Set(uint64(f.run)/blockRuns, block)
+	r.blocks.Set(number/blockRuns, block)
 }
 
 // addIfUnknown adds a run as it was at an earlier timestamp, unless a later state is known.
 func (r *finishedIndex) addIfUnknown(f finishedRun) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if w := r.words.Get(uint64(f.run) / 64); w.anyState()&(1<<(f.run%64)) == 0 {
+	if !r.containsLocked(f.run) {
 		r.setLocked(f)
 	}
 }
@@ -233,26 +236,37 @@ func ofFinal(key []byte) bool { return key[0] == typeFinished && len(key) == 9 }
 func (r *finishedIndex) contains(run messages.RunID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	w := r.words.Get(uint64(run) / 64)
-	return w.anyState()&(1<<(run%64)) != 0
+	return r.containsLocked(run)
+}
+
+// containsLocked is contains; mu is held. A run of another partition may have the number of a run here.
+func (r *finishedIndex) containsLocked(run messages.RunID) bool {
+	number := r.numbering.Number(run)
+	w := r.words.Get(number / 64)
+	return w.anyState()&(1<<(number%64)) != 0 && r.numbering.Owns(run)
 }
 
 // appendBetween appends the indexed runs from one run to another, both included, ascending.
 func (r *finishedIndex) appendBetween(dst []messages.RunID, from, to messages.RunID) []messages.RunID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for at, w := range r.words.From(uint64(from) / 64) {
-		if at > uint64(to)/64 {
+	for at, w := range r.words.From(r.numbering.Number(from) / 64) {
+		if at > r.numbering.Number(to)/64 {
 			break
 		}
 		for word := w.anyState(); word != 0; word &= word - 1 {
-			run := messages.RunID(at*64 + uint64(bits.TrailingZeros64(word)))
+			run := r.runAt(at, word)
 			if run >= from && run <= to {
 				dst = append(dst, run)
 			}
 		}
 	}
 	return dst
+}
+
+// runAt returns the run of the lowest bit of a word.
+func (r *finishedIndex) runAt(at, word uint64) messages.RunID {
+	return r.numbering.ID(at*64 + uint64(bits.TrailingZeros64(word)))
 }
 
 // finishedFilter selects finished runs by what the index knows of them. It may let a run pass that
@@ -286,20 +300,21 @@ func (r *finishedIndex) nextMatchStep(from *messages.RunID, f finishedFilter) (r
 			run, ok = a.run, true
 		}
 	}
+	first := r.numbering.NumberFrom(*from)
 	looked := 0
-	for b, block := range r.blocks.From(uint64(*from) / blockRuns) {
-		if ok && b > uint64(run)/blockRuns {
+	for b, block := range r.blocks.From(first / blockRuns) {
+		if ok && b > r.numbering.Number(run)/blockRuns {
 			break
 		}
 		if looked++; looked > lockedWords {
-			*from = messages.RunID(b * blockRuns)
+			*from = r.numbering.ID(b * blockRuns)
 			return 0, false, true
 		}
 		if !f.mayMatchBlock(block) {
 			continue
 		}
-		for at, w := range r.words.From(max(uint64(*from)/64, b*blockRuns/64)) {
-			if at/(blockRuns/64) != b || ok && at > uint64(run)/64 {
+		for at, w := range r.words.From(max(first/64, b*blockRuns/64)) {
+			if at/(blockRuns/64) != b || ok && at > r.numbering.Number(run)/64 {
 				break
 			}
 			looked++
@@ -307,14 +322,14 @@ func (r *finishedIndex) nextMatchStep(from *messages.RunID, f finishedFilter) (r
 				continue
 			}
 			word := w.inStates(f.states)
-			if at == uint64(*from)/64 {
-				word &= ^uint64(0) << (*from % 64)
+			if at == first/64 {
+				word &= ^uint64(0) << (first % 64)
 			}
 			if word == 0 {
 				continue
 			}
-			if first := messages.RunID(at*64 + uint64(bits.TrailingZeros64(word))); !ok || first < run {
-				run, ok = first, true
+			if found := r.runAt(at, word); !ok || found < run {
+				run, ok = found, true
 			}
 			return run, ok, false
 		}
@@ -336,18 +351,20 @@ func (f *finishedFilter) mayMatchBlock(b finishedBlock) bool {
 	return false
 }
 
-// wordOf returns what is known of the 64 neighbours of a run.
-func (r *finishedIndex) wordOf(run messages.RunID) finishedWord {
+// wordOf returns what is known of the 64 neighbours of a run, and the place of that word.
+func (r *finishedIndex) wordOf(run messages.RunID) (w finishedWord, at uint64) {
+	at = r.numbering.Number(run) / 64
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.words.Get(uint64(run) / 64)
+	return r.words.Get(at), at
 }
 
-// tighten narrows the bound of a word whose runs were all read, unless it has changed since.
-func (r *finishedIndex) tighten(run messages.RunID, was finishedWord, oldest int64) {
+// tighten narrows the bound of the word at a place whose runs were all read, unless it has changed
+// since.
+func (r *finishedIndex) tighten(at uint64, was finishedWord, oldest int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	at, number := uint64(run)/64, uint64(run)/blockRuns
+	number := at / (blockRuns / 64)
 	if r.words.Get(at) != was {
 		return
 	}

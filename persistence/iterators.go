@@ -53,15 +53,16 @@ func (x indexCursor) firstFrom(run messages.RunID) (at messages.RunID, ok bool) 
 
 // candidateReader reads the index rows and summaries of candidates of a list, which ascend.
 type candidateReader struct {
-	txn     *badger.Txn
-	indexes []indexCursor
-	near    *summaryLookup // of candidates that follow closely; nil before the first one
-	last    messages.RunID
-	started bool
+	txn       *badger.Txn
+	numbering messages.Numbering
+	indexes   []indexCursor
+	near      *summaryLookup // of candidates that follow closely; nil before the first one
+	last      messages.RunID
+	started   bool
 }
 
-// nearCandidates is the distance, in run IDs, up to which a lookup by iterator is cheaper than a
-// get by key.
+// nearCandidates is the distance, in runs, up to which a lookup by iterator is cheaper than a get by
+// key.
 const nearCandidates = 16
 
 func (c *candidateReader) close() {
@@ -90,7 +91,7 @@ func (c *candidateReader) nextInAllIndexes(run messages.RunID) (at messages.RunI
 // summaryRow returns the summary of a finished run, nil when it is missing. The row is valid until
 // the next call.
 func (c *candidateReader) summaryRow(run messages.RunID) (*badger.Item, error) {
-	near := c.started && run-c.last <= nearCandidates
+	near := c.started && c.numbering.Number(run-c.last) <= nearCandidates
 	c.started, c.last = true, run
 	if near {
 		if c.near == nil {
@@ -161,7 +162,7 @@ func (f *finishedIterator) skipDeleted() {
 
 // addFound notes that a run no longer exists. Neighbours are gathered into one range.
 func (f *finishedIterator) addFound(id uint64) {
-	if f.found && f.foundLast+1 != id {
+	if f.found && !f.deleted.areNeighbours(f.foundLast, id) {
 		f.flushFound()
 	}
 	if !f.found {

@@ -312,7 +312,7 @@ func indexKeys(s *messages.Summary) (keys [][]byte) {
 func (s *runReader) readFinishedPage(p *listPage, last messages.RunID) error {
 	filter := finishedFilter{states: p.states, changedFrom: p.query.ChangedFrom, changedTo: p.query.ChangedTo}
 	return s.view(func(txn *badger.Txn) error {
-		rows := candidateReader{txn: txn}
+		rows := candidateReader{txn: txn, numbering: s.finished.numbering}
 		defer rows.close()
 		if s.Damaged() == nil {
 			for _, prefix := range indexPrefixes(p.query) {
@@ -371,7 +371,7 @@ func (s *runReader) readFinishedPage(p *listPage, last messages.RunID) error {
 // it each sweep of the retention would read those runs again.
 type boundsTightener struct {
 	index  *finishedIndex // nil: it does nothing
-	word   uint64         // run ID / 64
+	word   uint64         // its place in the index
 	before finishedWord
 	seen   int
 	oldest int64
@@ -382,9 +382,10 @@ func (t *boundsTightener) observe(s *messages.Summary) {
 	if t.index == nil {
 		return
 	}
-	if word := uint64(s.ID) / 64; t.seen == 0 || word != t.word {
+	if t.seen == 0 || t.index.numbering.Number(s.ID)/64 != t.word {
 		t.finishWord()
-		*t = boundsTightener{index: t.index, word: word, before: t.index.wordOf(s.ID), oldest: math.MaxInt64}
+		before, word := t.index.wordOf(s.ID)
+		*t = boundsTightener{index: t.index, word: word, before: before, oldest: math.MaxInt64}
 	}
 	t.seen++
 	if s.Damage == "" {
@@ -395,7 +396,7 @@ func (t *boundsTightener) observe(s *messages.Summary) {
 // finishWord is called after the last run of a word.
 func (t *boundsTightener) finishWord() {
 	if t.seen > 0 && t.seen == bits.OnesCount64(t.before.anyState()) {
-		t.index.tighten(messages.RunID(t.word*64), t.before, t.oldest)
+		t.index.tighten(t.word, t.before, t.oldest)
 	}
 	t.seen = 0
 }

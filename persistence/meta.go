@@ -66,6 +66,37 @@ func (s *RunStore) checkFormat(shards int) error {
 	return nil
 }
 
+// checkNumbering refuses runs of another partition, and sets which IDs the store has. Rows without a
+// partition are those of a server without partitions. It comes after checkFormat.
+func (s *RunStore) checkNumbering(numbering messages.Numbering) error {
+	if err := numbering.Check(); err != nil {
+		return err
+	}
+	if !s.fresh {
+		partitions, err := s.metaNumber("partitions")
+		if err != nil {
+			return err
+		}
+		partition, err := s.metaNumber("partition")
+		if err != nil {
+			return err
+		}
+		if stored := (messages.Numbering{Partitions: partitions, Partition: partition}); stored.Stride() != numbering.Stride() || stored.Partition != numbering.Partition {
+			return fmt.Errorf("holds partition %d of %d, asked for partition %d of %d", partition, stored.Stride(), numbering.Partition, numbering.Stride())
+		}
+	}
+	s.numbering, s.deletedIDs.numbering, s.finished.numbering = numbering, numbering, numbering
+	return nil
+}
+
+// numberingRows returns the rows that checkNumbering reads. A server without partitions has none.
+func numberingRows(numbering messages.Numbering) []mutation {
+	if numbering.Stride() == 1 {
+		return nil
+	}
+	return []mutation{metaRow("partitions", numbering.Partitions), metaRow("partition", numbering.Partition)}
+}
+
 // lacksChecksum reports whether the meta row of the row format lacks a checksum, as before 3.
 func (s *runReader) lacksChecksum() bool {
 	bare := false
@@ -129,12 +160,18 @@ func (s *runReader) loadIndex() error {
 		return err
 	}
 	first := uint64(1<<64 - 1)
-	see := func(key []byte) {
+	see := func(key []byte) error {
 		run := uint64(runOfKey(key))
+		if !s.finished.numbering.Owns(runOfKey(key)) {
+			return fmt.Errorf("run %d: %w: a run of another partition", run, errCorrupt)
+		}
 		first, next = min(first, run), max(next, run+1)
+		return nil
 	}
 	err = s.scanRows([]byte{typeUnfinished}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
-		see(key)
+		if err := see(key); err != nil {
+			return false, err
+		}
 		s.timestamps.addUnfinished(runOfKey(key))
 		return true, nil
 	})
@@ -146,8 +183,7 @@ func (s *runReader) loadIndex() error {
 		reverse bool
 	}{{nil, false}, {append(markKey(typeFinished, 1<<64-1), 0xff), true}} {
 		err = s.scanRows([]byte{typeFinished}, from.key, from.reverse, func(key []byte, _ *badger.Item) (bool, error) {
-			see(key)
-			return false, nil
+			return false, see(key)
 		})
 		if err != nil {
 			return err

@@ -579,3 +579,33 @@ func TestDamagedCopyIsRefused(t *testing.T) {
 		t.Error("installed over a replica")
 	}
 }
+
+// TestLostLeadershipTellsWhichOutcomesAreUnknown: a batch that the log may have is told from one that it
+// never got.
+func TestLostLeadershipTellsWhichOutcomesAreUnknown(t *testing.T) {
+	r := OpenReplicated(t).HoldAfterAppend()
+	held := r.HoldCommit(1)
+	answers := make([]chan error, 3)
+	for i := range answers {
+		answers[i] = make(chan error, 1)
+	}
+	create := func(run messages.RunID) {
+		r.Append(&Batch{Run: run, Create: &Creation{Definition: []byte("{}")}, Done: func(err error) { answers[run] <- err },
+			Summary: &messages.Summary{ID: run, State: dag.RunQueued}})
+	}
+	create(0)
+	<-held    // the log has it, and the store does not know yet
+	create(1) // gathers while that is under way
+	r.lead(t) // another replica leads the next term
+	r.ReleaseCommits()
+	unknown, lost := <-answers[0], <-answers[1]
+	if !errors.Is(unknown, ErrOutcomeUnknown) || !errors.Is(unknown, ErrLost) || !errors.Is(unknown, ErrFailed) {
+		t.Errorf("the batch that was proposed: %v", unknown)
+	}
+	create(2)
+	for _, err := range []error{lost, <-answers[2], r.Err()} {
+		if errors.Is(err, ErrOutcomeUnknown) || !errors.Is(err, ErrLost) {
+			t.Errorf("a batch that was not proposed: %v", err)
+		}
+	}
+}

@@ -20,8 +20,9 @@ import (
 // other lock is taken: those of queue, deletedIDs and finished.
 type RunStore struct {
 	runReader
-	epoch      uint64 // see epochShift
-	replicated bool   // the DB is a replica, and the epoch is the term that the store leads
+	epoch      uint64             // see epochShift
+	numbering  messages.Numbering // of its runs
+	replicated bool               // the DB is a replica, and the epoch is the term that the store leads
 	shards     int
 	fresh      bool               // the DB was empty
 	limits     badgerguard.Limits // of a commit
@@ -109,7 +110,7 @@ func (s *RunStore) start(c Config) error {
 		s.packer.close()
 		return err
 	}
-	s.timestamps.beginStore()
+	s.timestamps.beginStore(c.Numbering)
 	err := s.db.Err()
 	if err == nil {
 		err = s.recover(c)
@@ -143,7 +144,7 @@ func (s *RunStore) start(c Config) error {
 // recover reads and writes the meta rows, and finishes what a crash has left half done. The order
 // counts:
 //
-//  1. The format, before any other row is decoded.
+//  1. The format and the partition, before any other row is decoded.
 //  2. The opening rows, before any row of this epoch: else a crash could repeat its write numbers.
 //  3. Staged batches, before the index reads the runs that they bring.
 //  4. The index of runs, and the comparison of the highest run ID with the inventory.
@@ -152,6 +153,9 @@ func (s *RunStore) start(c Config) error {
 // The committer does not run yet, so each step commits by itself.
 func (s *RunStore) recover(c Config) error {
 	if err := s.checkFormat(c.Shards); err != nil {
+		return err
+	}
+	if err := s.checkNumbering(c.Numbering); err != nil {
 		return err
 	}
 	rows, err := s.openingRows()
@@ -186,6 +190,7 @@ func (s *RunStore) openingRows() ([]mutation, error) {
 		metaRow("format", rowFormat),
 		metaRow("shards", uint64(s.shards)),
 	}
+	rows = append(rows, numberingRows(s.numbering)...)
 	if s.replicated {
 		if !s.fresh {
 			rows = nil

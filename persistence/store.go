@@ -144,6 +144,11 @@ var (
 	ErrTooBig   = errors.New("batch is too big to be stored") // a row or all rows of the batch; nothing of it was written
 	ErrClosed   = errors.New("storage is closed")
 	ErrDamaged  = errors.New("stored value is corrupt") // the value is not what was written
+
+	// ErrOutcomeUnknown is of a batch that the next store over the same rows may find, or not: the
+	// leadership was lost while the batch was being committed. The error wraps ErrLost, too. An error of
+	// a batch that wraps ErrLost alone says that the batch is not stored and never will be.
+	ErrOutcomeUnknown = errors.New("it is not known whether the batch is stored")
 )
 
 // nextSeq returns the number of the journal record that follows the batch.

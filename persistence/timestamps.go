@@ -33,11 +33,12 @@ func newReadTimestamps() *readTimestamps {
 }
 
 // beginStore forgets what the store before knew: a new store reads from the published commit on,
-// and learns which runs are unfinished from the rows.
-func (t *readTimestamps) beginStore() {
+// and learns which runs are unfinished from the rows. All of its runs are of one partition.
+func (t *readTimestamps) beginStore(numbering messages.Numbering) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.announced, t.closed, t.unfinished = t.published, false, unfinishedIndex{}
+	rows := idtable.Spaced[rowState](numbering.Stride(), numbering.Partition)
+	t.announced, t.closed, t.unfinished = t.published, false, unfinishedIndex{rows}
 }
 
 // announce says that a caller is about to learn that this commit is durable.
