@@ -10,7 +10,8 @@
 //  4. The same AttemptKey is started at most once, however often it is ordered.
 //  5. The sink may be called from any goroutine, and from within Start. It must not block.
 //
-// Implementations here: Process (processes of this machine) and Noop.
+// Implementations here: Process (processes of this machine) and Noop; and the fronts of a Shared, by
+// which several engines use one executor.
 //
 // # The loop
 //

@@ -2,6 +2,7 @@ package executortest
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/caravan-dag/caravan/executor"
@@ -24,7 +25,7 @@ type Durable struct {
 	ackCounts  map[messages.AttemptKey]int // acknowledged ends, repeated ones counted each time
 }
 
-var _ executor.Durable = (*Durable)(nil)
+var _ executor.Partitioned = (*Durable)(nil)
 
 // NewDurable returns a Durable that holds every order until the test decides.
 func NewDurable() *Durable {
@@ -81,6 +82,22 @@ func (d *Durable) ExpectResume(runs ...messages.RunID) {
 			fo.unclaimed = fo.unclaimed || key.Run == run
 		}
 	}
+}
+
+// TakeOver implements executor.Partitioned. It forgets the orders of the partition's other runs.
+func (d *Durable) TakeOver(partition messages.Numbering, runs ...messages.RunID) {
+	d.mu.Lock()
+	for key, fo := range d.orders {
+		switch {
+		case !partition.Owns(key.Run):
+		case slices.Contains(runs, key.Run):
+			fo.unclaimed = true
+		default:
+			delete(d.orders, key)
+		}
+	}
+	d.expected = append(d.expected, runs...)
+	d.mu.Unlock()
 }
 
 // ResumeDone implements executor.Durable. It forgets the orders that were not claimed.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -68,6 +69,8 @@ type Remote struct {
 	phase        phase
 	doubts       runDoubts
 	expectedRuns map[messages.RunID]bool // runs before ResumeDone; nil before ExpectResume
+	partitions   uint64                  // of the server; 0 until TakeOver, and for one engine
+	takenOver    map[uint64]bool         // partitions whose engine has named its runs
 	allFound     bool                    // every worker of a former server has said what it knows
 	attempts     attemptTable
 	lastSequence uint64            // of the order that came last
@@ -94,7 +97,7 @@ const (
 	phaseDetached       // attempts that run are left alone
 )
 
-var _ executor.Durable = (*Remote)(nil)
+var _ executor.Partitioned = (*Remote)(nil)
 
 // New finds the workers of the data folder, or starts one. It does not wait for them: orders do. A
 // folder has one Remote at a time; the error wraps vfs.ErrLocked when another process still has it after
@@ -198,7 +201,7 @@ func (r *Remote) Start(o executor.Order) {
 		r.lastSequence++
 		a = &trackedAttempt{order: &o, sequence: r.lastSequence}
 		r.attempts[o.Key] = a
-		if o.Resume && r.doubts.includes(o.Key.Run) {
+		if o.Resume && r.doubts.includes(o.Key.Run, r.hasNamedRuns(o.Key.Run)) {
 			r.markDoubtful(o.Key, a)
 		}
 		if r.active != nil && r.active.attached {
@@ -269,17 +272,50 @@ func (r *Remote) ExpectResume(runs ...messages.RunID) {
 		r.expectedRuns = map[messages.RunID]bool{}
 		r.doubtExpected(runs)
 	}
+	r.expectOrders(runs, func(messages.RunID) bool { return false })
+}
+
+// TakeOver implements executor.Partitioned. It costs O(attempts), as ExpectResume does.
+func (r *Remote) TakeOver(partition messages.Numbering, runs ...messages.RunID) {
+	r.mu.Lock()
+	defer r.unlockAndDeliver()
+	if r.expectedRuns == nil {
+		r.expectedRuns, r.takenOver = map[messages.RunID]bool{}, map[uint64]bool{}
+		r.partitions = partition.Stride()
+	}
+	if !r.takenOver[partition.Partition] {
+		r.takenOver[partition.Partition] = true
+		r.doubtExpected(runs)
+	}
+	maps.DeleteFunc(r.expectedRuns, func(run messages.RunID, _ bool) bool { return partition.Owns(run) })
+	r.expectOrders(runs, partition.Owns)
+}
+
+// expectOrders is ExpectResume and TakeOver: the orders of these runs, and those of the runs for which
+// withdrawn is true, are taken back. mu is held.
+func (r *Remote) expectOrders(runs []messages.RunID, withdrawn func(messages.RunID) bool) {
 	resuming := make(map[messages.RunID]bool, len(runs))
 	for _, run := range runs {
 		resuming[run], r.expectedRuns[run] = true, true
 	}
 	for key, a := range r.attempts {
-		if resuming[key.Run] {
+		if resuming[key.Run] || withdrawn(key.Run) {
 			r.detachOrder(key, a)
-		} else if a.order == nil && r.isOrphan(key) {
+		}
+		if a.order == nil && r.isOrphan(key) {
 			r.discardOrphan(key, a)
 		}
 	}
+}
+
+// hasNamedRuns reports whether the engine of a run has said which of its runs resume attempts. mu is held.
+func (r *Remote) hasNamedRuns(run messages.RunID) bool {
+	return r.expectedRuns != nil && (r.partitions == 0 || r.takenOver[uint64(run)%r.partitions])
+}
+
+// allNamedRuns reports whether all engines have said so. mu is held.
+func (r *Remote) allNamedRuns() bool {
+	return r.expectedRuns != nil && uint64(len(r.takenOver)) == r.partitions
 }
 
 // detachOrder makes an attempt one that is not asked for yet. An order that was never given to a worker
@@ -309,7 +345,7 @@ func (r *Remote) ResumeDone(run messages.RunID) {
 // isOrphan reports whether an attempt without an order will not get one any more: the server has said
 // which runs resume, and this one is not among them or is done. mu is held.
 func (r *Remote) isOrphan(key messages.AttemptKey) bool {
-	return r.expectedRuns != nil && !r.expectedRuns[key.Run]
+	return r.hasNamedRuns(key.Run) && !r.expectedRuns[key.Run]
 }
 
 // discardOrphan ends an attempt that runs will not ask for, or forgets its end. mu is held.

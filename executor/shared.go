@@ -1,0 +1,386 @@
+package executor
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Partitioned is a Durable that several engines use, each for the runs of one partition. An engine starts
+// and ends while the executor and the other engines go on.
+type Partitioned interface {
+	Durable
+	// TakeOver is called when the engine of a partition starts, before its first order, with the
+	// unfinished runs of the partition that have ever been granted a slot. It stands in place of the
+	// first ExpectResume. Whatever a former engine of the partition has ordered counts no longer: the
+	// attempts of these runs are not reported until they are ordered again, and those of all other
+	// runs of the partition are orphans. Attempts of partitions that were not taken over yet are kept.
+	// All calls of one executor have the same number of partitions.
+	TakeOver(partition messages.Numbering, runs ...messages.RunID)
+}
+
+// Shared is an executor that several engines use. Each engine has a front, which is a Durable of its own:
+// the engine closes or detaches its front, and the executor and the other fronts go on. The owner of the
+// Shared closes or detaches the executor itself, after all fronts.
+//
+// Its methods may be called from any goroutine. Locks of a front: ordering or delivering, then
+// Shared.mu or front.mu. The executor and the sinks are called with ordering or delivering alone.
+type Shared struct {
+	executor   Partitioned
+	partitions uint64
+
+	mu     sync.Mutex
+	fronts []*front // by partition; nil while no engine of the partition is open here
+}
+
+// NewShared opens an executor for the engines of some of the partitions.
+func NewShared(partitions uint64, open func(Sink) (Partitioned, error)) (*Shared, error) {
+	numbering := messages.Numbering{Partitions: partitions}
+	if err := numbering.Check(); err != nil {
+		return nil, err
+	}
+	s := &Shared{partitions: numbering.Stride()}
+	s.fronts = make([]*front, s.partitions)
+	var err error
+	s.executor, err = open(s.deliver)
+	return s, err
+}
+
+// Front returns what makes the front of a partition, in the form that an engine wants. A partition has one
+// front at a time: the next one may be made when the engine has closed or detached the one before.
+func (s *Shared) Front(partition uint64) func(Sink) (Executor, error) {
+	return func(sink Sink) (Executor, error) {
+		f := &front{shared: s, numbering: messages.Numbering{Partitions: s.partitions, Partition: partition}, sink: sink,
+			attempts: make(map[messages.AttemptKey]*frontAttempt), quiet: make(chan struct{}, 1)}
+		if err := f.numbering.Check(); err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.fronts[partition] != nil {
+			return nil, fmt.Errorf("partition %d: another engine has the executor", partition)
+		}
+		s.fronts[partition] = f
+		return f, nil
+	}
+}
+
+// Close closes the executor: see Executor.
+func (s *Shared) Close() error { return s.executor.Close() }
+
+// Detach detaches the executor: see Durable.
+func (s *Shared) Detach() error { return s.executor.Detach() }
+
+// deliver is the sink of the executor. A report without a front is dropped: an end is repeated to the next
+// engine of the partition, which orders its attempt again.
+func (s *Shared) deliver(reports ...Report) {
+	if len(reports) == 0 {
+		return
+	}
+	first := uint64(reports[0].Key.Run) % s.partitions
+	var parts [][]Report // by partition; nil while all are of the first one
+	for i := range reports {
+		p := uint64(reports[i].Key.Run) % s.partitions
+		if p != first && parts == nil {
+			parts = make([][]Report, s.partitions)
+			parts[first] = append(parts[first], reports[:i]...)
+		}
+		if parts != nil {
+			parts[p] = append(parts[p], reports[i])
+		}
+	}
+	if parts == nil {
+		s.deliverTo(first, reports)
+		return
+	}
+	for p, part := range parts {
+		if len(part) > 0 {
+			s.deliverTo(uint64(p), part)
+		}
+	}
+}
+
+func (s *Shared) deliverTo(partition uint64, reports []Report) {
+	s.mu.Lock()
+	f := s.fronts[partition]
+	s.mu.Unlock()
+	if f != nil {
+		f.deliver(reports)
+	}
+}
+
+// front is the Durable of one engine.
+type front struct {
+	shared    *Shared
+	numbering messages.Numbering
+	sink      Sink
+
+	// ordering is read-locked while an engine's call is passed on, and guards phase and takenOver: a call
+	// that comes before Close or Detach has reached the executor when they go on.
+	ordering  sync.RWMutex
+	phase     frontPhase
+	takenOver bool
+	// delivering is read-locked while the sink is called, and guards silent.
+	delivering sync.RWMutex
+	silent     bool
+
+	mu       sync.Mutex
+	attempts map[messages.AttemptKey]*frontAttempt // ordered, and not acknowledged
+	unended  int                                   // those of attempts that have not ended
+	quiet    chan struct{}                         // holds a token when unended may have become 0
+}
+
+// frontPhase is how far a front is in its life.
+type frontPhase uint8
+
+const (
+	frontOpen     frontPhase = iota
+	frontClosed              // orders are revoked, and attempts end
+	frontDetached            // the partition is not the engine's any more
+)
+
+// frontAttempt is an attempt that the engine has ordered.
+type frontAttempt struct {
+	ended  bool
+	killed bool // by the engine
+}
+
+var (
+	_ Durable        = (*front)(nil)
+	_ HealthReporter = (*front)(nil)
+)
+
+const (
+	frontCloseGrace   = time.Second      // from SIGTERM to SIGKILL at Close
+	frontCloseTimeout = 30 * time.Second // how long Close waits for the ends, beyond the grace
+)
+
+// Start implements Executor.
+func (f *front) Start(o Order) {
+	f.ordering.RLock()
+	defer f.ordering.RUnlock()
+	switch f.phase {
+	case frontClosed:
+		f.sink(o.ReportAfterClose(time.Now().UnixNano()))
+		return
+	case frontDetached:
+		return
+	}
+	f.mu.Lock()
+	if f.attempts[o.Key] == nil {
+		f.attempts[o.Key] = new(frontAttempt)
+		f.unended++
+	}
+	f.mu.Unlock()
+	f.shared.executor.Start(o)
+}
+
+// Kill implements Executor.
+func (f *front) Kill(key messages.AttemptKey, grace time.Duration) {
+	f.mu.Lock()
+	if a := f.attempts[key]; a != nil {
+		a.killed = true
+	}
+	f.mu.Unlock()
+	f.call(func(x Partitioned) { x.Kill(key, grace) })
+}
+
+// Revoke implements Executor.
+func (f *front) Revoke(key messages.AttemptKey) { f.call(func(x Partitioned) { x.Revoke(key) }) }
+
+// OpenLog implements Executor.
+func (f *front) OpenLog(key messages.AttemptKey, stream messages.Stream) (log messages.Log, err error) {
+	err = ErrNotRunning
+	f.call(func(x Partitioned) { log, err = x.OpenLog(key, stream) })
+	return log, err
+}
+
+// ExpectResume implements Durable. The first call takes the partition over. An attempt that was ordered
+// is not reported until it is ordered again, so Close does not wait for it.
+func (f *front) ExpectResume(runs ...messages.RunID) {
+	f.ordering.Lock()
+	first := !f.takenOver
+	f.takenOver = true
+	f.ordering.Unlock()
+	f.mu.Lock()
+	resuming := make(map[messages.RunID]bool, len(runs))
+	for _, run := range runs {
+		resuming[run] = true
+	}
+	for key, a := range f.attempts {
+		if resuming[key.Run] {
+			f.forget(key, a)
+		}
+	}
+	f.mu.Unlock()
+	f.call(func(x Partitioned) {
+		if first {
+			x.TakeOver(f.numbering, runs...)
+		} else {
+			x.ExpectResume(runs...)
+		}
+	})
+}
+
+// ResumeDone implements Durable.
+func (f *front) ResumeDone(run messages.RunID) { f.call(func(x Partitioned) { x.ResumeDone(run) }) }
+
+// Acknowledge implements Durable. The engine acknowledges the ends of a Close after it, too.
+func (f *front) Acknowledge(keys ...messages.AttemptKey) {
+	f.mu.Lock()
+	for _, key := range keys {
+		if a := f.attempts[key]; a != nil && a.ended {
+			f.forget(key, a)
+		}
+	}
+	f.mu.Unlock()
+	f.call(func(x Partitioned) { x.Acknowledge(keys...) })
+}
+
+// Close implements Executor: the attempts of this front end, those of others go on. A killed attempt that
+// the engine did not kill is reported as lost. The error counts the attempts that do not end.
+func (f *front) Close() error {
+	f.ordering.Lock()
+	was := f.phase
+	if was == frontOpen {
+		f.phase = frontClosed
+	}
+	f.ordering.Unlock()
+	if was != frontOpen {
+		return nil
+	}
+	f.mu.Lock()
+	var keys []messages.AttemptKey
+	for key, a := range f.attempts {
+		if !a.ended {
+			keys = append(keys, key)
+		}
+	}
+	f.mu.Unlock()
+	for _, key := range keys {
+		f.shared.executor.Kill(key, frontCloseGrace)
+	}
+	defer f.returnPartition()
+	timeout := time.NewTimer(frontCloseGrace + frontCloseTimeout)
+	defer timeout.Stop()
+	for {
+		f.mu.Lock()
+		left := f.unended
+		f.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-f.quiet:
+		case <-timeout.C:
+			return fmt.Errorf("partition %d: %d attempts do not end", f.numbering.Partition, left)
+		}
+	}
+}
+
+// Detach implements Durable. The sink is not called any more when it returns.
+func (f *front) Detach() error {
+	f.ordering.Lock()
+	was := f.phase
+	if was == frontOpen {
+		f.phase = frontDetached
+	}
+	f.ordering.Unlock()
+	if was != frontOpen {
+		return nil
+	}
+	f.delivering.Lock()
+	f.silent = true
+	f.delivering.Unlock()
+	f.returnPartition()
+	return nil
+}
+
+// Healthy implements HealthReporter.
+func (f *front) Healthy() error {
+	if x, ok := f.shared.executor.(HealthReporter); ok {
+		return x.Healthy()
+	}
+	return nil
+}
+
+// PostponedStarts implements HealthReporter. The numbers are those of all partitions.
+func (f *front) PostponedStarts() map[string]uint64 {
+	if x, ok := f.shared.executor.(HealthReporter); ok {
+		return x.PostponedStarts()
+	}
+	return nil
+}
+
+// call passes a call of the engine on, unless the front is detached: the partition may be another
+// engine's by now.
+func (f *front) call(pass func(Partitioned)) {
+	f.ordering.RLock()
+	defer f.ordering.RUnlock()
+	if f.phase != frontDetached {
+		pass(f.shared.executor)
+	}
+}
+
+// deliver passes reports on to the engine. Close goes on after the last of them.
+func (f *front) deliver(reports []Report) {
+	f.delivering.RLock()
+	defer f.delivering.RUnlock()
+	if f.silent {
+		return
+	}
+	over := 0
+	f.mu.Lock()
+	for i := range reports {
+		r := &reports[i]
+		a := f.attempts[r.Key]
+		if a == nil || a.ended || r.Kind == Started {
+			continue
+		}
+		a.ended = true
+		over++
+		if r.Kind == Revoked {
+			delete(f.attempts, r.Key) // it is not acknowledged
+		}
+		if r.Record.Result == messages.AttemptKilled && !a.killed {
+			r.Record.Result = messages.AttemptLost
+			r.Record.ExecutorLog = "lost: ended by the executor's shutdown"
+		}
+	}
+	f.mu.Unlock()
+	f.sink(reports...)
+	f.mu.Lock()
+	f.unended -= over
+	f.signalQuiet()
+	f.mu.Unlock()
+}
+
+// forget removes an attempt, of which no further report is awaited. mu is held.
+func (f *front) forget(key messages.AttemptKey, a *frontAttempt) {
+	delete(f.attempts, key)
+	if !a.ended {
+		f.unended--
+		f.signalQuiet()
+	}
+}
+
+// signalQuiet wakes Close if nothing is left to wait for. mu is held.
+func (f *front) signalQuiet() {
+	if f.unended == 0 {
+		select {
+		case f.quiet <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// returnPartition gives the partition back, for the next front.
+func (f *front) returnPartition() {
+	f.shared.mu.Lock()
+	defer f.shared.mu.Unlock()
+	if p := f.numbering.Partition; f.shared.fronts[p] == f {
+		f.shared.fronts[p] = nil
+	}
+}
