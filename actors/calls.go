@@ -18,11 +18,12 @@ import (
 
 // call sends a message by send and waits for the actor's answer.
 func call[T any](ctx context.Context, n *Node, reply messages.Reply[T], send func()) (T, error) {
-	return callWithin(ctx, n, callTimeout, reply, send)
+	return callWithin(ctx, n, callTimeout, hasFailed, reply, send)
 }
 
-// callWithin is call for an operation that may take longer than callTimeout.
-func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, reply messages.Reply[T], send func()) (T, error) {
+// callWithin is call for an operation that may take longer than callTimeout. When the node fails before
+// the answer, failed makes the error of why it has.
+func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, failed func(error) error, reply messages.Reply[T], send func()) (T, error) {
 	var zero T
 	if n.closing.Load() {
 		return zero, messages.ErrStopping
@@ -32,9 +33,9 @@ func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, reply 
 	}
 	over := n.waits.expired()
 	send()
-	r, err := awaitReply(ctx, n, over, reply)
+	r, err := awaitReply(ctx, n, over, failed, reply)
 	for ; err == errTimeout && limit > callTimeout; limit -= callTimeout {
-		r, err = awaitReply(ctx, n, n.waits.expired(), reply)
+		r, err = awaitReply(ctx, n, n.waits.expired(), failed, reply)
 	}
 	if err != nil {
 		return zero, err
@@ -43,8 +44,9 @@ func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, reply 
 }
 
 // awaitReply returns an answer, or the reason for its absence when over is closed or ctx ends. An answer
-// that is there counts more than any reason: the change is durable, and the caller should know.
-func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, reply messages.Reply[T]) (messages.Result[T], error) {
+// that is there counts more than any reason: the change is durable, and the caller should know. failed
+// is that of callWithin.
+func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, failed func(error) error, reply messages.Reply[T]) (messages.Result[T], error) {
 	select {
 	case r := <-reply:
 		return r, nil
@@ -59,7 +61,7 @@ func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, reply
 	var none messages.Result[T]
 	switch {
 	case n.Err() != nil:
-		return none, hasFailed(n.Err())
+		return none, failed(n.Err())
 	case isClosed(n.stopped):
 		return none, messages.ErrStopping
 	case ctx.Err() != nil:
@@ -92,7 +94,7 @@ func (n *Node) Submit(ctx context.Context, sub *messages.Submission) (messages.R
 		limit += time.Duration(sub.Long.Size()/minStoreRate) * time.Second
 	}
 	reply := messages.NewReply[messages.RunID]()
-	return callWithin(ctx, n, limit, reply, func() {
+	return callWithin(ctx, n, limit, submissionUnanswered, reply, func() {
 		if sub.IdempotencyKey != "" {
 			n.env.root.Send(n.root, &messages.SubmitRun{Submission: sub, Reply: reply})
 			return
@@ -125,27 +127,27 @@ func (n *Node) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]me
 	}
 	// One channel has room for all answers: they name the id that is given here.
 	reply := make(messages.Reply[messages.RunID], len(plain))
-	first := messages.RunID(n.ids.Add(uint64(len(plain)))) - messages.RunID(len(plain))
+	first := n.env.numbering.Number(n.nextIDs(len(plain)))
 	creates := make([]messages.CreateRun, len(plain))
 	for k, i := range plain {
-		creates[k] = messages.CreateRun{Run: first + messages.RunID(k), Submission: subs[i], Reply: reply}
+		creates[k] = messages.CreateRun{Run: n.env.numbering.ID(first + uint64(k)), Submission: subs[i], Reply: reply}
 		n.env.root.Send(n.shard(creates[k].Run), &creates[k])
 	}
 	for range plain {
-		r, err := awaitReply(ctx, n, over, reply)
+		r, err := awaitReply(ctx, n, over, submissionUnanswered, reply)
 		if err != nil {
 			break
 		}
-		k := r.Value - first
+		k := n.env.numbering.Number(r.Value) - first
 		results[plain[k]], plain[k] = r, answered
 	}
 	for _, i := range plain {
 		if i != answered {
-			_, results[i].Err = awaitReply(ctx, n, over, messages.Reply[messages.RunID](nil))
+			_, results[i].Err = awaitReply(ctx, n, over, submissionUnanswered, messages.Reply[messages.RunID](nil))
 		}
 	}
 	for i, k := range keyed {
-		r, err := awaitReply(ctx, n, over, k)
+		r, err := awaitReply(ctx, n, over, submissionUnanswered, k)
 		if err != nil {
 			r.Err = err
 		}
@@ -187,6 +189,9 @@ func (n *Node) KillTask(ctx context.Context, id messages.RunID, name string) err
 func (n *Node) Ready(context.Context) error {
 	if n.closing.Load() {
 		return messages.ErrStopping
+	}
+	if err := n.Err(); isLost(err) {
+		return hasFailed(err)
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caravan-dag/caravan/actors/query"
+	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 	"golang.org/x/sys/unix"
 )
@@ -92,6 +94,11 @@ func (r *run) now() int64 {
 // tells what has passed. Over a restart of the machine only the wall clock can tell, and
 // that may not be right yet: it is believed once the server has been up for a while, so
 // that it can be corrected before anything is deleted.
+//
+// It is never below a time that is stored. The mark may be a minute old, or longer if a commit took
+// long, and on another machine nothing tells what has passed since. So the clock begins at the newest
+// change of an unfinished run at least, and is raised above that of each finished run once the store has
+// indexed these (raiseAboveFinished).
 type steadyClock struct {
 	ahead atomic.Int64 // ns: of the monotonic clock
 
@@ -106,6 +113,7 @@ type steadyClock struct {
 	owed     bool
 	wallThen int64
 	due      int64 // monotonic: when the mark is to be written again
+	raised   bool  // finished runs have been looked at
 }
 
 // clockReading is one moment on all clocks, in ns.
@@ -124,8 +132,17 @@ const (
 	minClockStep = int64(time.Second)
 )
 
-// begin sets the clock by the mark of the server before this one.
-func (s *steadyClock) begin(clock Clock, log *slog.Logger, mark persistence.ClockMark, marked bool) {
+// newestChange returns when the newest of the runs has changed, in ns on the server's own clock.
+func newestChange(runs []*messages.Summary) (newest int64) {
+	for _, s := range runs {
+		newest = max(newest, s.Changed)
+	}
+	return newest
+}
+
+// begin sets the clock by the mark of the server before this one, and at least to newest, a time of that
+// server (ns).
+func (s *steadyClock) begin(clock Clock, log *slog.Logger, mark persistence.ClockMark, marked bool, newest int64) {
 	s.clock, s.log = clock, log
 	s.began, s.bootID = s.readClocks()
 	steady := s.began.wall
@@ -141,6 +158,17 @@ func (s *steadyClock) begin(clock Clock, log *slog.Logger, mark persistence.Cloc
 		s.owed, s.wallThen = true, mark.Wall+int64(markInterval)
 	}
 	s.ahead.Store(steady - s.began.monotonic)
+	s.raise(newest)
+}
+
+// raise makes the clock at least newest (ns). The added time is a part of that in which the machine was
+// off, and is not counted once more.
+func (s *steadyClock) raise(newest int64) {
+	now, _ := s.readClocks()
+	if behind := newest - now.monotonic - s.ahead.Load(); behind > 0 {
+		s.ahead.Add(behind)
+		s.wallThen += behind
+	}
 }
 
 // readClocks reads all clocks. They are read one after the other, so they differ by a little.
@@ -206,9 +234,31 @@ func (n *Node) keepTime() {
 	}
 }
 
+// raiseAboveFinished raises the clock to the newest change of a finished run, if that is above it. It does
+// so once, when the store has indexed the finished runs: then the search reads only runs that changed in
+// what is the clock's future.
+func (n *Node) raiseAboveFinished() {
+	s := &n.env.steadyClock
+	if _, known := n.env.store.FinishedCount(); s.raised || !known {
+		return
+	}
+	q, newest := query.FinishedRuns(), int64(0)
+	q.ChangedFrom = max(n.env.steadyTime(), 1)
+	err := n.env.store.Summaries(q, func(sum *messages.Summary) bool {
+		newest = max(newest, sum.Changed)
+		return true
+	})
+	if err != nil {
+		return // the next time
+	}
+	s.raised = true
+	s.raise(newest)
+}
+
 // syncClocks compares the clocks, and writes the mark when it is due, after a change, or by force.
 func (n *Node) syncClocks(force bool) {
 	s := &n.env.steadyClock
+	n.raiseAboveFinished()
 	now, mustWrite := s.compareClocks()
 	if !force && !mustWrite && now.monotonic < s.due {
 		return

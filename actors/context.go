@@ -56,6 +56,7 @@ type services struct {
 // settings are the parts of Config that actors look at. newNodeContext fills them.
 type settings struct {
 	killGrace     time.Duration
+	numbering     messages.Numbering
 	limits        dag.Limits // for what runs generate
 	snapshotEvery int        // see snapshots
 }
@@ -67,30 +68,39 @@ type lifecycle struct {
 	stopped <-chan struct{} // closed when callers are no longer answered by actors
 	paused  func() string   // why no task starts; "" = tasks do
 
-	epochs  atomic.Uint64 // run actors so far
+	epochs  atomic.Uint64 // of the newest run actor: Config.Epoch, then the run actors so far; see epochShift
 	spawned atomic.Uint64 // task actors so far
 
 	timekeeping     sync.WaitGroup // waits for Node.keepTime
 	dormantAdoption sync.WaitGroup // waits for the goroutine that adopts the dormant runs of a former server
 }
 
+// epochShift makes the epochs of run actors from that of the node: a node has fewer than 2^40 run
+// actors, so two nodes of a partition never give one epoch to two actors. A grant, a commit or a load
+// that was meant for the actor of another node is then dropped, as one of a former actor is.
+const epochShift = 40
+
+// MaxEpoch is the first number that is too large for Config.Epoch.
+const MaxEpoch = 1 << (64 - epochShift)
+
 // newNodeContext makes the context of a node. Executors and PIDs are still missing.
 func newNodeContext(c Config, n *Node, root *actor.RootContext) *nodeContext {
 	e := &nodeContext{
 		services: services{
 			store: c.Store, outputs: c.Outputs, executors: make(map[string]executor.Executor), attempts: newAttempts(),
-			index: query.NewIndex(), plans: &replay.LongPlans{LowerGCPressure: c.LowerGCPressure},
+			index: query.NewIndex(c.Numbering), plans: &replay.LongPlans{LowerGCPressure: c.LowerGCPressure},
 			clock: c.Clock, log: c.Logger, root: root,
 			pool: newPool(), standingPool: newPool(), loader: newLoadLimiter(),
 		},
-		settings:  settings{killGrace: c.KillGrace, limits: c.Limits, snapshotEvery: cmp.Or(c.snapshotEvery, snapshotEvery)},
+		settings:  settings{numbering: c.Numbering, killGrace: c.KillGrace, limits: c.Limits, snapshotEvery: cmp.Or(c.snapshotEvery, snapshotEvery)},
 		lifecycle: lifecycle{closing: &n.closing, stopped: n.stopped, paused: n.pauses.current},
 	}
 	e.reads = &query.Reader{
 		Index: e.index, Store: c.Store, Outputs: c.Outputs, Limits: c.Limits, Plans: e.plans, Stopped: n.stopped,
-		NextID: func() messages.RunID { return messages.RunID(n.ids.Load()) },
+		Numbering: c.Numbering, NextID: func() messages.RunID { return c.Numbering.ID(n.next.Load()) },
 	}
-	e.metrics = newMetrics(c.Registerer, e)
+	e.epochs.Store(c.Epoch << epochShift)
+	e.metrics = newMetrics()
 	e.timers = newTimers(e.monotonicTime, func(pid *actor.PID, m any) { root.Send(pid, m) })
 	e.taskProps = actor.PropsFromProducer(func() actor.Actor { return &task{env: e} },
 		actor.WithMailbox(actor.UnboundedLockfree()), actor.WithDispatcher(e.pool))

@@ -1,7 +1,7 @@
 // Package actors is the tree that does what package dag decides:
 //
 //	node (root)
-//	 ├─ shard-0 … shard-15   own the runs whose id mod 16 is theirs
+//	 ├─ shard-0 … shard-15   own the runs whose number mod 16 is theirs (messages.Numbering)
 //	 │    └─ run-<id>        a run, from its first grant or request until it is finished:
 //	 │         │             holds dag.Run; is the supervisor strategy of its tasks
 //	 │         └─ <index>.n  a task, while an attempt is live or its retry waits

@@ -17,13 +17,33 @@ var (
 	errFinished = errors.New("run is finished")
 )
 
+// isLost reports whether an error ends the node alone: its store leads no longer. The DB goes on.
+func isLost(err error) bool { return errors.Is(err, persistence.ErrLost) }
+
 // hasFailed is the answer of a node that has failed.
 func hasFailed(err error) error {
 	return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
 }
 
-// notCreated is why a submission did not become a run.
+// submissionUnanswered is the answer to a submission that was on its way when the node failed.
+func submissionUnanswered(err error) error {
+	if isLost(err) {
+		return outcomeUnknown(err)
+	}
+	return hasFailed(err)
+}
+
+// outcomeUnknown is the answer to a submission that the next leader may find, or not.
+func outcomeUnknown(err error) error {
+	return &messages.Error{Code: messages.OutcomeUnknown, Text: fmt.Sprintf(
+		"the run may have been created: look for it, or repeat the request with the same Idempotency-Key: %v", err)}
+}
+
+// notCreated is why a submission did not become a run, or is not known to have become one.
 func notCreated(err error) error {
+	if errors.Is(err, persistence.ErrOutcomeUnknown) {
+		return outcomeUnknown(err)
+	}
 	if errors.Is(err, persistence.ErrTooBig) {
 		return &messages.Error{Code: messages.TooLarge, Text: fmt.Sprintf("the run is too large to be stored: %v", err)}
 	}

@@ -186,12 +186,8 @@ func (j *janitor) countFinished() (n int, err error) {
 // deleteRuns deletes runs of up to sweepStep, except those that have an actor again, and returns how many.
 func (j *janitor) deleteRuns(runs []messages.RunID) (deleted int, err error) {
 	n := j.n
-	var of [Shards][]messages.RunID
-	for _, id := range runs {
-		of[uint64(id)%Shards] = append(of[uint64(id)%Shards], id)
-	}
 	var all []messages.RunID
-	for i, list := range of {
+	for i, list := range n.byShard(runs) {
 		if len(list) == 0 {
 			continue
 		}

@@ -16,15 +16,17 @@ import (
 
 // TestRetentionReadsDueRunsOnly: a sweep reads no summary of a run that stays, neither for their
 // number nor for their age.
-func TestRetentionReadsDueRunsOnly(t *testing.T) {
-	r, count := newCountedRig(t)
+func TestRetentionReadsDueRunsOnly(t *testing.T) { inEachNumbering(t, testRetentionReadsDueRunsOnly) }
+
+func testRetentionReadsDueRunsOnly(t *testing.T, change func(*Config)) {
+	r, count := newCountedRig(t, change)
 	const runs = 20
 	for range runs {
 		r.passivated(r.submit(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`))
 	}
 	j := &janitor{n: r.node, keep: runs - 3, age: time.Hour, stop: make(chan struct{})}
 	due, err := j.dueRuns()
-	if got := count.summaries.Load(); err != nil || fmt.Sprint(due) != "[0 1 2]" || got != 3 {
+	if got := count.summaries.Load(); err != nil || fmt.Sprint(r.numbers(due)) != "[0 1 2]" || got != 3 {
 		t.Errorf("due are %v by %d summaries, %v", due, got, err)
 	}
 	count.summaries.Store(0)
@@ -36,10 +38,12 @@ func TestRetentionReadsDueRunsOnly(t *testing.T) {
 
 // A request for a run that is being deleted is answered after the deletion; a run that
 // has an actor again is not held.
-func TestRequestsDuringADeletion(t *testing.T) {
+func TestRequestsDuringADeletion(t *testing.T) { inEachNumbering(t, testRequestsDuringADeletion) }
+
+func testRequestsDuringADeletion(t *testing.T, change func(*Config)) {
 	for name, remove := range map[string]bool{"deleted": true, "not deleted": false} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
+			r := newRig(t, change)
 			r.fake.SetScript(succeed)
 			done := r.submit(single)
 			r.awaitState(done, dag.RunCompleted)
@@ -80,8 +84,10 @@ func TestRequestsDuringADeletion(t *testing.T) {
 }
 
 // The janitor finds what has come since, and deletes no more once it is stopped.
-func TestJanitorRetriesAfterAnError(t *testing.T) {
-	r := newRig(t)
+func TestJanitorRetriesAfterAnError(t *testing.T) { inEachNumbering(t, testJanitorRetriesAfterAnError) }
+
+func testJanitorRetriesAfterAnError(t *testing.T, change func(*Config)) {
+	r := newRig(t, change)
 	r.fake.SetScript(succeed)
 	j := &janitor{n: r.node, keep: 1, stop: make(chan struct{})}
 	var last messages.RunID
@@ -108,7 +114,7 @@ func TestJanitorRetriesAfterAnError(t *testing.T) {
 	if err := j.sweep(); err != nil {
 		t.Error(err)
 	}
-	if _, err := r.node.Summary(t.Context(), last-1); err != nil {
+	if _, err := r.node.Summary(t.Context(), r.id(r.number(last)-1)); err != nil {
 		t.Errorf("a janitor that was stopped has deleted: %v", err)
 	}
 }

@@ -59,15 +59,15 @@ func (j *janitor) removeLeftoverOutputs(below messages.RunID) error {
 	return nil
 }
 
-// leftoverOutputs returns up to maxLeftovers runs below an ID that have an output file and are not in
-// the store.
+// leftoverOutputs returns up to maxLeftovers runs of the partition below an ID that have an output file
+// and are not in the store.
 func (j *janitor) leftoverOutputs(below messages.RunID) (leftovers []messages.RunID, err error) {
 	paced := j.newPacer()
 	err = j.n.env.outputs.ForEachRun(func(run messages.RunID) error {
 		if err := paced.step(); err != nil {
 			return err
 		}
-		if run >= below {
+		if run >= below || !j.n.env.numbering.Owns(run) { // another engine may use the folder, too
 			return nil
 		}
 		_, err := j.n.env.store.Summary(run)

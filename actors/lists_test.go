@@ -31,10 +31,12 @@ func (r *rotten) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 
 // TestListsOfADamagedStore: what is damaged is in each list that might have it, in its place,
 // and keeps nothing else out. An unfinished run is listed whatever became of its row.
-func TestListsOfADamagedStore(t *testing.T) {
-	r := newRig(t)
+func TestListsOfADamagedStore(t *testing.T) { inEachNumbering(t, testListsOfADamagedStore) }
+
+func testListsOfADamagedStore(t *testing.T, change func(*Config)) {
+	r := newRig(t, change)
 	r.stop()
-	r.wrap = func(s persistence.Store) persistence.Store { return &rotten{s, 1, 3} }
+	r.wrap = func(s persistence.Store) persistence.Store { return &rotten{s, r.id(1), r.id(3)} }
 	r.start()
 	const done, open = `{"tasks":{"a":{"job":{"executor":"noop"}}}}`, `{"tasks":{"a":{"job":{"command":["x"]}}}}`
 	for n := range 6 { // 0, 1, 4 and 5 end
@@ -47,7 +49,7 @@ func TestListsOfADamagedStore(t *testing.T) {
 	list := func(q messages.ListQuery) string {
 		var ids []string
 		err := r.node.Summaries(t.Context(), q, func(s *messages.Summary) bool {
-			text := fmt.Sprint(s.ID)
+			text := fmt.Sprint(r.number(s.ID))
 			if s.Damage != "" {
 				text += "!"
 			}
@@ -67,7 +69,7 @@ func TestListsOfADamagedStore(t *testing.T) {
 		"newest":     {messages.ListQuery{All: true, Desc: true}, "5 4 3 2 1! 0"},
 		"unfinished": {messages.ListQuery{}, "2 3"},
 		"some":       {messages.ListQuery{All: true, Limit: 4}, "0 1! 2 3"},
-		"on":         {messages.ListQuery{All: true, HasAfter: true, After: 2}, "3 4 5"},
+		"on":         {messages.ListQuery{All: true, HasAfter: true, After: r.id(2)}, "3 4 5"},
 		"completed":  {messages.ListQuery{States: []dag.RunState{dag.RunCompleted}}, "0 1! 4 5"},
 		"others":     {messages.ListQuery{States: []dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunErrored}}, "2 3"}, // run 1 is known to be COMPLETED
 	} {
@@ -77,7 +79,7 @@ func TestListsOfADamagedStore(t *testing.T) {
 	}
 	// The age of a damaged run is unknown: retention leaves it.
 	j := &janitor{n: r.node, keep: 1, stop: make(chan struct{})}
-	if due, err := j.dueRuns(); err != nil || fmt.Sprint(due) != "[0 4]" {
+	if due, err := j.dueRuns(); err != nil || fmt.Sprint(r.numbers(due)) != "[0 4]" {
 		t.Errorf("due are %v, %v", due, err)
 	}
 }
@@ -106,8 +108,10 @@ func (p *pausing) Summaries(q messages.ListQuery, yield func(*messages.Summary) 
 
 // TestPausedListsResume: pages of lists whose budget is used up have each run once, in order,
 // finished or not, from both ends.
-func TestPausedListsResume(t *testing.T) {
-	r := newRig(t)
+func TestPausedListsResume(t *testing.T) { inEachNumbering(t, testPausedListsResume) }
+
+func testPausedListsResume(t *testing.T, change func(*Config)) {
+	r := newRig(t, change)
 	r.stop()
 	r.wrap = func(s persistence.Store) persistence.Store { return &pausing{s} }
 	r.start()
@@ -125,7 +129,7 @@ func TestPausedListsResume(t *testing.T) {
 		for pages := 0; ; pages++ {
 			budget := 2
 			q.Budget = &budget
-			err := r.node.Summaries(t.Context(), q, func(s *messages.Summary) bool { ids = append(ids, s.ID); return true })
+			err := r.node.Summaries(t.Context(), q, func(s *messages.Summary) bool { ids = append(ids, r.number(s.ID)); return true })
 			paused, ok := err.(*messages.ListPaused)
 			if !ok {
 				if err != nil || pages < 3 && !desc {
@@ -145,17 +149,22 @@ func TestPausedListsResume(t *testing.T) {
 	}
 }
 
-func TestLists(t *testing.T) {
-	r := newRig(t)
+func TestLists(t *testing.T) { inEachNumbering(t, testLists) }
+
+func testLists(t *testing.T, change func(*Config)) {
+	r := newRig(t, change)
 	tagged := `{"tag":"x","tags":{"team":"a"},"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}`
 	for range 3 {
 		r.awaitState(r.submit(tagged), dag.RunCompleted)
 	}
-	unfinished := r.submit(single)
+	unfinished := r.number(r.submit(single))
 	r.order(1)
 	list := func(q messages.ListQuery) (ids []messages.RunID) {
 		t.Helper()
-		if err := r.node.Summaries(t.Context(), q, func(s *messages.Summary) bool { ids = append(ids, s.ID); return true }); err != nil {
+		if q.HasAfter {
+			q.After = r.id(q.After)
+		}
+		if err := r.node.Summaries(t.Context(), q, func(s *messages.Summary) bool { ids = append(ids, r.number(s.ID)); return true }); err != nil {
 			t.Fatal(err)
 		}
 		return ids

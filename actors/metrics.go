@@ -2,6 +2,7 @@ package actors
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,9 @@ type metrics struct {
 	attempts    [messages.AttemptRejected + 1]prometheus.Counter
 	tasks       [dag.NumTaskStates]prometheus.Counter
 	runs        [dag.RunKilled + 1]prometheus.Counter
+	// The vectors that these three are of.
+	byResult, byTaskState, byRunState *prometheus.CounterVec
+
 	toStart     prometheus.Histogram
 	idle        prometheus.Histogram
 	held        slotGauges
@@ -37,7 +41,35 @@ type metrics struct {
 // tasks, requests of package scheduler, and runs that have yet to report the slots they hold.
 type slotGauges struct{ cores, memory, noops, requests, recovering atomic.Int64 }
 
-func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
+// registrations are the collectors that a node has registered. They leave with the node: a later one of
+// this process registers its own under the same names.
+type registrations struct {
+	registerer prometheus.Registerer // nil = nothing is registered
+	collectors []prometheus.Collector
+}
+
+// add registers collectors. After an error those before it are registered.
+func (r *registrations) add(collectors ...prometheus.Collector) error {
+	if r.registerer == nil {
+		return nil
+	}
+	for _, c := range collectors {
+		if err := r.registerer.Register(c); err != nil {
+			return fmt.Errorf("metrics of the engine: %w", err)
+		}
+		r.collectors = append(r.collectors, c)
+	}
+	return nil
+}
+
+func (r *registrations) removeAll() {
+	for _, c := range r.collectors {
+		r.registerer.Unregister(c)
+	}
+	r.collectors = nil
+}
+
+func newMetrics() *metrics {
 	m := &metrics{
 		submissions: prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_submissions_total", Help: "Runs accepted, durably."}),
 		panics:      prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_actor_panics_total", Help: "Panics of actors: each is a bug."}),
@@ -60,25 +92,28 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 		keysDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_idempotency_keys_dropped_total",
 			Help: "Idempotency keys of deleted runs that were removed before their time, because there were too many."}),
 	}
-	attempts := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_attempts_total", Help: "Ended attempts by result."}, []string{"result"})
+	m.byResult = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_attempts_total", Help: "Ended attempts by result."}, []string{"result"})
 	for i := range m.attempts {
-		m.attempts[i] = attempts.WithLabelValues(resultWord(messages.AttemptResult(i)))
+		m.attempts[i] = m.byResult.WithLabelValues(resultWord(messages.AttemptResult(i)))
 	}
-	tasks := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_task_ends_total", Help: "Tasks that came to rest, by state."}, []string{"state"})
+	m.byTaskState = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_task_ends_total", Help: "Tasks that came to rest, by state."}, []string{"state"})
 	for i := range m.tasks {
-		m.tasks[i] = tasks.WithLabelValues(dag.TaskState(i).String())
+		m.tasks[i] = m.byTaskState.WithLabelValues(dag.TaskState(i).String())
 	}
-	runs := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_run_transitions_total", Help: "Changes of runs by the state they came to."}, []string{"state"})
+	m.byRunState = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_run_transitions_total", Help: "Changes of runs by the state they came to."}, []string{"state"})
 	for i := range m.runs {
-		m.runs[i] = runs.WithLabelValues(dag.RunState(i).String())
+		m.runs[i] = m.byRunState.WithLabelValues(dag.RunState(i).String())
 	}
-	if reg == nil {
-		return m
-	}
+	return m
+}
+
+// collectors returns all metrics of the tree, and gauges of what e has.
+func (m *metrics) collectors(e *nodeContext) []prometheus.Collector {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, attempts, tasks, runs, m.external, m.mailboxes, m.keysDropped,
+	return []prometheus.Collector{
+		m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, m.byResult, m.byTaskState, m.byRunState, m.external, m.mailboxes, m.keysDropped,
 		gauge("caravan_idempotency_keys_kept", "Idempotency keys of deleted runs.", func() float64 { return float64(e.store.KeptKeyCount()) }),
 		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
 		gauge("caravan_slots_memory_bytes", "Memory that granted tasks take, in bytes.", func() float64 { return float64(m.held.memory.Load()) }),
@@ -93,8 +128,7 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 			return 0
 		}),
 		gauge("caravan_unfinished_runs", "Runs that are not finished, with or without an actor.", func() float64 { return float64(e.index.Len()) }),
-	)
-	return m
+	}
 }
 
 // countAttempt counts an ended attempt.

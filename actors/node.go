@@ -27,8 +27,15 @@ import (
 type Config struct {
 	Store   persistence.Store
 	Outputs *outputs.Store
+	// Numbering says which partition the node's runs are of: that of the store. The zero value is a
+	// server without partitions.
+	Numbering messages.Numbering
+	// Epoch tells this node's messages from those of every other node of the partition, before and
+	// after it: the term in which it leads. It is below MaxEpoch. 0 is for a server without terms.
+	Epoch uint64
 	// Executors makes each executor with the sink it reports to, by the name that
-	// jobs choose it by.
+	// jobs choose it by. The node closes or detaches what it is given here. An executor that several
+	// nodes use is given as a front of each (executor.Shared).
 	Executors   map[string]func(executor.Sink) (executor.Executor, error)
 	CPUMillis   int64 // thousandths of a core that tasks may take in all
 	MemoryBytes int64 // memory that tasks may take in all
@@ -47,7 +54,9 @@ type Config struct {
 	// LowerGCPressure is called before a long document is planned again, when garbage costs
 	// most. The function that it returns is called afterwards. nil is allowed.
 	LowerGCPressure func() (back func())
-	Registerer      prometheus.Registerer
+	// Registerer gets the metrics of the node until it is closed. nil = no metrics. Nodes that are open
+	// at one time have one each, such as prometheus.WrapRegistererWith a label of the partition.
+	Registerer prometheus.Registerer
 	// Paused is why no task starts to begin with; "" = tasks do. SavePaused makes a
 	// change of it durable; nil = it is not.
 	Paused     string
@@ -68,11 +77,14 @@ type Node struct {
 	closing atomic.Bool
 	waits   callDeadlines
 	pauses  pauses
-	ids     atomic.Uint64 // the next run id
+	next    atomic.Uint64 // the number of the next run
 	low     atomic.Bool   // new runs are refused for want of room
-	stopped chan struct{} // closed when callers are no longer answered by actors
+	stopped chan struct{} // closed by stop: callers are no longer answered by actors
 	failed  chan struct{} // closed by fail
 	failure atomic.Pointer[error]
+
+	stopOnce   sync.Once
+	registered registrations
 }
 
 // Start brings a node up: executors, the tree, and every run that was unfinished. When it returns
@@ -82,7 +94,16 @@ type Node struct {
 // runs will resume attempts (ExpectResume) before they may end the others as orphans, and the dispatcher
 // knows whose slots it must await before the first grant. The caller owns the store, and closes it after
 // the node.
+//
+// Any number of nodes may be started one after the other over stores of one DB, each when the one before
+// and its store are closed.
 func Start(c Config) (*Node, error) {
+	if err := c.Numbering.Check(); err != nil {
+		return nil, err
+	}
+	if c.Epoch >= MaxEpoch {
+		return nil, fmt.Errorf("epoch %d: must be below %d", c.Epoch, MaxEpoch)
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -105,23 +126,25 @@ func Start(c Config) (*Node, error) {
 		return slog.New(warnHandler{c.Logger.Handler()})
 	}), actor.WithDeadLetterThrottleInterval(time.Millisecond)) // the library keeps a goroutine for so long
 	n := &Node{system: system, stopped: make(chan struct{}), failed: make(chan struct{})}
-	n.ids.Store(uint64(next))
+	n.next.Store(c.Numbering.NumberFrom(next))
 	n.pauses.save = c.SavePaused
 	n.pauses.reason.Store(&c.Paused)
 	n.waits.rotate()
 	e := newNodeContext(c, n, system.Root)
-	e.steadyClock.begin(c.Clock, c.Logger, mark, marked)
+	e.steadyClock.begin(c.Clock, c.Logger, mark, marked, newestChange(unfinished))
 	n.env = e
-	if err := n.makeExecutors(c.Executors); err != nil {
-		e.timers.close()
-		e.pool.close()
-		e.standingPool.close()
-		return nil, err
+	err = n.makeExecutors(c.Executors)
+	if err == nil {
+		n.registered.registerer = c.Registerer
+		err = n.registered.add(append(e.metrics.collectors(e), executorCollector(e.executors))...)
 	}
-	if c.Registerer != nil {
-		c.Registerer.MustRegister(executorCollector(e.executors))
+	if err == nil {
+		machine := scheduler.Resources{CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes}
+		err = n.recoverRuns(unfinished, scheduler.New[grantTarget](machine, c.ExternalExecutors, c.Numbering))
 	}
-	if err := n.recoverRuns(unfinished, scheduler.New[grantTarget](scheduler.Resources{CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes}, c.ExternalExecutors)); err != nil {
+	if err != nil {
+		n.endExecutors(true) // what runs is not to suffer from that
+		n.release()
 		return nil, err
 	}
 	go n.watchFailures()
@@ -137,7 +160,6 @@ func (n *Node) makeExecutors(factories map[string]func(executor.Sink) (executor.
 	for _, name := range slices.Sorted(maps.Keys(factories)) {
 		x, err := factories[name](e.attempts.sink(e.root, name))
 		if err != nil {
-			n.endExecutors(true) // what runs is not to suffer from that
 			return fmt.Errorf("executor %s: %w", name, err)
 		}
 		e.executors[name] = x
@@ -200,11 +222,27 @@ func (n *Node) spawnTree(sched *slotScheduler, awaited map[messages.RunID]struct
 	return nil
 }
 
-// shard is the shard that owns a run.
-func (n *Node) shard(id messages.RunID) *actor.PID { return n.shards[uint64(id)%Shards] }
+// shardIndex is the place of the shard that owns a run.
+func (n *Node) shardIndex(id messages.RunID) int { return int(n.env.numbering.Number(id) % Shards) }
+
+// shard is the shard that owns a run. For a run of another partition it is one that does not know it.
+func (n *Node) shard(id messages.RunID) *actor.PID { return n.shards[n.shardIndex(id)] }
+
+// byShard sorts runs by the shard that owns them. The runs of a shard keep their order.
+func (n *Node) byShard(runs []messages.RunID) (of [Shards][]messages.RunID) {
+	for _, id := range runs {
+		i := n.shardIndex(id)
+		of[i] = append(of[i], id)
+	}
+	return of
+}
 
 // Failed is closed when the storage has failed, or a part of the tree that cannot be
-// replaced; Err then says why. The server must stop.
+// replaced; Err then says why. The node answers no more, and its owner closes it.
+//
+// An Err that wraps persistence.ErrLost concerns this node alone: it leads no longer. Another node may
+// be started over the same DB when this one and its store are closed. After any other error the server
+// must stop.
 func (n *Node) Failed() <-chan struct{} { return n.failed }
 
 // Err is what Failed is about, or nil.
@@ -218,10 +256,17 @@ func (n *Node) Err() error {
 // fail makes the node one that has failed. The first reason counts.
 func (n *Node) fail(err error) {
 	if n.failure.CompareAndSwap(nil, &err) {
-		n.env.log.Error("the engine has failed", "err", err)
+		if isLost(err) {
+			n.env.log.Warn("the engine ends", "err", err)
+		} else {
+			n.env.log.Error("the engine has failed", "err", err)
+		}
 		close(n.failed)
 	}
 }
+
+// stop ends what waits for the actors. It may be called several times.
+func (n *Node) stop() { n.stopOnce.Do(func() { close(n.stopped) }) }
 
 // watchFailures passes a failure of the storage on and ends the waits of callers, until the
 // node is closed or has failed.
@@ -234,7 +279,14 @@ func (n *Node) watchFailures() {
 		case <-clock.C:
 			n.waits.rotate()
 		case <-n.env.store.Failed():
-			n.fail(fmt.Errorf("storage failed: %w", n.env.store.Err()))
+			err := n.env.store.Err()
+			if !isLost(err) {
+				n.fail(fmt.Errorf("storage failed: %w", err))
+				return
+			}
+			n.fail(err)
+			n.awaitJournal()
+			n.stop()
 			return
 		case <-n.failed:
 			return
@@ -244,9 +296,27 @@ func (n *Node) watchFailures() {
 	}
 }
 
+// journalPatience bounds the wait for the last answers of a journal whose leadership is lost. A proposal
+// may wait far longer for the other replicas.
+const journalPatience = time.Second
+
+// awaitJournal returns when the journal has answered every batch that it was given before, or after
+// journalPatience: so that callers learn whether their run was created, where that is known.
+func (n *Node) awaitJournal() {
+	answered := make(chan struct{})
+	n.env.store.Append(&persistence.Batch{Done: func(error) { close(answered) }})
+	patience := time.NewTimer(journalPatience)
+	defer patience.Stop()
+	select {
+	case <-answered:
+	case <-patience.C:
+	}
+}
+
 // Close stops the node: no new requests, no new tasks; what runs is ended and
 // kept as lost (it does not use up a retry); what is pending becomes durable. The
-// store stays open: it is the caller's.
+// store stays open: it is the caller's. A node that leads no longer is detached: its attempts are the
+// next leader's.
 func (n *Node) Close(ctx context.Context) error { return n.shutDown(ctx, false) }
 
 // Detach stops the node as Close does, but leaves running what can outlive it: the
@@ -261,6 +331,7 @@ func (n *Node) shutDown(ctx context.Context, detach bool) error {
 	if n.closing.Swap(true) {
 		return nil
 	}
+	detach = detach || isLost(n.Err())
 	n.janitor.close()
 	held := messages.NewReply[struct{}]()
 	n.env.root.Send(n.env.dispatcher, &halt{held})
@@ -276,7 +347,7 @@ func (n *Node) shutDown(ctx context.Context, detach bool) error {
 	case <-ctx.Done():
 		err = fmt.Errorf("closing: attempts did not end: %w", ctx.Err())
 	}
-	close(n.stopped)
+	n.stop()
 	n.env.dormantAdoption.Wait()
 	n.env.timekeeping.Wait()
 	future := n.env.root.StopFuture(n.root)
@@ -284,10 +355,16 @@ func (n *Node) shutDown(ctx context.Context, detach bool) error {
 		err = fmt.Errorf("closing: the actors did not stop: %w", ferr)
 	}
 	n.env.loader.all.Wait()
+	n.release()
+	return err
+}
+
+// release ends the goroutines of a node without actors, and takes its metrics back.
+func (n *Node) release() {
+	n.registered.removeAll()
 	n.env.timers.close()
 	n.env.pool.close()
 	n.env.standingPool.close()
-	return err
 }
 
 // endExecutors closes the executors, or detaches those that can be.
@@ -308,7 +385,23 @@ func (n *Node) endExecutors(detach bool) {
 }
 
 // nextID gives out run ids: each once.
-func (n *Node) nextID() messages.RunID { return messages.RunID(n.ids.Add(1) - 1) }
+func (n *Node) nextID() messages.RunID { return n.nextIDs(1) }
+
+// nextIDs gives out the ids of several runs with neighbouring numbers, and returns the first one.
+func (n *Node) nextIDs(count int) messages.RunID {
+	return n.env.numbering.ID(n.next.Add(uint64(count)) - uint64(count))
+}
+
+// NextNumber returns the number, in its partition, of the next run that will be submitted.
+func (n *Node) NextNumber() uint64 { return n.next.Load() }
+
+// RaiseNextNumber makes the numbers of later runs at least number. Partitions tell each other their
+// highest numbers, so that the ids of all partitions ascend with the time of submission, roughly. A
+// lower number changes nothing. The raised number becomes durable with the next run.
+func (n *Node) RaiseNextNumber(number uint64) {
+	for old := n.next.Load(); number > old && !n.next.CompareAndSwap(old, number); old = n.next.Load() {
+	}
+}
 
 // nodeActor is the root of the tree: it spawns the shards and the dispatcher, and has the node fail when
 // one of them panics. It sees to it that an idempotency key makes one run however often it comes at
@@ -362,7 +455,7 @@ func (a *nodeActor) spawnChildren(ctx actor.Context) {
 	for i := range a.node.shards {
 		name := "shard-" + strconv.Itoa(i)
 		pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
-			return &shard{env: a.env}
+			return &shard{env: a.env, runs: shardRuns(a.env.numbering, i)}
 		}, a.env.metrics.countedMailbox(name), actor.WithDispatcher(a.env.standingPool)), name)
 		if err != nil {
 			panic(err)

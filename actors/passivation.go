@@ -61,7 +61,7 @@ func (s *shard) passivated(ctx actor.Context, id messages.RunID) {
 	if r == nil {
 		return
 	}
-	s.runs.Delete(uint64(id) / Shards)
+	s.runs.Delete(uint64(id))
 	s.env.reads.Invalidate(id)
 	s.env.index.Remove(id)
 	for _, m := range r.backlog {
@@ -91,7 +91,7 @@ func (s *shard) purge(m *messages.PurgeRuns) {
 		if s.run(id) == nil {
 			r := &runEntry{holdsRequests: true}
 			r.creation.markDurable()
-			s.runs.Set(uint64(id)/Shards, r)
+			s.runs.Set(uint64(id), r)
 			held = append(held, id)
 		}
 	}
@@ -105,7 +105,7 @@ func (s *shard) purged(ctx actor.Context, m *messages.RunsPurged) {
 		if r == nil || !r.deleting() {
 			continue
 		}
-		s.runs.Delete(uint64(id) / Shards)
+		s.runs.Delete(uint64(id))
 		s.env.reads.Invalidate(id)
 		s.env.index.WakeDeleted(id)
 		for _, q := range r.backlog {

@@ -141,11 +141,7 @@ type dormantDemand struct {
 // adoptDormant tells the shards which runs are dormant, and then sends them the demand of
 // each run until the node is closed.
 func (n *Node) adoptDormant(runs []messages.RunID) {
-	var of [Shards][]messages.RunID
-	for _, id := range runs {
-		of[uint64(id)%Shards] = append(of[uint64(id)%Shards], id)
-	}
-	for i, list := range of {
+	for i, list := range n.byShard(runs) {
 		if len(list) > 0 {
 			n.env.root.Send(n.shards[i], &adoptDormant{list})
 		}
@@ -181,7 +177,7 @@ func (s *shard) adoptDormant(m *adoptDormant) {
 	for _, id := range m.runs {
 		r := new(runEntry)
 		r.creation.markDurable()
-		s.runs.Set(uint64(id)/Shards, r)
+		s.runs.Set(uint64(id), r)
 	}
 }
 

@@ -26,7 +26,37 @@ import (
 
 // runActor is the actor of a run, in its first life.
 func (r *rig) runActor(id messages.RunID) *actor.PID {
-	return actor.NewPID(r.node.root.Address, fmt.Sprintf("node/shard-%d/run-%d", id%Shards, id))
+	return actor.NewPID(r.node.root.Address, fmt.Sprintf("node/shard-%d/run-%d", r.node.shardIndex(id), id))
+}
+
+// inEachNumbering runs a test without partitions, and in some partitions of six. change is for newRig.
+func inEachNumbering(t *testing.T, test func(t *testing.T, change func(*Config))) {
+	for _, n := range []messages.Numbering{{}, {Partitions: 6}, {Partitions: 6, Partition: 3}, {Partitions: 6, Partition: 5}} {
+		t.Run(fmt.Sprintf("partition %d of %d", n.Partition, n.Stride()), func(t *testing.T) {
+			test(t, func(c *Config) { c.Numbering = n })
+		})
+	}
+}
+
+// id is the id of a run by its number.
+func (r *rig) id(number messages.RunID) messages.RunID { return r.config.Numbering.ID(uint64(number)) }
+
+// number is the number of a run.
+func (r *rig) number(id messages.RunID) messages.RunID {
+	r.t.Helper()
+	if !r.config.Numbering.Owns(id) {
+		r.t.Errorf("run %d is not of partition %+v", id, r.config.Numbering)
+	}
+	return messages.RunID(r.config.Numbering.Number(id))
+}
+
+// numbers are the numbers of runs.
+func (r *rig) numbers(ids []messages.RunID) (numbers []messages.RunID) {
+	r.t.Helper()
+	for _, id := range ids {
+		numbers = append(numbers, r.number(id))
+	}
+	return numbers
 }
 
 // runToCompletion submits a run that needs the whole machine and sees it through.
@@ -59,8 +89,8 @@ func (c *readCounter) Load(run messages.RunID) (*persistence.Stored, error) {
 	return c.Store.Load(run)
 }
 
-func newCountedRig(t *testing.T) (*rig, *readCounts) {
-	r := newRig(t)
+func newCountedRig(t *testing.T, change ...func(*Config)) (*rig, *readCounts) {
+	r := newRig(t, change...)
 	r.stop()
 	count := new(readCounts)
 	r.wrap = func(s persistence.Store) persistence.Store { return &readCounter{s, count} }
@@ -300,7 +330,7 @@ func (r *rig) pendingOrFinal(id messages.RunID) bool {
 // drainShard returns when the run's shard has passed on what it was sent before.
 func (r *rig) drainShard(id messages.RunID) {
 	r.t.Helper()
-	if err := r.node.Kill(context.Background(), id+1000*Shards); code(err) != messages.NotFound {
+	if err := r.node.Kill(context.Background(), id+messages.RunID(1000*Shards*r.config.Numbering.Stride())); code(err) != messages.NotFound {
 		r.t.Fatal(err)
 	}
 }

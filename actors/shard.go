@@ -14,8 +14,14 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// Shards is how many shards a node has: run n belongs to shard n mod Shards.
+// Shards is how many shards a node has: the run with number n in its partition belongs to shard
+// n mod Shards. (Its ID modulo Shards would leave most shards of a partition without runs.)
 const Shards = 16
+
+// shardRuns returns an empty table of the runs of one shard.
+func shardRuns(numbering messages.Numbering, shard int) idtable.Table[*runEntry] {
+	return idtable.Spaced[*runEntry](numbering.Stride()*Shards, uint64(numbering.ID(uint64(shard))))
+}
 
 // shard owns the runs of its ids: it creates them, passes requests to them, and knows which of them
 // have an actor. It has an entry for each run that is not finished: a dormant run, which is QUEUED and
@@ -30,7 +36,7 @@ const Shards = 16
 type shard struct {
 	env   *nodeContext
 	self  *actor.PID
-	runs  idtable.Table[*runEntry] // by the id divided by Shards
+	runs  idtable.Table[*runEntry] // by id; see shardRuns
 	plans planCache
 }
 
@@ -52,8 +58,8 @@ type runEntry struct {
 // deleting tells whether the run is finished and being deleted.
 func (r *runEntry) deleting() bool { return r.holdsRequests && r.pid == nil }
 
-// run returns one of the shard's runs, or nil when it is finished or unknown.
-func (s *shard) run(id messages.RunID) *runEntry { return s.runs.Get(uint64(id) / Shards) }
+// run returns one of the shard's runs, or nil when it is finished, unknown or of another partition.
+func (s *shard) run(id messages.RunID) *runEntry { return s.runs.Get(uint64(id)) }
 
 // Receive handles a message of the node, the dispatcher, the timers or a run of the shard. Requests on
 // a run come here first, so that the shard can hold them while the run is created, passivated or
@@ -137,7 +143,7 @@ func (s *shard) ensureActor(ctx actor.Context, id messages.RunID, summary *messa
 	}
 	r := new(runEntry)
 	r.creation.markDurable()
-	s.runs.Set(uint64(id)/Shards, r)
+	s.runs.Set(uint64(id), r)
 	s.spawnRun(ctx, r, &run{env: s.env, id: id})
 	return r
 }
@@ -224,11 +230,15 @@ func (r *run) initNew(plan *dag.Plan, entry *query.Entry) {
 	r.seq, r.stored, r.indexEntry = 2, r.dag.State(), entry
 }
 
-// deliverGrant passes on a grant. It starts the actor of a dormant run.
+// deliverGrant passes on a grant. It starts the actor of a dormant run, unless the grant is of another
+// epoch than that under which the slots were asked for: such a grant is of another engine.
 func (s *shard) deliverGrant(ctx actor.Context, m *messages.SlotsGranted) {
 	r := s.run(m.Run)
 	if r == nil {
 		return // the run has ended, and the dispatcher has taken the grant back
+	}
+	if r.pid == nil && r.epoch != m.Epoch {
+		return
 	}
 	if r.pid == nil {
 		s.activateRun(ctx, m.Run, r)
@@ -294,7 +304,7 @@ func (s *shard) createRun(m *messages.CreateRun) {
 		},
 	}
 	r.runEntry.indexEntry = &r.indexed
-	s.runs.Set(uint64(m.Run)/Shards, &r.runEntry)
+	s.runs.Set(uint64(m.Run), &r.runEntry)
 	s.plans.add(&r.runEntry)
 	c := &pendingCreate{
 		s: s, create: m, entry: &r.runEntry, wants: initial.Demands,
@@ -341,7 +351,7 @@ func (s *shard) createDone(ctx actor.Context, m *createDone) {
 		return
 	}
 	if m.err != nil {
-		s.runs.Delete(uint64(m.run) / Shards)
+		s.runs.Delete(uint64(m.run))
 	}
 	backlog := r.backlog
 	r.backlog = nil

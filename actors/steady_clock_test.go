@@ -9,6 +9,7 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
+	"github.com/caravan-dag/caravan/persistence/journaltest"
 )
 
 // machine is clocks that only a test moves.
@@ -45,7 +46,7 @@ func TestSteadyClock(t *testing.T) {
 	}
 	server := func(marked bool) {
 		s = new(steadyClock)
-		s.begin(m, slog.New(slog.DiscardHandler), mark, marked)
+		s.begin(m, slog.New(slog.DiscardHandler), mark, marked, 0)
 	}
 	restart := func() {
 		look()
@@ -137,6 +138,60 @@ func TestSteadyClock(t *testing.T) {
 		}
 		if passed != c.want {
 			t.Errorf("%s: %v have passed, want %v", c.what, passed, c.want)
+		}
+	}
+}
+
+// TestSteadyClockBeginsAtTheNewestStoredTime: on another machine the mark of the one before may be old. What
+// the clock is raised by is time of the gap, and is counted once.
+func TestSteadyClockBeginsAtTheNewestStoredTime(t *testing.T) {
+	const hour, year = time.Hour, 365 * 24 * time.Hour
+	before := &machine{wall: 50 * year, monotonic: hour, boot: 2 * hour, id: "one"}
+	first := new(steadyClock)
+	first.begin(before, slog.New(slog.DiscardHandler), persistence.ClockMark{}, false, 0)
+	now, _ := first.compareClocks()
+	mark := first.mark(now)
+	newest := mark.Steady + int64(5*time.Minute) // a commit has kept the next mark waiting
+	for what, gap := range map[string]time.Duration{"at once": 5 * time.Minute, "an hour later": hour} {
+		after := &machine{wall: before.wall + gap, monotonic: time.Second, boot: 7 * hour, id: "other"}
+		s := new(steadyClock)
+		s.begin(after, slog.New(slog.DiscardHandler), mark, true, newest)
+		steady := func() int64 {
+			_, monotonic := after.Now()
+			return monotonic + s.ahead.Load()
+		}
+		if got := steady(); got != newest {
+			t.Errorf("%s: it begins %v off the newest time", what, time.Duration(got-newest))
+		}
+		after.pass(trustWallClockAfter)
+		s.compareClocks()
+		if got, want := steady(), mark.Steady+int64(gap+trustWallClockAfter); got != want {
+			t.Errorf("%s: %v too much is counted", what, time.Duration(got-want))
+		}
+		last := steady()
+		s.raise(last - int64(hour))
+		if steady() != last {
+			t.Errorf("%s: the clock goes back", what)
+		}
+	}
+}
+
+// TestEngineClockIsAboveAllStoredTimes: those of unfinished runs at once, those of finished runs when the
+// store knows them. A machine whose clocks are far behind comes after another one.
+func TestEngineClockIsAboveAllStoredTimes(t *testing.T) {
+	for what, state := range map[string]dag.RunState{"unfinished": dag.RunQueued, "finished": dag.RunCompleted} {
+		r := newRig(t)
+		r.stop()
+		at := r.node.env.steadyTime() + int64(time.Hour)
+		sum := journaltest.NewSummary(0, "", state)
+		sum.Changed = at
+		b := journaltest.NewRun(0, "", single)
+		b.Summary, b.Seq = sum, 0
+		journaltest.MustAppend(t, r.store, b)
+		r.reboot(-time.Hour)
+		r.start()
+		if got := r.node.env.steadyTime(); got < at {
+			t.Errorf("%s: %v below a stored time", what, time.Duration(at-got))
 		}
 	}
 }

@@ -1,8 +1,10 @@
 package actors
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"time"
 
@@ -234,7 +236,11 @@ func (r *run) failRun(ctx actor.Context, err error) {
 		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf(
 			"run %d has stopped: what happened in it is too much to be written at once; a restart of the server takes it up again: %v", r.id, err)}
 	}
-	r.env.log.Error("run has stopped", "run", r.id, "err", err)
+	level := slog.LevelError
+	if isLost(err) { // the engine says so once, and the run goes on at the next leader
+		level = slog.LevelDebug
+	}
+	r.env.log.Log(context.Background(), level, "run has stopped", "run", r.id, "err", err)
 	clear(r.effects)
 	r.effects = r.effects[:0]
 	r.pending = pendingBatch{}

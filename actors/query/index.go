@@ -40,9 +40,12 @@ type Entry struct {
 	broadcaster *watch.Broadcaster
 }
 
-// NewIndex returns an empty index.
-func NewIndex() *Index {
-	return &Index{pending: make(map[messages.RunID]*pendingWatch)}
+// NewIndex returns an empty index of the runs of one partition.
+func NewIndex(numbering messages.Numbering) *Index {
+	return &Index{
+		entries: idtable.Spaced[*Entry](numbering.Stride(), numbering.Partition),
+		pending: make(map[messages.RunID]*pendingWatch),
+	}
 }
 
 // Insert adds a run, or updates its entry, and returns the entry.

@@ -19,7 +19,7 @@ func isClosed(c <-chan struct{}) bool {
 // A watcher is woken when its run is inserted, published, removed or deleted, and a watch of a
 // run that is not in the index leaves no entry behind.
 func TestWatchersAreWoken(t *testing.T) {
-	x := NewIndex()
+	x := NewIndex(messages.Numbering{})
 	for _, c := range []struct {
 		what   string
 		change func()
@@ -57,7 +57,7 @@ func TestWatchersAreWoken(t *testing.T) {
 
 // The index is listed page by page, from any run on, while runs are inserted and removed.
 func TestIndexIsListedInPages(t *testing.T) {
-	x := NewIndex()
+	x := NewIndex(messages.Numbering{})
 	const last = 1<<64 - 1
 	var want []messages.RunID
 	for i := range messages.RunID(2*indexPage + 7) {

@@ -136,9 +136,9 @@ func storedQuery(q messages.ListQuery) messages.ListQuery {
 // A list that is newest first looks through the ids from the top, by windows that get
 // wider where it finds little, and narrower where it finds more than it should hold.
 const (
-	firstWindow  = 512
-	widestWindow = 1 << 62
-	windowRuns   = 4096 // of a window that is wider than the first one
+	firstWindow  = 512     // runs of the partition: its ids are firstWindow times its stride
+	widestWindow = 1 << 62 // ids
+	windowRuns   = 4096    // of a window that is wider than the first one
 )
 
 // newestFirst is Summaries by descending id, of the runs that were submitted before. The sources of a
@@ -150,7 +150,8 @@ func (r *Reader) newestFirst(ctx context.Context, q messages.ListQuery, yield fu
 	if q.HasAfter {
 		end = min(end, q.After)
 	}
-	left, width := q.Limit, messages.RunID(firstWindow)
+	stride := messages.RunID(r.Numbering.Stride())
+	left, width := q.Limit, firstWindow*stride
 	var found []*messages.Summary
 	for end > 0 && ctx.Err() == nil {
 		begin := end - min(end, width)
@@ -158,7 +159,7 @@ func (r *Reader) newestFirst(ctx context.Context, q messages.ListQuery, yield fu
 		window.Desc, window.Limit, window.Before = false, 0, end
 		window.HasAfter, window.After = begin > 0, begin-1
 		found = found[:0]
-		wide, full := width > firstWindow, false
+		wide, full := width > firstWindow*stride, false
 		// The first window is looked through as a whole, so that each page gets on.
 		budget := 0
 		if window.Budget = q.Budget; q.Budget != nil && !wide {
@@ -186,7 +187,7 @@ func (r *Reader) newestFirst(ctx context.Context, q messages.ListQuery, yield fu
 		case err != nil:
 			return err
 		case full:
-			width = max(width/8, firstWindow)
+			width = max(width/8, firstWindow*stride)
 			continue
 		}
 		for _, s := range slices.Backward(found) {
@@ -197,7 +198,7 @@ func (r *Reader) newestFirst(ctx context.Context, q messages.ListQuery, yield fu
 				return nil
 			}
 		}
-		if messages.RunID(len(found)) < width/4 {
+		if messages.RunID(len(found)) < width/stride/4 {
 			width = min(2*width, widestWindow)
 		}
 		if end = begin; end > 0 && q.Budget != nil && *q.Budget <= 0 {

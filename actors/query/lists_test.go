@@ -16,7 +16,7 @@ func TestNewestFirstOverManyWindows(t *testing.T) {
 	for id := messages.RunID(0); id < 600_000; id += 1 + id/7 {
 		store.runs = append(store.runs, &messages.Summary{ID: id, State: dag.RunCompleted})
 	}
-	r := &Reader{Index: NewIndex(), Store: &store, NextID: func() messages.RunID { return 600_000 }}
+	r := &Reader{Index: NewIndex(messages.Numbering{}), Store: &store, NextID: func() messages.RunID { return 600_000 }}
 	var got []messages.RunID
 	list := func(q messages.ListQuery) {
 		t.Helper()
@@ -63,7 +63,7 @@ func TestNewestFirstSkipsGaps(t *testing.T) {
 		at(), at(0), at(far), at(0, far), at(0, 1, far/3, far/2-1, far/2, far/2+70_000, far-3, far),
 		at(windowRuns-1, windowRuns, 2*windowRuns, 3*windowRuns-1, 1<<40, 1<<40+windowRuns, 1<<41-1, 1<<41),
 	} {
-		r := &Reader{Index: NewIndex(), Store: store, NextID: func() messages.RunID { return far + 1 }}
+		r := &Reader{Index: NewIndex(messages.Numbering{}), Store: store, NextID: func() messages.RunID { return far + 1 }}
 		i := len(store.runs)
 		err := r.Summaries(t.Context(), messages.ListQuery{All: true, Desc: true}, func(s *messages.Summary) bool {
 			if i--; i < 0 || s != store.runs[i] {
@@ -103,7 +103,7 @@ func (l *listed) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 // TestListOfARunThatFinishesMeanwhile: a run that leaves the index while a list is made, after the
 // store's page was read, is listed as it is now.
 func TestListOfARunThatFinishesMeanwhile(t *testing.T) {
-	x := NewIndex()
+	x := NewIndex(messages.Numbering{})
 	x.Insert(&messages.Summary{ID: 5, State: dag.RunRunning})
 	store := &finishing{listed: listed{runs: []*messages.Summary{
 		{ID: 1, State: dag.RunCompleted}, {ID: 9, State: dag.RunCompleted},

@@ -18,10 +18,12 @@ type Reader struct {
 	Index   *Index
 	Store   persistence.Store
 	Outputs *outputs.Store
-	Limits  dag.Limits            // for finished runs that are loaded
-	Plans   *replay.LongPlans     // shared with the runs' actors
-	NextID  func() messages.RunID // one more than the highest id that was given out
-	Stopped <-chan struct{}       // closed when waits end
+	Limits  dag.Limits        // for finished runs that are loaded
+	Plans   *replay.LongPlans // shared with the runs' actors
+	// Numbering is that of the runs, and NextID returns an id above each that was given out.
+	Numbering messages.Numbering
+	NextID    func() messages.RunID
+	Stopped   <-chan struct{} // closed when waits end
 
 	finished finishedRuns
 }

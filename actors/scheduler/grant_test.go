@@ -9,7 +9,7 @@ import (
 
 // busyScheduler has several runs that want more slots than the machine has.
 func busyScheduler() *Scheduler[struct{}] {
-	s := New[struct{}](Resources{2000, 1 << 40}, nil)
+	s := New[struct{}](Resources{2000, 1 << 40}, nil, messages.Numbering{})
 	for run := range messages.RunID(8) {
 		s.SetDemand(run, 0, oneCore, 1<<40)
 		s.SetDemand(run, 1, twoCores, 1<<40)

@@ -86,10 +86,11 @@ type Scheduler[Target any] struct {
 }
 
 // New makes a scheduler of this machine, with a window for each executor whose tasks do not
-// run on it, and for no-op tasks.
-func New[Target any](machine Resources, windows map[string]int) *Scheduler[Target] {
+// run on it, and for no-op tasks. Its runs are those of one partition.
+func New[Target any](machine Resources, windows map[string]int, numbering messages.Numbering) *Scheduler[Target] {
 	s := &Scheduler[Target]{
 		machine: machine,
+		runs:    idtable.Spaced[*runRequests[Target]](numbering.Stride(), numbering.Partition),
 		windows: map[string]*executorWindow{NoopExecutor: {limit: noopWindow}},
 	}
 	for name, limit := range windows {

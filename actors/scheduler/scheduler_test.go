@@ -24,7 +24,7 @@ func grants(s *Scheduler[struct{}], now int64) map[messages.RunID]int {
 }
 
 func TestRunsTakeTurnsWhateverTheirSize(t *testing.T) {
-	s := New[struct{}](Resources{2000, 1 << 40}, nil)
+	s := New[struct{}](Resources{2000, 1 << 40}, nil, messages.Numbering{})
 	s.SetDemand(1, 0, oneCore, 1_000_000)
 	if g := grants(s, 0); g[1] != 2 {
 		t.Fatalf("got %v", g)
@@ -47,7 +47,7 @@ func TestRunsTakeTurnsWhateverTheirSize(t *testing.T) {
 }
 
 func TestLargeTaskIsNotStarved(t *testing.T) {
-	s := New[struct{}](Resources{2000, 1 << 40}, nil)
+	s := New[struct{}](Resources{2000, 1 << 40}, nil, messages.Numbering{})
 	s.SetDemand(1, 0, oneCore, 1000)
 	const begin = int64(1)
 	grants(s, begin)
@@ -75,7 +75,7 @@ func TestLargeTaskIsNotStarved(t *testing.T) {
 }
 
 func TestShortTasksAreGrantedAhead(t *testing.T) {
-	s := New[struct{}](Resources{2000, 1 << 40}, nil)
+	s := New[struct{}](Resources{2000, 1 << 40}, nil, messages.Numbering{})
 	s.SetDemand(1, 0, oneCore, 200)
 	if g := grants(s, 0); g[1] != 2 {
 		t.Fatalf("before anything is known: %v", g)
@@ -112,7 +112,7 @@ func TestShortTasksAreGrantedAhead(t *testing.T) {
 // attempts ends: up to a machine-full of each run is granted in the other half of what is
 // granted ahead.
 func TestNewRunDoesNotWaitForSlotsGrantedAhead(t *testing.T) {
-	s := New[struct{}](Resources{2000, 1 << 40}, nil)
+	s := New[struct{}](Resources{2000, 1 << 40}, nil, messages.Numbering{})
 	s.SetDemand(1, 0, oneCore, 1000)
 	s.SetDemand(2, 0, oneCore, 1000)
 	grants(s, 0)
@@ -138,7 +138,7 @@ func TestNewRunDoesNotWaitForSlotsGrantedAhead(t *testing.T) {
 }
 
 func TestNoopTasksTakeNoSlots(t *testing.T) {
-	s := New[struct{}](Resources{2000, 1 << 40}, nil)
+	s := New[struct{}](Resources{2000, 1 << 40}, nil, messages.Numbering{})
 	s.SetDemand(1, 0, noopWork, 5000)
 	s.SetDemand(2, 0, noopWork, 10)
 	s.SetDemand(3, 0, oneCore, 5)
@@ -155,7 +155,7 @@ func TestNoopTasksTakeNoSlots(t *testing.T) {
 // Tasks of an external executor take no slots of this machine, whatever they ask for. They are
 // bounded by their number, and runs take turns there too.
 func TestExternalTasksTakeNoSlots(t *testing.T) {
-	s := New[struct{}](Resources{2000, 1 << 40}, map[string]int{"slurm": 200})
+	s := New[struct{}](Resources{2000, 1 << 40}, map[string]int{"slurm": 200}, messages.Numbering{})
 	s.SetDemand(1, 0, external, 1000)
 	s.SetDemand(2, 0, external, 10)
 	s.SetDemand(3, 0, oneCore, 5)
@@ -177,7 +177,7 @@ func TestExternalTasksTakeNoSlots(t *testing.T) {
 }
 
 func TestRemovedRunReturnsItsSlots(t *testing.T) {
-	s := New[struct{}](Resources{2000, 1 << 40}, nil)
+	s := New[struct{}](Resources{2000, 1 << 40}, nil, messages.Numbering{})
 	s.SetDemand(1, 0, oneCore, 5)
 	s.SetDemand(1, 1, noopWork, 5)
 	grants(s, 0)
@@ -193,7 +193,7 @@ func TestReleaseOfSlotsNotGrantedPanics(t *testing.T) {
 			t.Error("no panic")
 		}
 	}()
-	New[struct{}](Resources{2000, 0}, nil).Release(1, 0, oneCore, 1, 0)
+	New[struct{}](Resources{2000, 0}, nil, messages.Numbering{}).Release(1, 0, oneCore, 1, 0)
 }
 
 // Random demands, releases and removals: never more than the limits is held, all
@@ -202,7 +202,7 @@ func TestSchedulerInvariants(t *testing.T) {
 	classes := []dag.Class{oneCore, twoCores, noopWork, external, {Executor: "process", CPUMillis: 500, MemoryBytes: 400}}
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
-		s := New[struct{}](Resources{4000, 1000}, map[string]int{"slurm": 7})
+		s := New[struct{}](Resources{4000, 1000}, map[string]int{"slurm": 7}, messages.Numbering{})
 		held := map[requestKey]int{}
 		now := int64(0)
 		for range 300 {
@@ -272,7 +272,7 @@ func TestSchedulerInvariants(t *testing.T) {
 // A task that was accepted on a larger machine gets the whole of this one (the executor then
 // reports the error). It must not block all other runs for ever.
 func TestTaskLargerThanTheMachineBlocksNoOtherRun(t *testing.T) {
-	s := New[struct{}](Resources{2000, 1000}, nil)
+	s := New[struct{}](Resources{2000, 1000}, nil, messages.Numbering{})
 	huge := dag.Class{Executor: "process", CPUMillis: 8000, MemoryBytes: 64_000}
 	s.SetDemand(1, 0, huge, 1)
 	s.SetDemand(2, 0, oneCore, 1)
@@ -287,7 +287,7 @@ func TestTaskLargerThanTheMachineBlocksNoOtherRun(t *testing.T) {
 }
 
 func TestQueuesOfFormerClassesAreDropped(t *testing.T) {
-	s := New[struct{}](Resources{2000, 1 << 40}, nil)
+	s := New[struct{}](Resources{2000, 1 << 40}, nil, messages.Numbering{})
 	for i := range int64(1000) {
 		class := dag.Class{Executor: "process", CPUMillis: 1000, MemoryBytes: i}
 		run := messages.RunID(i)
@@ -305,7 +305,7 @@ func TestQueuesOfFormerClassesAreDropped(t *testing.T) {
 
 // A run may have more classes than the linear search serves.
 func TestRunWithManyClasses(t *testing.T) {
-	s := New[struct{}](Resources{1000, 1 << 40}, nil)
+	s := New[struct{}](Resources{1000, 1 << 40}, nil, messages.Numbering{})
 	class := func(i int) dag.Class {
 		return dag.Class{Executor: "process", CPUMillis: 1000, MemoryBytes: int64(i)}
 	}
@@ -340,7 +340,7 @@ func TestRunAtItsShareKeepsNoSlotsFree(t *testing.T) {
 		{Executor: "process", CPUMillis: 500, MemoryBytes: 1500},
 		{Executor: "process", CPUMillis: 3000},
 	} {
-		s := New[struct{}](Resources{machine, machine}, nil)
+		s := New[struct{}](Resources{machine, machine}, nil, messages.Numbering{})
 		s.SetDemand(1, 0, class, 1000)
 		held := grants(s, 1)[1]
 		s.SetDemand(2, 0, dag.Class{Executor: "process", CPUMillis: 1000}, 1000)
