@@ -186,6 +186,11 @@ func TestLostLeadershipEndsTheEngineAlone(t *testing.T) {
 				t.Errorf("%s after the leadership: %v", what, err)
 			}
 		}
+		if term%2 == 0 { // a Close, too, leaves the attempts to the next leader
+			if err := old.Close(t.Context()); err != nil && !errors.Is(err, persistence.ErrLost) {
+				t.Errorf("close: %v", err)
+			}
+		}
 		l.end()
 		l.begin()
 		s := l.awaitTasks(run, dag.TaskRunning, 1) // its attempt goes on

@@ -144,6 +144,9 @@ func TestGrantOfAnotherEngineIsNotTaken(t *testing.T) {
 	if s, err := r.node.Summary(t.Context(), dormant); err != nil || s.State != dag.RunQueued || s.Counts[dag.TaskGranted] != 0 {
 		t.Errorf("the dormant run: %+v, %v", s, err)
 	}
+	if _, active := r.node.system.ProcessRegistry.GetLocal(r.runActor(dormant).Id); active {
+		t.Error("the dormant run has got an actor")
+	}
 	if got := r.fake.Orders(); len(got) != 1 {
 		t.Errorf("%d orders", len(got))
 	}

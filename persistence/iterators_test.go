@@ -11,27 +11,35 @@ import (
 
 // What was deleted before the store was opened is passed over by one list, and known then.
 func TestListLearnsDeletedRuns(t *testing.T) {
+	for _, numbering := range []messages.Numbering{{}, {Partitions: 6}, {Partitions: 6, Partition: 5}} {
+		testListLearnsDeletedRuns(t, numbering)
+	}
+}
+
+func testListLearnsDeletedRuns(t *testing.T, numbering messages.Numbering) {
+	t.Helper()
 	dir := t.TempDir()
-	s, put := openAt(t, dir)
+	s, put := openPartitionAt(t, dir, numbering)
 	var runs []messages.RunID
-	for run := range messages.RunID(40) {
+	for n := range uint64(40) {
+		run := numbering.ID(n)
 		create(t, put, run)
-		if run > 0 {
+		if n > 0 {
 			finish(t, put, run)
 		}
-		if run > 0 && run < 30 && run != 10 {
+		if n > 0 && n < 30 && n != 10 {
 			runs = append(runs, run)
 		}
 	}
-	restart(t, put, 10)
-	restart(t, put, 35)
+	restart(t, put, numbering.ID(10))
+	restart(t, put, numbering.ID(35))
 	if err := s.Delete(runs, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s, put = openAt(t, dir)
+	s, put = openPartitionAt(t, dir, numbering)
 	want := " 0:QUEUED 10:QUEUED 30:KILLED 31:KILLED 32:KILLED 33:KILLED 34:KILLED 35:QUEUED 36:KILLED 37:KILLED 38:KILLED 39:KILLED"
 	if got := listedByTag(t, s); got != want {
 		t.Errorf("%s, want%s", got, want)
@@ -39,8 +47,8 @@ func TestListLearnsDeletedRuns(t *testing.T) {
 	if got := s.deletedIDs.String(); got != "[{1 9} {11 29}]" {
 		t.Errorf("gone are %s", got)
 	}
-	finish(t, put, 10)
-	finish(t, put, 35)
+	finish(t, put, numbering.ID(10))
+	finish(t, put, numbering.ID(35))
 	want = " 0:QUEUED 10:KILLED 30:KILLED 31:KILLED 32:KILLED 33:KILLED 34:KILLED 35:KILLED 36:KILLED 37:KILLED 38:KILLED 39:KILLED"
 	if got := listedByTag(t, s); got != want {
 		t.Errorf("later:%s, want%s", got, want)

@@ -34,7 +34,12 @@ func openSmall(t *testing.T, runs ...messages.RunID) (s *RunStore, put func(*Bat
 // openAt opens a store with small transactions; put has a batch written.
 func openAt(t *testing.T, dir string) (s *RunStore, put func(*Batch) error) {
 	t.Helper()
-	s, err := OpenStore(Config{Dir: dir, memTable: 4 << 20})
+	return openPartitionAt(t, dir, messages.Numbering{})
+}
+
+func openPartitionAt(t *testing.T, dir string, n messages.Numbering) (s *RunStore, put func(*Batch) error) {
+	t.Helper()
+	s, err := OpenStore(Config{Dir: dir, memTable: 4 << 20, Numbering: n})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,10 +125,11 @@ func listedByTag(t *testing.T, s *RunStore) string {
 	return listedRuns(t, s, messages.ListQuery{All: true, HasTag: true, Tag: "t"})
 }
 
+// listedRuns are the runs of a list, by number and state.
 func listedRuns(t *testing.T, s *RunStore, q messages.ListQuery) (runs string) {
 	t.Helper()
 	err := s.Summaries(q, func(sum *messages.Summary) bool {
-		runs += fmt.Sprintf(" %d:%s", sum.ID, sum.State)
+		runs += fmt.Sprintf(" %d:%s", s.numbering.Number(sum.ID), sum.State)
 		return true
 	})
 	if err != nil {
