@@ -231,7 +231,7 @@ func (n *Node) AcceptsRuns(context.Context) error {
 		return messages.ErrStopping
 	}
 	if err := n.Err(); err != nil {
-		return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
+		return hasFailed(err)
 	}
 	err := n.env.store.CheckDiskSpace()
 	if low := err != nil; n.low.Swap(low) != low {

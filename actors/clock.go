@@ -95,7 +95,7 @@ func (r *run) now() int64 {
 // that may not be right yet: it is believed once the server has been up for a while, so
 // that it can be corrected before anything is deleted.
 //
-// It is never below a time that is stored. The mark may be a minute old, or longer if a commit took
+// It does not stay below a time that is stored. The mark may be a minute old, or longer if a commit took
 // long, and on another machine nothing tells what has passed since. So the clock begins at the newest
 // change of an unfinished run at least, and is raised above that of each finished run once the store has
 // indexed these (raiseAboveFinished).

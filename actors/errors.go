@@ -12,6 +12,9 @@ import (
 
 var (
 	errTimeout error = &messages.Error{Code: messages.Unavailable, Text: "the engine did not answer in time"}
+	// errOutcomeUnknown is the answer to a submission that the next leader may find, or not.
+	errOutcomeUnknown error = &messages.Error{Code: messages.OutcomeUnknown, Text: "the leadership was lost while the run was being created," +
+		" and the run may exist: look for it, or repeat the request with the same Idempotency-Key"}
 	// errFinished is a shard's answer to a read of tasks: the run is finished, so the caller reads the
 	// store. It never reaches a user.
 	errFinished = errors.New("run is finished")
@@ -22,27 +25,24 @@ func isLost(err error) bool { return errors.Is(err, persistence.ErrLost) }
 
 // hasFailed is the answer of a node that has failed.
 func hasFailed(err error) error {
+	if isLost(err) {
+		return query.StorageFailed(err)
+	}
 	return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
 }
 
 // submissionUnanswered is the answer to a submission that was on its way when the node failed.
 func submissionUnanswered(err error) error {
 	if isLost(err) {
-		return outcomeUnknown(err)
+		return errOutcomeUnknown
 	}
 	return hasFailed(err)
-}
-
-// outcomeUnknown is the answer to a submission that the next leader may find, or not.
-func outcomeUnknown(err error) error {
-	return &messages.Error{Code: messages.OutcomeUnknown, Text: fmt.Sprintf(
-		"the run may have been created: look for it, or repeat the request with the same Idempotency-Key: %v", err)}
 }
 
 // notCreated is why a submission did not become a run, or is not known to have become one.
 func notCreated(err error) error {
 	if errors.Is(err, persistence.ErrOutcomeUnknown) {
-		return outcomeUnknown(err)
+		return errOutcomeUnknown
 	}
 	if errors.Is(err, persistence.ErrTooBig) {
 		return &messages.Error{Code: messages.TooLarge, Text: fmt.Sprintf("the run is too large to be stored: %v", err)}

@@ -300,8 +300,8 @@ func (n *Node) watchFailures() {
 // may wait far longer for the other replicas.
 const journalPatience = time.Second
 
-// awaitJournal returns when the journal has answered every batch that it was given before, or after
-// journalPatience: so that callers learn whether their run was created, where that is known.
+// awaitJournal returns when the journal has answered every batch that it was given before, or when the
+// node is closed or journalPatience is over: so that callers learn whether their run was created, where that is known.
 func (n *Node) awaitJournal() {
 	answered := make(chan struct{})
 	n.env.store.Append(&persistence.Batch{Done: func(error) { close(answered) }})
@@ -310,6 +310,7 @@ func (n *Node) awaitJournal() {
 	select {
 	case <-answered:
 	case <-patience.C:
+	case <-n.stopped:
 	}
 }
 
@@ -331,7 +332,7 @@ func (n *Node) shutDown(ctx context.Context, detach bool) error {
 	if n.closing.Swap(true) {
 		return nil
 	}
-	detach = detach || isLost(n.Err())
+	detach = detach || isLost(n.env.store.Err())
 	n.janitor.close()
 	held := messages.NewReply[struct{}]()
 	n.env.root.Send(n.env.dispatcher, &halt{held})

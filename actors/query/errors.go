@@ -40,10 +40,14 @@ func ListError(err error) error {
 	return fmt.Errorf("listing runs: %w", err)
 }
 
-// StorageFailed is the error of a batch that did not become durable.
+// StorageFailed is the error of a batch that did not become durable, and of a read of a store that has
+// failed. A store that leads no longer has not failed for the user: another one serves the request.
 func StorageFailed(err error) error {
 	if errors.Is(err, persistence.ErrClosed) {
 		return messages.ErrStopping
+	}
+	if errors.Is(err, persistence.ErrLost) {
+		return &messages.Error{Code: messages.Unavailable, Text: "this server leads the partition no longer: repeat the request"}
 	}
 	text := err.Error()
 	if !errors.Is(err, persistence.ErrFailed) {

@@ -26,7 +26,7 @@ import (
 //
 // Remote.mu guards it.
 type runDoubts struct {
-	all       bool                   // before ExpectResume: every run that exists then, of an engine that has not named its runs
+	all       bool                   // every run that exists, of each engine before its ExpectResume
 	runs      map[messages.RunID]int // attempts of each that are lost, or will be, and not acknowledged
 	changed   bool                   // and not saved
 	saveTimer *time.Timer
@@ -86,8 +86,8 @@ func (r *Remote) loseAttempt(a *trackedAttempt, why string) {
 
 // doubtUnheard is called when a worker's journal is incomplete. Every attempt that a former server
 // granted and that is not found yet may be one of that worker's. So all runs that resume come into doubt;
-// before ExpectResume these are not known yet, and all runs of that engine do. Attempts of new grants are not concerned:
-// this server knows which worker it gave them to. mu is held.
+// of an engine that has not named these yet, all runs do. Attempts of new grants are not concerned: this
+// server knows which worker it gave them to. mu is held.
 func (r *Remote) doubtUnheard() {
 	r.doubts.changed = true
 	if !r.allNamedRuns() {
