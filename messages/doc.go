@@ -1,9 +1,9 @@
 // Package messages holds what actors say to each other and what they hand out: identities, attempt
 // records, immutable views of runs, and most messages between node, shard, run, task and dispatcher. It
-// imports only dag and holds no logic but that of run IDs (numbering.go). Messages that need a type of package actors, or that an actor
-// sends to itself or gets from its helpers, are declared in package actors beside their receiver, such
-// as attachAttempt (actors/task.go) and wake (actors/dispatcher.go). The type switch in an actor's
-// Receive, and in run.handle, lists all that the actor accepts.
+// imports only dag and holds no logic but that of run IDs (numbering.go). Messages that need a type of
+// package actors, or that an actor sends to itself or gets from its helpers, are declared in package
+// actors beside their receiver, such as attachAttempt (actors/task.go) and wake (actors/dispatcher.go).
+// The type switch in an actor's Receive, and in run.handle, lists all that the actor accepts.
 //
 // Rules:
 //

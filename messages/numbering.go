@@ -17,8 +17,12 @@ type Numbering struct {
 	Partition  uint64 // p, less than P
 }
 
-// MaxPartitions is the largest number of partitions. It leaves each partition 2^52 runs.
-const MaxPartitions = 1 << 12
+// MaxPartitions is the largest number of partitions. It leaves each partition 2^52 runs, numbered up to
+// MaxNumber.
+const (
+	MaxPartitions = 1 << 12
+	MaxNumber     = 1<<52 - 1
+)
 
 // Check returns an error unless the partition is one of the partitions.
 func (n Numbering) Check() error {
@@ -34,8 +38,14 @@ func (n Numbering) Stride() uint64 { return max(n.Partitions, 1) }
 // ID returns the ID of a run of the partition.
 func (n Numbering) ID(number uint64) RunID { return RunID(number*n.Stride() + n.Partition) }
 
-// Number returns the number of a run within its partition, whichever that is.
-func (n Numbering) Number(id RunID) uint64 { return uint64(id) / n.Stride() }
+// Number returns the number of a run within its partition, whichever that is. Without partitions it
+// costs no division: it is called for each message to a shard.
+func (n Numbering) Number(id RunID) uint64 {
+	if n.Partitions <= 1 {
+		return uint64(id)
+	}
+	return uint64(id) / n.Partitions
+}
 
 // Owns reports whether an ID is one of the partition.
 func (n Numbering) Owns(id RunID) bool { return uint64(id)%n.Stride() == n.Partition }

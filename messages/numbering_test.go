@@ -42,6 +42,14 @@ func TestZeroNumberingLeavesIDs(t *testing.T) {
 	}
 }
 
+// TestHighestNumberHasAnID: with as many partitions as there may be, no ID wraps around.
+func TestHighestNumberHasAnID(t *testing.T) {
+	n := messages.Numbering{Partitions: messages.MaxPartitions, Partition: messages.MaxPartitions - 1}
+	if id := n.ID(messages.MaxNumber); id != math.MaxUint64 || n.Number(id) != messages.MaxNumber {
+		t.Errorf("number %d has ID %d, which has number %d", uint64(messages.MaxNumber), id, n.Number(id))
+	}
+}
+
 // TestNumberFromIsTheNextRunOfThePartition compares it with a search.
 func TestNumberFromIsTheNextRunOfThePartition(t *testing.T) {
 	for p := range uint64(6) {
