@@ -71,8 +71,9 @@ import (
 // (RunStore.fail): the failed group and every later batch get ErrFailed, and neither the log nor
 // Badger is written. The kernel may have dropped what it could not write and report the next sync
 // as a success, so the group may or may not be found by the next open. On a replica a lost leadership
-// ends the store in the same way, and the log decides whether its last group is stored. Faults of a batch alone are
-// ErrTooBig, a document that cannot be read, and damage of what the store has of its run.
+// ends the store in the same way, and the log decides whether its last group is stored. Faults of a
+// batch alone are ErrTooBig, a document that cannot be read, and damage of what the store has of its
+// run.
 
 // pendingBatch is one entry of the committer's queue: a batch, or bare rows (a deletion).
 type pendingBatch struct {
@@ -437,6 +438,15 @@ func (s *RunStore) commitDurably(mutations []mutation, size int64) error {
 	}
 	if errors.Is(err, ErrLost) {
 		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+	}
+	return err
+}
+
+// knownLost is for an error of rows without which a batch does not exist: the batch was never proposed,
+// so its outcome is known although that of the rows is not.
+func (s *RunStore) knownLost(err error) error {
+	if errors.Is(err, ErrOutcomeUnknown) {
+		return s.Err()
 	}
 	return err
 }

@@ -151,7 +151,7 @@ func (s *RunStore) appendLong(b *Batch) {
 	go func() {
 		defer s.longWrites.Done()
 		if err == nil {
-			err = s.writeLong(b, doc)
+			err = s.knownLost(s.writeLong(b, doc))
 			doc.Close()
 		}
 		p := &pendingBatch{batch: b, done: b.Done}

@@ -26,8 +26,8 @@ type Lead struct {
 }
 
 // Lead opens a store over a replica for one term. Opening writes rows only when the replica is new
-// (its format), or when a crash has left something half done. It uses Shards, Numbering and Registerer of c.
-// Closing the store leaves the DB open.
+// (its format), or when a crash has left something half done. It uses Shards, Numbering and Registerer
+// of c. Closing the store leaves the DB open.
 func (db *DB) Lead(l Lead, c Config) (*RunStore, error) {
 	s, err := db.newStore(replicaLimits())
 	if err != nil {

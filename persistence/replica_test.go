@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -607,5 +608,61 @@ func TestLostLeadershipTellsWhichOutcomesAreUnknown(t *testing.T) {
 		if errors.Is(err, ErrOutcomeUnknown) || !errors.Is(err, ErrLost) {
 			t.Errorf("a batch that was not proposed: %v", err)
 		}
+	}
+}
+
+// memoryDocument is a long document in memory.
+type memoryDocument []byte
+
+func (d memoryDocument) Size() int64 { return int64(len(d)) }
+
+func (d memoryDocument) Open() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(d)), nil }
+
+// TestOutcomeOfSeveralCommitsIsKnown loses the leadership in each commit of a run that takes several. The
+// log has the group of that commit. The outcome is unknown only from the commit on that makes the run
+// known, and until then the next store does not have it.
+func TestOutcomeOfSeveralCommitsIsKnown(t *testing.T) {
+	for name, makes := range map[string]func(b *Batch){
+		"staged batch":  func(b *Batch) { b.Create.Definition, b.Seq, b.Records = []byte("{}"), 1, randomBytes(3<<20) },
+		"long document": func(b *Batch) { b.Create.Long = memoryDocument(randomBytes(3 << 20)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			known, unknown := 0, 0
+			for n := 1; ; n++ {
+				r := OpenReplicated(t).HoldAfterAppend()
+				held := r.HoldCommit(n)
+				answer := make(chan error, 1)
+				b := &Batch{Create: new(Creation), Summary: &messages.Summary{State: dag.RunQueued}, Done: func(err error) { answer <- err }}
+				makes(b)
+				r.Append(b)
+				select {
+				case err := <-answer:
+					if err != nil {
+						t.Fatal(err)
+					}
+					if known < 2 || unknown == 0 {
+						t.Errorf("the outcome was known after %d commits, unknown after %d", known, unknown)
+					}
+					return
+				case <-held:
+				}
+				next := r.lead(t)
+				r.ReleaseCommits()
+				err := <-answer
+				if !errors.Is(err, ErrLost) {
+					t.Fatalf("lost in commit %d: %v", n, err)
+				}
+				_, missing := next.Summary(0)
+				isUnknown := errors.Is(err, ErrOutcomeUnknown)
+				if isUnknown {
+					unknown++
+				} else {
+					known++
+				}
+				if isUnknown != (missing == nil) {
+					t.Errorf("lost in commit %d: the answer is %q, and the next store says %v", n, err, missing)
+				}
+			}
+		})
 	}
 }

@@ -134,7 +134,7 @@ func (s *RunStore) start(c Config) error {
 		if c.clock.unregistered {
 			return
 		}
-		if err := s.loadFinishedIndex(ctx); err != nil && ctx.Err() == nil {
+		if err := s.loadFinishedIndex(ctx); err != nil && ctx.Err() == nil && s.Err() == nil {
 			s.db.log.Warn("finished runs were not registered: those whose summaries vanish are not noticed", "err", err)
 		}
 	}()

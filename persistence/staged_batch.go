@@ -44,7 +44,7 @@ func (s *RunStore) stageAndApply(mutations []mutation) error {
 	id := s.encoder.writeCount
 	parts := stagedParts(mutations, id, s.encoder.partSize)
 	if err := s.commitSplit(parts); err != nil {
-		return err
+		return s.knownLost(err) // parts without a mark are deleted by the next open
 	}
 	mark := stagedMark(id, len(parts))
 	if err := s.commitAndApply([]mutation{mark}, mark.Size()); err != nil {
