@@ -9,16 +9,27 @@ import (
 )
 
 // Partitioned is a Durable that several engines use, each for the runs of one partition. An engine starts
-// and ends while the executor and the other engines go on.
+// and ends while the executor and the other engines go on. Between two engines of a partition, an engine
+// on another machine may have led it, with executors of its own.
 type Partitioned interface {
 	Durable
 	// TakeOver is called when the engine of a partition starts, before its first order, with the
 	// unfinished runs of the partition that have ever been granted a slot. It stands in place of the
 	// first ExpectResume. Whatever a former engine of the partition has ordered counts no longer: the
 	// attempts of these runs are not reported until they are ordered again, and those of all other
-	// runs of the partition are orphans. Attempts of partitions that were not taken over yet are kept.
+	// runs of the partition are orphans. Attempts of partitions that are not taken over are kept.
 	// All calls of one executor have the same number of partitions.
+	//
+	// From the first call on, an attempt that is ordered with Order.Resume and is not known here is
+	// reported as lost, and never started: it may have been ordered on another machine.
+	//
+	// When TakeOver returns, no report that was made for a former engine is on its way to the sink. So
+	// it waits for the calls of the sink that are under way, and the sink may not call it.
 	TakeOver(partition messages.Numbering, runs ...messages.RunID)
+	// HandOver is called when the engine of a partition has ended and has left its attempts to the
+	// next engine, which may be on another machine. Orders that have not reached what runs them are
+	// dropped. The attempts go on, and are neither reported nor orphans until TakeOver.
+	HandOver(partition messages.Numbering)
 }
 
 // Shared is an executor that several engines use. Each engine has a front, which is a Durable of its own:
@@ -32,7 +43,7 @@ type Shared struct {
 	partitions uint64
 
 	mu     sync.Mutex
-	fronts []*front // by partition; nil while no engine of the partition is open here
+	fronts []*front // by partition: the newest one, until it is detached; nil without one
 }
 
 // NewShared opens an executor for the engines of some of the partitions.
@@ -44,8 +55,10 @@ func NewShared(partitions uint64, open func(Sink) (Partitioned, error)) (*Shared
 	s := &Shared{partitions: numbering.Stride()}
 	s.fronts = make([]*front, s.partitions)
 	var err error
-	s.executor, err = open(s.deliver)
-	return s, err
+	if s.executor, err = open(s.deliver); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Front returns what makes the front of a partition, in the form that an engine wants. A partition has one
@@ -57,6 +70,9 @@ func (s *Shared) Front(partition uint64) func(Sink) (Executor, error) {
 		if err := f.numbering.Check(); err != nil {
 			return nil, err
 		}
+		if before := s.front(partition); before != nil {
+			before.retire()
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.fronts[partition] != nil {
@@ -65,6 +81,13 @@ func (s *Shared) Front(partition uint64) func(Sink) (Executor, error) {
 		s.fronts[partition] = f
 		return f, nil
 	}
+}
+
+// front returns the front of a partition, or nil.
+func (s *Shared) front(partition uint64) *front {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fronts[partition]
 }
 
 // Close closes the executor: see Executor.
@@ -103,10 +126,7 @@ func (s *Shared) deliver(reports ...Report) {
 }
 
 func (s *Shared) deliverTo(partition uint64, reports []Report) {
-	s.mu.Lock()
-	f := s.fronts[partition]
-	s.mu.Unlock()
-	if f != nil {
+	if f := s.front(partition); f != nil {
 		f.deliver(reports)
 	}
 }
@@ -137,7 +157,8 @@ type frontPhase uint8
 
 const (
 	frontOpen     frontPhase = iota
-	frontClosed              // orders are revoked, and attempts end
+	frontClosing             // orders are revoked, and attempts end
+	frontClosed              // the same, and nothing is reported any more; the engine still acknowledges ends
 	frontDetached            // the partition is not the engine's any more
 )
 
@@ -145,6 +166,7 @@ const (
 type frontAttempt struct {
 	ended  bool
 	killed bool // by the engine
+	closed bool // killed by Close
 }
 
 var (
@@ -162,7 +184,7 @@ func (f *front) Start(o Order) {
 	f.ordering.RLock()
 	defer f.ordering.RUnlock()
 	switch f.phase {
-	case frontClosed:
+	case frontClosing, frontClosed:
 		f.sink(o.ReportAfterClose(time.Now().UnixNano()))
 		return
 	case frontDetached:
@@ -239,30 +261,27 @@ func (f *front) Acknowledge(keys ...messages.AttemptKey) {
 	f.call(func(x Partitioned) { x.Acknowledge(keys...) })
 }
 
-// Close implements Executor: the attempts of this front end, those of others go on. A killed attempt that
-// the engine did not kill is reported as lost. The error counts the attempts that do not end.
+// Close implements Executor: the attempts of this front end, those of others go on. An attempt that Close
+// has killed, and the engine has not, is reported as lost. The error counts the attempts that do not end.
 func (f *front) Close() error {
-	f.ordering.Lock()
-	was := f.phase
-	if was == frontOpen {
-		f.phase = frontClosed
-	}
-	f.ordering.Unlock()
-	if was != frontOpen {
+	if !f.changePhase(frontOpen, frontClosing) {
 		return nil
 	}
 	f.mu.Lock()
 	var keys []messages.AttemptKey
 	for key, a := range f.attempts {
 		if !a.ended {
-			keys = append(keys, key)
+			keys, a.closed = append(keys, key), true
 		}
 	}
 	f.mu.Unlock()
 	for _, key := range keys {
 		f.shared.executor.Kill(key, frontCloseGrace)
 	}
-	defer f.returnPartition()
+	defer func() {
+		f.changePhase(frontClosing, frontClosed)
+		f.silence()
+	}()
 	timeout := time.NewTimer(frontCloseGrace + frontCloseTimeout)
 	defer timeout.Stop()
 	for {
@@ -282,20 +301,39 @@ func (f *front) Close() error {
 
 // Detach implements Durable. The sink is not called any more when it returns.
 func (f *front) Detach() error {
-	f.ordering.Lock()
-	was := f.phase
-	if was == frontOpen {
-		f.phase = frontDetached
+	if f.changePhase(frontOpen, frontDetached) {
+		f.silence()
+		f.shared.executor.HandOver(f.numbering)
+		f.returnPartition()
 	}
-	f.ordering.Unlock()
-	if was != frontOpen {
-		return nil
-	}
-	f.delivering.Lock()
-	f.silent = true
-	f.delivering.Unlock()
-	f.returnPartition()
 	return nil
+}
+
+// retire detaches a front that is closed, in favour of the next one. An open front, or one that is
+// closing, stays.
+func (f *front) retire() {
+	if f.changePhase(frontClosed, frontDetached) {
+		f.returnPartition()
+	}
+}
+
+// changePhase moves the front from one phase to another, and reports whether it was in the first one. The
+// engine's calls that began before have reached the executor when it returns.
+func (f *front) changePhase(from, to frontPhase) bool {
+	f.ordering.Lock()
+	defer f.ordering.Unlock()
+	if f.phase != from {
+		return false
+	}
+	f.phase = to
+	return true
+}
+
+// silence returns when the sink is not called any more by reports.
+func (f *front) silence() {
+	f.delivering.Lock()
+	defer f.delivering.Unlock()
+	f.silent = true
 }
 
 // Healthy implements HealthReporter.
@@ -314,8 +352,8 @@ func (f *front) PostponedStarts() map[string]uint64 {
 	return nil
 }
 
-// call passes a call of the engine on, unless the front is detached: the partition may be another
-// engine's by now.
+// call passes a call of the engine on, unless the front is detached: the partition may be that of another
+// engine by now.
 func (f *front) call(pass func(Partitioned)) {
 	f.ordering.RLock()
 	defer f.ordering.RUnlock()
@@ -344,7 +382,7 @@ func (f *front) deliver(reports []Report) {
 		if r.Kind == Revoked {
 			delete(f.attempts, r.Key) // it is not acknowledged
 		}
-		if r.Record.Result == messages.AttemptKilled && !a.killed {
+		if r.Record.Result == messages.AttemptKilled && a.closed && !a.killed {
 			r.Record.Result = messages.AttemptLost
 			r.Record.ExecutorLog = "lost: ended by the executor's shutdown"
 		}

@@ -177,3 +177,47 @@ func TestReportsAreSortedByPartition(t *testing.T) {
 		}
 	}
 }
+
+// TestClosedFrontGivesWay: the engine of a closed front acknowledges what it has made durable, until the next
+// engine of the partition begins.
+func TestClosedFrontGivesWay(t *testing.T) {
+	shared, fake := newShared(t)
+	first := newFront(t, shared, 0, executortest.NewRecorder(t).Sink)
+	first.Start(executor.Order{Key: attemptOf(3)})
+	fake.Begin(attemptOf(3))
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	first.Acknowledge(attemptOf(3))
+	if n := fake.AckCount(attemptOf(3)); n != 1 {
+		t.Errorf("%d acknowledgements after Close", n)
+	}
+	next := newFront(t, shared, 0, executortest.NewRecorder(t).Sink)
+	next.Start(executor.Order{Key: attemptOf(6)})
+	first.Acknowledge(attemptOf(3))
+	first.Kill(attemptOf(6), time.Second)
+	first.Revoke(attemptOf(6))
+	if fake.AckCount(attemptOf(3)) != 1 || fake.Kills(attemptOf(6)) != 0 || fake.Revokes(attemptOf(6)) != 0 {
+		t.Error("the engine before has a say")
+	}
+}
+
+// TestKilledBetweenTwoEngines: an attempt that a former engine has killed ends as killed, also if the next
+// one has not killed it again.
+func TestKilledBetweenTwoEngines(t *testing.T) {
+	shared, fake := newShared(t)
+	fake.HoldKills(true)
+	first := newFront(t, shared, 0, executortest.NewRecorder(t).Sink)
+	first.Start(executor.Order{Key: attemptOf(3)})
+	fake.Begin(attemptOf(3))
+	first.Kill(attemptOf(3), time.Second)
+	if err := first.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	fake.End(attemptOf(3), messages.AttemptKilled, 0)
+	after := executortest.NewRecorder(t)
+	newFront(t, shared, 0, after.Sink, 3).Start(executor.Order{Key: attemptOf(3), Resume: true})
+	if r := after.WaitFinal(attemptOf(3)); r.Record.Result != messages.AttemptKilled {
+		t.Errorf("it ends as %v", r.Record.Result)
+	}
+}

@@ -20,6 +20,7 @@ type Durable struct {
 
 	// Guarded by Fake.mu.
 	detached   bool                        // no order is accepted and none is reported until Bind
+	takenOver  bool                        // it has a partition: an unknown order that is resumed is lost
 	expected   []messages.RunID            // all arguments of ExpectResume so far
 	resumeDone map[messages.RunID]int      // calls of ResumeDone
 	ackCounts  map[messages.AttemptKey]int // acknowledged ends, repeated ones counted each time
@@ -50,6 +51,12 @@ func (d *Durable) Bind(sink executor.Sink) (executor.Executor, error) {
 func (d *Durable) Start(o executor.Order) {
 	d.mu.Lock()
 	fo := d.orders[o.Key]
+	if fo == nil && o.Resume && d.takenOver && !d.detached {
+		d.post(o.NotStartedReport(d.now(), messages.AttemptLost, "lost: not known here"))
+		d.mu.Unlock()
+		d.flush()
+		return
+	}
 	if d.detached || fo == nil || !fo.unclaimed {
 		detached := d.detached
 		d.mu.Unlock()
@@ -87,6 +94,7 @@ func (d *Durable) ExpectResume(runs ...messages.RunID) {
 // TakeOver implements executor.Partitioned. It forgets the orders of the partition's other runs.
 func (d *Durable) TakeOver(partition messages.Numbering, runs ...messages.RunID) {
 	d.mu.Lock()
+	d.takenOver = true
 	for key, fo := range d.orders {
 		switch {
 		case !partition.Owns(key.Run):
@@ -98,6 +106,22 @@ func (d *Durable) TakeOver(partition messages.Numbering, runs ...messages.RunID)
 	}
 	d.expected = append(d.expected, runs...)
 	d.mu.Unlock()
+}
+
+// HandOver implements executor.Partitioned. Orders that have not begun are forgotten, as if none of them had
+// reached a worker.
+func (d *Durable) HandOver(partition messages.Numbering) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for key, fo := range d.orders {
+		switch {
+		case !partition.Owns(key.Run):
+		case fo.begun == 0 && !fo.ended:
+			delete(d.orders, key)
+		default:
+			fo.unclaimed = true
+		}
+	}
 }
 
 // ResumeDone implements executor.Durable. It forgets the orders that were not claimed.

@@ -404,6 +404,8 @@ func (r *Remote) unlockAndDeliver() {
 		r.mu.Unlock()
 		r.cfg.Sink(batch...)
 		r.mu.Lock()
+		r.deliveries++
+		r.delivered.Broadcast()
 	}
 	r.delivering = false
 	r.mu.Unlock()

@@ -26,7 +26,7 @@ import (
 //
 // Remote.mu guards it.
 type runDoubts struct {
-	all       bool                   // every run that exists, of each engine before its ExpectResume
+	all       bool                   // before ExpectResume: every run that exists then
 	runs      map[messages.RunID]int // attempts of each that are lost, or will be, and not acknowledged
 	changed   bool                   // and not saved
 	saveTimer *time.Timer
@@ -52,10 +52,10 @@ func (d *runDoubts) addRun(run messages.RunID) {
 	}
 }
 
-// includes reports whether a run is in doubt. named says whether its engine has named its runs.
-func (d *runDoubts) includes(run messages.RunID, named bool) bool {
+// includes reports whether a run is in doubt.
+func (d *runDoubts) includes(run messages.RunID) bool {
 	_, in := d.runs[run]
-	return in || d.all && !named
+	return d.all || in
 }
 
 // markDoubtful marks an attempt that workers do not know as one that may have begun. mu is held.
@@ -86,11 +86,11 @@ func (r *Remote) loseAttempt(a *trackedAttempt, why string) {
 
 // doubtUnheard is called when a worker's journal is incomplete. Every attempt that a former server
 // granted and that is not found yet may be one of that worker's. So all runs that resume come into doubt;
-// of an engine that has not named these yet, all runs do. Attempts of new grants are not concerned: this
-// server knows which worker it gave them to. mu is held.
+// before ExpectResume these are not known yet, and all runs do. Attempts of new grants are not concerned:
+// this server knows which worker it gave them to. mu is held.
 func (r *Remote) doubtUnheard() {
 	r.doubts.changed = true
-	if !r.allNamedRuns() {
+	if r.expectedRuns == nil {
 		r.doubts.all = true
 	}
 	for run := range r.expectedRuns {
@@ -103,14 +103,13 @@ func (r *Remote) doubtUnheard() {
 	}
 }
 
-// doubtExpected replaces runDoubts.all by the runs of an engine that exist, which can be removed one by
-// one. Runs that are submitted later are not in doubt. All is over when every engine has named its runs.
-// mu is held.
+// doubtExpected replaces runDoubts.all by the runs that exist, which can be removed one by one. Runs that
+// are submitted later are not in doubt. mu is held.
 func (r *Remote) doubtExpected(runs []messages.RunID) {
 	if !r.doubts.all {
 		return
 	}
-	r.doubts.all, r.doubts.changed = !r.allNamedRuns(), true
+	r.doubts.all, r.doubts.changed = false, true
 	for _, run := range runs {
 		r.doubts.addRun(run)
 	}
@@ -122,7 +121,7 @@ func (r *Remote) doubtExpected(runs []messages.RunID) {
 // bursts after a start. While the Remote closes, the set stays for the next server. mu is held.
 func (r *Remote) removeDoubt(run messages.RunID) {
 	undecided, in := r.doubts.runs[run]
-	if !in || undecided > 0 || !r.hasNamedRuns(run) || r.expectedRuns[run] || r.phase != phaseOpen {
+	if !in || undecided > 0 || r.expectedRuns == nil || r.expectedRuns[run] || r.phase != phaseOpen {
 		return
 	}
 	delete(r.doubts.runs, run)

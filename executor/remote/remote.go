@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -70,7 +71,7 @@ type Remote struct {
 	doubts       runDoubts
 	expectedRuns map[messages.RunID]bool // runs before ResumeDone; nil before ExpectResume
 	partitions   uint64                  // of the server; 0 until TakeOver, and for one engine
-	takenOver    map[uint64]bool         // partitions whose engine has named its runs
+	takenOver    map[uint64]bool         // partitions whose engine is here, and has named its runs
 	allFound     bool                    // every worker of a former server has said what it knows
 	attempts     attemptTable
 	lastSequence uint64            // of the order that came last
@@ -78,6 +79,8 @@ type Remote struct {
 	active       *peer             // nil, or synced and taking orders
 	undelivered  []executor.Report // in the order in which they are to be made; see unlockAndDeliver
 	delivering   bool              // a goroutine delivers the reports
+	deliveries   uint64            // calls of the sink that have returned
+	delivered    *sync.Cond        // of mu; signalled by each of them
 	earlyDeaths  int               // new workers in a row that never served, or could not be started
 	discoveryErr error             // why the workers without a folder are not known yet; nil once they are
 	recovering   *peer             // the dead worker whose state the supervisor recovers at present, or nil
@@ -118,6 +121,7 @@ func New(cfg Config) (*Remote, error) {
 	cfg.slowRecovery = cmp.Or(cfg.slowRecovery, cfg.Settings.CloseGrace+defaultSlowRecovery)
 	r := &Remote{cfg: cfg, log: cfg.Logger, wakeSupervisor: make(chan struct{}, 1), supervised: make(chan struct{}),
 		attempts: attemptTable{}, postponedStarts: map[string]uint64{}}
+	r.delivered = sync.NewCond(&r.mu)
 	for _, reason := range executor.PostponeReasons {
 		r.postponedStarts[reason] = 0
 	}
@@ -201,8 +205,8 @@ func (r *Remote) Start(o executor.Order) {
 		r.lastSequence++
 		a = &trackedAttempt{order: &o, sequence: r.lastSequence}
 		r.attempts[o.Key] = a
-		if o.Resume && r.doubts.includes(o.Key.Run, r.hasNamedRuns(o.Key.Run)) {
-			r.markDoubtful(o.Key, a)
+		if o.Resume && (r.partitions > 0 || r.doubts.includes(o.Key.Run)) {
+			r.markDoubtful(o.Key, a) // in a partition it may have begun on another machine
 		}
 		if r.active != nil && r.active.attached {
 			r.assignOrder(o.Key, a)
@@ -272,50 +276,61 @@ func (r *Remote) ExpectResume(runs ...messages.RunID) {
 		r.expectedRuns = map[messages.RunID]bool{}
 		r.doubtExpected(runs)
 	}
-	r.expectOrders(runs, func(messages.RunID) bool { return false })
+	r.expectOrders(runs)
 }
 
 // TakeOver implements executor.Partitioned. It costs O(attempts), as ExpectResume does.
 func (r *Remote) TakeOver(partition messages.Numbering, runs ...messages.RunID) {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
-	if r.expectedRuns == nil {
+	if r.takenOver == nil {
 		r.expectedRuns, r.takenOver = map[messages.RunID]bool{}, map[uint64]bool{}
 		r.partitions = partition.Stride()
 	}
-	if !r.takenOver[partition.Partition] {
-		r.takenOver[partition.Partition] = true
-		r.doubtExpected(runs)
+	r.withdrawOrders(partition)
+	for before := r.deliveries; r.delivering && r.deliveries == before; {
+		r.delivered.Wait()
 	}
-	maps.DeleteFunc(r.expectedRuns, func(run messages.RunID, _ bool) bool { return partition.Owns(run) })
-	r.expectOrders(runs, partition.Owns)
+	r.takenOver[partition.Partition] = true
+	r.doubtExpected(runs)
+	r.expectOrders(runs)
 }
 
-// expectOrders is ExpectResume and TakeOver: the orders of these runs, and those of the runs for which
-// withdrawn is true, are taken back. mu is held.
-func (r *Remote) expectOrders(runs []messages.RunID, withdrawn func(messages.RunID) bool) {
+// HandOver implements executor.Partitioned. It costs O(attempts). An order that a worker has stays there.
+func (r *Remote) HandOver(partition messages.Numbering) {
+	r.mu.Lock()
+	defer r.unlockAndDeliver()
+	r.withdrawOrders(partition)
+}
+
+// withdrawOrders takes all orders of a partition back, and drops the reports about them that were not
+// delivered: an attempt is reported again when it is ordered again. Its attempts are kept until the partition
+// is taken over again. mu is held.
+func (r *Remote) withdrawOrders(partition messages.Numbering) {
+	delete(r.takenOver, partition.Partition)
+	maps.DeleteFunc(r.expectedRuns, func(run messages.RunID, _ bool) bool { return partition.Owns(run) })
+	for key, a := range r.attempts {
+		if partition.Owns(key.Run) {
+			r.detachOrder(key, a)
+		}
+	}
+	r.undelivered = slices.DeleteFunc(r.undelivered, func(rep executor.Report) bool { return partition.Owns(rep.Key.Run) })
+}
+
+// expectOrders is what ExpectResume and TakeOver have in common: the orders of these runs are taken back,
+// and attempts that have become orphans are ended. mu is held.
+func (r *Remote) expectOrders(runs []messages.RunID) {
 	resuming := make(map[messages.RunID]bool, len(runs))
 	for _, run := range runs {
 		resuming[run], r.expectedRuns[run] = true, true
 	}
 	for key, a := range r.attempts {
-		if resuming[key.Run] || withdrawn(key.Run) {
+		if resuming[key.Run] {
 			r.detachOrder(key, a)
-		}
-		if a.order == nil && r.isOrphan(key) {
+		} else if a.order == nil && r.isOrphan(key) {
 			r.discardOrphan(key, a)
 		}
 	}
-}
-
-// hasNamedRuns reports whether the engine of a run has said which of its runs resume attempts. mu is held.
-func (r *Remote) hasNamedRuns(run messages.RunID) bool {
-	return r.expectedRuns != nil && (r.partitions == 0 || r.takenOver[uint64(run)%r.partitions])
-}
-
-// allNamedRuns reports whether all engines have said so. mu is held.
-func (r *Remote) allNamedRuns() bool {
-	return r.expectedRuns != nil && uint64(len(r.takenOver)) == r.partitions
 }
 
 // detachOrder makes an attempt one that is not asked for yet. An order that was never given to a worker
@@ -342,10 +357,11 @@ func (r *Remote) ResumeDone(run messages.RunID) {
 	r.removeDoubt(run)
 }
 
-// isOrphan reports whether an attempt without an order will not get one any more: the server has said
+// isOrphan reports whether an attempt without an order will not get one any more: its engine has said
 // which runs resume, and this one is not among them or is done. mu is held.
 func (r *Remote) isOrphan(key messages.AttemptKey) bool {
-	return r.hasNamedRuns(key.Run) && !r.expectedRuns[key.Run]
+	named := r.expectedRuns != nil && (r.partitions == 0 || r.takenOver[uint64(key.Run)%r.partitions])
+	return named && !r.expectedRuns[key.Run]
 }
 
 // discardOrphan ends an attempt that runs will not ask for, or forgets its end. mu is held.
