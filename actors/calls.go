@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -15,15 +16,23 @@ import (
 // an actor may not call them, since it might wait for itself. Each returns the answer, or an error once
 // the caller leaves (ctx), callTimeout is over, or the node has failed or is closed. After an error the
 // message is still on its way, so a change that was asked for may take effect later.
+//
+// Where another node goes on with the runs (Config.Epoch), the caller may be a server that repeats the
+// request there. So a caller that asks for a change learns what is known of it:
+//
+//	Unavailable      the change was not written, and never will be: repeating the request is safe
+//	OutcomeUnknown   the change was on its way: the next node may find it
+//
+// The second is for the rest: a node that ends waits for the answers of the journal (awaitChanges).
 
 // call sends a message by send and waits for the actor's answer.
 func call[T any](ctx context.Context, n *Node, reply messages.Reply[T], send func()) (T, error) {
-	return callWithin(ctx, n, callTimeout, hasFailed, reply, send)
+	return callWithin(ctx, n, callTimeout, nil, reply, send)
 }
 
-// callWithin is call for an operation that may take longer than callTimeout. When the node fails before
-// the answer, failed makes the error of why it has.
-func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, failed func(error) error, reply messages.Reply[T], send func()) (T, error) {
+// callWithin is call for an operation that may take longer than callTimeout. unknown is nil for a read;
+// for a change it is the error of an unknown outcome.
+func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, unknown error, reply messages.Reply[T], send func()) (T, error) {
 	var zero T
 	if n.closing.Load() {
 		return zero, messages.ErrStopping
@@ -31,22 +40,104 @@ func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, failed
 	if err := n.Err(); err != nil {
 		return zero, hasFailed(err)
 	}
+	if unknown != nil {
+		if err := n.beginChange(); err != nil {
+			return zero, err
+		}
+		defer n.endChange()
+	}
 	over := n.waits.expired()
 	send()
-	r, err := awaitReply(ctx, n, over, failed, reply)
+	r, err := awaitReply(ctx, n, over, reply)
 	for ; err == errTimeout && limit > callTimeout; limit -= callTimeout {
-		r, err = awaitReply(ctx, n, n.waits.expired(), failed, reply)
+		r, err = awaitReply(ctx, n, n.waits.expired(), reply)
 	}
 	if err != nil {
-		return zero, err
+		return zero, n.orUnknown(ctx, err, unknown)
 	}
 	return r.Value, r.Err
 }
 
+// orUnknown returns the error of a caller that has had no answer: err, or unknown where its change may
+// take effect on another node.
+func (n *Node) orUnknown(ctx context.Context, err, unknown error) error {
+	if unknown == nil || !n.env.replicated || ctx.Err() != nil {
+		return err
+	}
+	return unknown
+}
+
+// changeGate counts the callers that wait for a change. It is used where another node goes on with the
+// runs: there a node that ends gives its callers time to hear of their changes.
+type changeGate struct {
+	mu      sync.Mutex
+	callers int
+	closed  bool
+	idle    chan struct{} // closed when the gate is closed and no caller waits
+}
+
+// beginChange counts the caller of a change, or says why it may not begin. endChange follows.
+func (n *Node) beginChange() error {
+	if !n.env.replicated {
+		return nil
+	}
+	g := &n.changes
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case !g.closed:
+		g.callers++
+		return nil
+	case n.Err() != nil:
+		return hasFailed(n.Err())
+	}
+	return messages.ErrStopping
+}
+
+// endChange says that a caller has its answer, or waits no longer.
+func (n *Node) endChange() {
+	if !n.env.replicated {
+		return
+	}
+	g := &n.changes
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.callers--; g.closed && g.callers == 0 {
+		close(g.idle)
+	}
+}
+
+// close lets no further caller begin, and returns a channel that is closed when none waits any more.
+func (g *changeGate) close() (idle <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.closed, g.idle = true, make(chan struct{})
+		if g.callers == 0 {
+			close(g.idle)
+		}
+	}
+	return g.idle
+}
+
+// changePatience bounds awaitChanges: a proposal may wait far longer for the other replicas.
+const changePatience = time.Second
+
+// awaitChanges lets no further change begin. It returns when each caller has heard of its change, or when
+// ctx or changePatience is over.
+func (n *Node) awaitChanges(ctx context.Context) {
+	patience := time.NewTimer(changePatience)
+	defer patience.Stop()
+	select {
+	case <-n.changes.close():
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+}
+
 // awaitReply returns an answer, or the reason for its absence when over is closed or ctx ends. An answer
-// that is there counts more than any reason: the change is durable, and the caller should know. failed
-// is that of callWithin.
-func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, failed func(error) error, reply messages.Reply[T]) (messages.Result[T], error) {
+// that is there counts more than any reason: the change is durable, and the caller should know.
+func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, reply messages.Reply[T]) (messages.Result[T], error) {
 	select {
 	case r := <-reply:
 		return r, nil
@@ -61,7 +152,7 @@ func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, faile
 	var none messages.Result[T]
 	switch {
 	case n.Err() != nil:
-		return none, failed(n.Err())
+		return none, hasFailed(n.Err())
 	case isClosed(n.stopped):
 		return none, messages.ErrStopping
 	case ctx.Err() != nil:
@@ -94,7 +185,7 @@ func (n *Node) Submit(ctx context.Context, sub *messages.Submission) (messages.R
 		limit += time.Duration(sub.Long.Size()/minStoreRate) * time.Second
 	}
 	reply := messages.NewReply[messages.RunID]()
-	return callWithin(ctx, n, limit, submissionUnanswered, reply, func() {
+	return callWithin(ctx, n, limit, errRunMayExist, reply, func() {
 		if sub.IdempotencyKey != "" {
 			n.env.root.Send(n.root, &messages.SubmitRun{Submission: sub, Reply: reply})
 			return
@@ -110,6 +201,10 @@ func (n *Node) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]me
 	if err := n.AcceptsRuns(ctx); err != nil {
 		return nil, err
 	}
+	if err := n.beginChange(); err != nil {
+		return nil, err
+	}
+	defer n.endChange()
 	results := make([]messages.Result[messages.RunID], len(subs))
 	over := n.waits.expired()
 	plain := make([]int, 0, len(subs)) // those without a key, in subs
@@ -134,7 +229,7 @@ func (n *Node) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]me
 		n.env.root.Send(n.shard(creates[k].Run), &creates[k])
 	}
 	for range plain {
-		r, err := awaitReply(ctx, n, over, submissionUnanswered, reply)
+		r, err := awaitReply(ctx, n, over, reply)
 		if err != nil {
 			break
 		}
@@ -143,13 +238,14 @@ func (n *Node) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]me
 	}
 	for _, i := range plain {
 		if i != answered {
-			_, results[i].Err = awaitReply(ctx, n, over, submissionUnanswered, messages.Reply[messages.RunID](nil))
+			_, err := awaitReply(ctx, n, over, messages.Reply[messages.RunID](nil))
+			results[i].Err = n.orUnknown(ctx, err, errRunMayExist)
 		}
 	}
 	for i, k := range keyed {
-		r, err := awaitReply(ctx, n, over, submissionUnanswered, k)
+		r, err := awaitReply(ctx, n, over, k)
 		if err != nil {
-			r.Err = err
+			r.Err = n.orUnknown(ctx, err, errRunMayExist)
 		}
 		results[i] = r
 	}
@@ -162,7 +258,7 @@ const answered = -1
 // SetState asks a run for a state: restart (QUEUED), pause, resume (RUNNING), kill.
 func (n *Node) SetState(ctx context.Context, id messages.RunID, to dag.RunState) error {
 	m := &messages.SetState{Run: id, To: to, Reply: messages.NewReply[struct{}]()}
-	_, err := call(ctx, n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+	_, err := callWithin(ctx, n, callTimeout, errMayHaveChanged, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
 	return err
 }
 
@@ -181,7 +277,7 @@ func (n *Node) KillTask(ctx context.Context, id messages.RunID, name string) err
 		}
 	}
 	m := &messages.KillTask{Run: id, Task: name, Reply: messages.NewReply[struct{}]()}
-	_, err := call(ctx, n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+	_, err := callWithin(ctx, n, callTimeout, errMayHaveChanged, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
 	return err
 }
 

@@ -134,7 +134,7 @@ func TestUnansweredCallTimesOut(t *testing.T) {
 	r := newRig(t)
 	over := make(chan struct{})
 	close(over)
-	if _, err := awaitReply[int](t.Context(), r.node, over, hasFailed, nil); err != errTimeout {
+	if _, err := awaitReply[int](t.Context(), r.node, over, nil); err != errTimeout {
 		t.Errorf("%v, want %v", err, errTimeout)
 	}
 }

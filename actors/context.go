@@ -57,6 +57,7 @@ type services struct {
 type settings struct {
 	killGrace     time.Duration
 	numbering     messages.Numbering
+	replicated    bool       // another node goes on with the runs when this one leads no longer: Config.Epoch is set
 	limits        dag.Limits // for what runs generate
 	snapshotEvery int        // see snapshots
 }
@@ -71,6 +72,7 @@ type lifecycle struct {
 	epochs  atomic.Uint64 // of the newest run actor: Config.Epoch, then the run actors so far; see epochShift
 	spawned atomic.Uint64 // task actors so far
 
+	watching        sync.WaitGroup // waits for Node.watchFailures
 	timekeeping     sync.WaitGroup // waits for Node.keepTime
 	dormantAdoption sync.WaitGroup // waits for the goroutine that adopts the dormant runs of a former server
 }
@@ -92,7 +94,10 @@ func newNodeContext(c Config, n *Node, root *actor.RootContext) *nodeContext {
 			clock: c.Clock, log: c.Logger, root: root,
 			pool: newPool(), standingPool: newPool(), loader: newLoadLimiter(),
 		},
-		settings:  settings{numbering: c.Numbering, killGrace: c.KillGrace, limits: c.Limits, snapshotEvery: cmp.Or(c.snapshotEvery, snapshotEvery)},
+		settings: settings{
+			killGrace: c.KillGrace, numbering: c.Numbering, replicated: c.Epoch > 0,
+			limits: c.Limits, snapshotEvery: cmp.Or(c.snapshotEvery, snapshotEvery),
+		},
 		lifecycle: lifecycle{closing: &n.closing, stopped: n.stopped, paused: n.pauses.current},
 	}
 	e.reads = &query.Reader{

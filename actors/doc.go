@@ -56,6 +56,49 @@
 // (pool.go); those of Node on its callers'. Sinks of executors, the journal's Done, timers and loads
 // come on goroutines of their own, and only send a message or store an atomic value.
 //
+// # An engine for one term
+//
+// A server on its own starts one engine, with Epoch 0, and closes it at its end. A partition of a
+// replicated log has one engine for each term in which it is led here. These are the duties of its owner,
+// one goroutine for each partition, in this order:
+//
+//  1. Take the term over: its first entry is committed, and every entry before that is applied here.
+//  2. Open the store of the term: persistence.DB.Lead, with the Numbering of the partition.
+//  3. Start, with that store and Numbering, the term as Epoch, the front of each executor that engines
+//     share (executor.Shared.Front), and a Registerer that adds a label of the partition.
+//  4. Publish the engine to those who pass requests on to it.
+//
+// When the term is over, Failed is closed, or the leadership is to be transferred:
+//
+//  5. Take the engine back from those who pass requests on. They pass an answer of a read on only if
+//     the lease of the leadership holds then: the engine knows nothing of leases.
+//  6. Detach, once, before a transfer of the leadership.
+//  7. Close the store. The DB stays open.
+//
+// The owner also watches persistence.DB.Failed, for as long as the DB is open: an engine that leads no
+// longer does not tell that the disk fails.
+//
+// What the owner may rely on:
+//
+//   - An error of Lead, Start, Detach or Node.Err that wraps persistence.ErrLost ends this engine alone.
+//     After Start the owner goes on with step 7, after Failed with 5; then the next term may begin. Any
+//     other error of Lead, Start or Node.Err ends the server.
+//   - Start that fails leaves nothing behind, but for the store.
+//   - When Detach has returned, the engine has no goroutine and no metric, it gives no order to an
+//     executor, and no report reaches it. Its attempts go on. What was never given to a worker stays
+//     in the journal as granted.
+//   - Detach waits for callers (awaitChanges, at most 1 s), for runs that are being loaded, for rows
+//     that the janitor deletes and for the mark of the clock. The last two, and Close of the store,
+//     return when Propose does. So Propose must return soon after the leadership is lost.
+//   - A second engine of a partition cannot be open in one process: Lead and Front refuse it.
+//   - A caller whose change was not written gets Unavailable, and one whose change the log may have
+//     gets OutcomeUnknown (calls.go). A read gets Unavailable.
+//   - Nothing is started, killed or answered unless its batch is committed and applied here.
+//   - The clock of the engine begins at the newest time that the store has (clock.go), and numbers of
+//     runs at its newest run. RaiseNextNumber may be called at any time until Detach.
+//   - An attempt that the journal has and the executors here do not know is lost, and its task runs
+//     again under the next number. Nothing ends that attempt where it was ordered.
+//
 // Reading order: run.go, requests.go, task.go, supervision.go, shard.go, passivation.go, recovery.go
 // and load.go, dispatcher.go (and package scheduler), node.go. For readers of runs: package query,
 // views.go, package watch.

@@ -12,9 +12,12 @@ import (
 
 var (
 	errTimeout error = &messages.Error{Code: messages.Unavailable, Text: "the engine did not answer in time"}
-	// errOutcomeUnknown is the answer to a submission that the next leader may find, or not.
-	errOutcomeUnknown error = &messages.Error{Code: messages.OutcomeUnknown, Text: "the leadership was lost while the run was being created," +
-		" and the run may exist: look for it, or repeat the request with the same Idempotency-Key"}
+	// errRunMayExist answers a submission, and errMayHaveChanged a change of a run, that the next leader
+	// may find, or not.
+	errRunMayExist error = &messages.Error{Code: messages.OutcomeUnknown,
+		Text: "it is not known whether the run was created: look for it, or repeat the request with the same Idempotency-Key"}
+	errMayHaveChanged error = &messages.Error{Code: messages.OutcomeUnknown,
+		Text: "it is not known whether the change has taken effect: look at the run before the request is repeated"}
 	// errFinished is a shard's answer to a read of tasks: the run is finished, so the caller reads the
 	// store. It never reaches a user.
 	errFinished = errors.New("run is finished")
@@ -31,18 +34,10 @@ func hasFailed(err error) error {
 	return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
 }
 
-// submissionUnanswered is the answer to a submission that was on its way when the node failed.
-func submissionUnanswered(err error) error {
-	if isLost(err) {
-		return errOutcomeUnknown
-	}
-	return hasFailed(err)
-}
-
 // notCreated is why a submission did not become a run, or is not known to have become one.
 func notCreated(err error) error {
 	if errors.Is(err, persistence.ErrOutcomeUnknown) {
-		return errOutcomeUnknown
+		return errRunMayExist
 	}
 	if errors.Is(err, persistence.ErrTooBig) {
 		return &messages.Error{Code: messages.TooLarge, Text: fmt.Sprintf("the run is too large to be stored: %v", err)}
@@ -60,6 +55,27 @@ func runRestarted(id messages.RunID) error {
 func stillLoading(id messages.RunID) error {
 	return &messages.Error{Code: messages.Unavailable,
 		Text: fmt.Sprintf("run %d is being loaded and %d requests wait for it: repeat the request later", id, maxQueuedRequests)}
+}
+
+// notLoaded answers the requests on a run that could not be read from the store. A server that stops, or
+// leads no longer, says nothing about the run.
+func notLoaded(id messages.RunID, err error) error {
+	switch {
+	case errors.Is(err, messages.ErrStopping):
+		return messages.ErrStopping
+	case errors.Is(err, persistence.ErrClosed) || isLost(err):
+		return query.StorageFailed(err)
+	}
+	return &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", id, err)}
+}
+
+// readError is the error of a read whose answer waited for a batch: it asks for no change, so it can be
+// repeated.
+func readError(err error) error {
+	if err == errMayHaveChanged {
+		return query.StorageFailed(persistence.ErrLost)
+	}
+	return err
 }
 
 func conflict(id messages.RunID, from, to dag.RunState, why error) error {

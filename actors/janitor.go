@@ -48,7 +48,7 @@ func startJanitor(n *Node, c Config, next messages.RunID) *janitor {
 		stop: make(chan struct{})}
 	if !c.KeepUnknownOutputs {
 		j.goroutines.Go(func() {
-			if err := j.removeLeftoverOutputs(next); err != nil && !errors.Is(err, errJanitorStopped) && !j.stopped() {
+			if err := j.removeLeftoverOutputs(next); err != nil && !errors.Is(err, errJanitorStopped) && !j.stopped() && !isLost(n.env.store.Err()) {
 				n.env.log.Warn("output files of deleted runs may stay", "err", err)
 			}
 		})
@@ -57,7 +57,7 @@ func startJanitor(n *Node, c Config, next messages.RunID) *janitor {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
 		for {
-			if err := j.sweep(); err != nil && !j.stopped() {
+			if err := j.sweep(); err != nil && !j.stopped() && !isLost(n.env.store.Err()) {
 				n.env.log.Error("retention", "err", err)
 			}
 			select {

@@ -139,7 +139,11 @@ func (l *leader) begin() {
 		},
 		Registerer: l.registry, Logger: slog.New(slog.NewTextHandler(l.t.Output(), nil)),
 	}
-	l.rig = rig{t: l.t, fake: l.durable.Fake, config: c, clock: testClock{system: SystemClock()}}
+	wrap := l.wrap
+	if wrap != nil {
+		c.Store = wrap(l.store)
+	}
+	l.rig = rig{t: l.t, fake: l.durable.Fake, config: c, wrap: wrap, clock: testClock{system: SystemClock()}}
 	if l.node, err = Start(c); err != nil {
 		l.t.Fatal(err)
 	}
@@ -251,6 +255,128 @@ func TestLostSubmissionsSayWhatIsKnown(t *testing.T) {
 	}
 	if _, err := l.node.Summary(t.Context(), l.config.Numbering.ID(1)); code(err) != messages.NotFound {
 		t.Errorf("the run that it does not have: %v", err)
+	}
+}
+
+// async calls f, and returns where its error comes.
+func async(f func() error) <-chan error {
+	answer := make(chan error, 1)
+	go func() { answer <- f() }()
+	return answer
+}
+
+// TestLostChangesSayWhatIsKnown: of the changes of runs only the one that the log may have is in doubt.
+func TestLostChangesSayWhatIsKnown(t *testing.T) {
+	l := newLeader(t)
+	first, other := l.submit(single), l.submit(single)
+	l.order(2)
+	l.awaitTasks(first, dag.TaskGranted, 1)
+	l.awaitTasks(other, dag.TaskGranted, 1)
+	held, release := l.log.hold()
+	proposed := async(func() error { return l.node.SetState(t.Context(), first, dag.RunPaused) })
+	<-held
+	late := async(func() error { return l.node.SetState(t.Context(), first, dag.RunRunning) })
+	queued := async(func() error { return l.node.Kill(t.Context(), other) })
+	l.drainShard(first)
+	l.drainShard(other)
+	l.log.depose()
+	release()
+	if err := <-proposed; code(err) != messages.OutcomeUnknown {
+		t.Errorf("the change that was proposed: %v", err)
+	}
+	for what, answer := range map[string]<-chan error{"behind it": late, "of another run": queued} {
+		if err := <-answer; code(err) != messages.Unavailable {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	l.end()
+	l.begin()
+	l.awaitState(first, dag.RunPaused)
+	if s := l.awaitTasks(other, dag.TaskGranted, 1); s.State != dag.RunRunning {
+		t.Errorf("the run whose kill was refused is %s", s.State)
+	}
+	if n := l.fake.Kills(messages.AttemptKey{Run: other, Attempt: 1}); n != 0 {
+		t.Errorf("a kill that is not durable was carried out %d times", n)
+	}
+}
+
+// TestReadersAreNeverInDoubt: a read that waited for the commit of a change may simply be repeated.
+func TestReadersAreNeverInDoubt(t *testing.T) {
+	if err := readError(errMayHaveChanged); code(err) != messages.Unavailable {
+		t.Error(err)
+	}
+	if err := readError(errTimeout); err != errTimeout {
+		t.Error(err)
+	}
+}
+
+// TestDetachedEngineAnswersItsCallers: a change that is under way when the engine ends is answered as what
+// it becomes, and with an unknown outcome if that takes too long.
+func TestDetachedEngineAnswersItsCallers(t *testing.T) {
+	for what, inTime := range map[string]bool{"in time": true, "too late": false} {
+		t.Run(what, func(t *testing.T) {
+			l := newLeader(t)
+			held, release := l.log.hold()
+			submitted := async(func() error { return second(l.node.Submit(t.Context(), l.plan(single))) })
+			<-held
+			detached := async(func() error { return l.node.Detach(t.Context()) })
+			for !l.node.closing.Load() {
+				time.Sleep(time.Millisecond)
+			}
+			if _, err := l.node.Submit(t.Context(), l.plan(single)); err != messages.ErrStopping {
+				t.Errorf("a submission after that: %v", err)
+			}
+			if inTime {
+				release()
+				if err := <-submitted; err != nil {
+					t.Errorf("the run is stored, and the answer is %v", err)
+				}
+			} else {
+				if err := <-submitted; code(err) != messages.OutcomeUnknown {
+					t.Errorf("the answer is %v", err)
+				}
+				release()
+			}
+			if err := <-detached; err != nil {
+				t.Error(err)
+			}
+			l.end()
+			l.begin()
+			if _, err := l.node.Summary(t.Context(), l.config.Numbering.ID(0)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestLossDuringALoadIsNotTheRunsFault: a request that waits for a run which cannot be read any more is
+// repeated elsewhere.
+func TestLossDuringALoadIsNotTheRunsFault(t *testing.T) {
+	l := newLeader(t)
+	run := l.submit(single)
+	l.order(1)
+	l.end()
+	slow := newSlowLoads(run)
+	l.wrap = func(s persistence.Store) persistence.Store {
+		slow.Store = s
+		return slow
+	}
+	l.begin()
+	<-slow.begun
+	kill := async(func() error { return l.node.Kill(t.Context(), run) })
+	l.drainShard(run)
+	l.log.depose()
+	_, _ = l.node.Submit(t.Context(), l.plan(single)) // finds out
+	within(t, "the engine ends", l.node.Failed())
+	close(slow.proceed)
+	if err := <-kill; code(err) != messages.Unavailable {
+		t.Errorf("the request: %v", err)
+	}
+	l.wrap = nil
+	l.end()
+	l.begin()
+	if s := l.awaitTasks(run, dag.TaskGranted, 1); s.State != dag.RunRunning {
+		t.Errorf("the run is %s", s.State)
 	}
 }
 

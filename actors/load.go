@@ -1,7 +1,9 @@
 package actors
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -113,9 +115,13 @@ func (r *run) finishLoading(ctx actor.Context, m *loadedRun) {
 	if m.err != nil {
 		// Its attempts in a durable executor are left alone: they were not given again,
 		// and it is never reported by ResumeDone. Another server may be able to load it.
-		r.env.log.Error("run cannot be loaded", "run", r.id, "err", m.err)
+		level := slog.LevelError
+		if isLost(m.err) { // the engine says so once
+			level = slog.LevelDebug
+		}
+		r.env.log.Log(context.Background(), level, "run cannot be loaded", "run", r.id, "err", m.err)
 		ctx.Send(r.env.dispatcher, &messages.ForgetRun{Run: r.id})
-		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, m.err)}
+		r.failed = notLoaded(r.id, m.err)
 		r.refuseAll(r.failed)
 		r.offerPassivation(ctx)
 	} else {

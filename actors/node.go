@@ -83,6 +83,7 @@ type Node struct {
 	failed  chan struct{} // closed by fail
 	failure atomic.Pointer[error]
 
+	changes    changeGate
 	stopOnce   sync.Once
 	registered registrations
 }
@@ -96,7 +97,7 @@ type Node struct {
 // the node.
 //
 // Any number of nodes may be started one after the other over stores of one DB, each when the one before
-// and its store are closed.
+// and its store are closed: the package doc has the duties of their owner.
 func Start(c Config) (*Node, error) {
 	if err := c.Numbering.Check(); err != nil {
 		return nil, err
@@ -147,7 +148,7 @@ func Start(c Config) (*Node, error) {
 		n.release()
 		return nil, err
 	}
-	go n.watchFailures()
+	e.watching.Go(n.watchFailures)
 	n.syncClocks(false) // in a new folder, or when the machine was off: nothing may be told by a clock without a mark
 	e.timekeeping.Go(n.keepTime)
 	n.janitor = startJanitor(n, c, next)
@@ -285,7 +286,7 @@ func (n *Node) watchFailures() {
 				return
 			}
 			n.fail(err)
-			n.awaitJournal()
+			n.awaitChanges(context.Background())
 			n.stop()
 			return
 		case <-n.failed:
@@ -293,24 +294,6 @@ func (n *Node) watchFailures() {
 		case <-n.stopped:
 			return
 		}
-	}
-}
-
-// journalPatience bounds the wait for the last answers of a journal whose leadership is lost. A proposal
-// may wait far longer for the other replicas.
-const journalPatience = time.Second
-
-// awaitJournal returns when the journal has answered every batch that it was given before, or when the
-// node is closed or journalPatience is over: so that callers learn whether their run was created, where that is known.
-func (n *Node) awaitJournal() {
-	answered := make(chan struct{})
-	n.env.store.Append(&persistence.Batch{Done: func(error) { close(answered) }})
-	patience := time.NewTimer(journalPatience)
-	defer patience.Stop()
-	select {
-	case <-answered:
-	case <-patience.C:
-	case <-n.stopped:
 	}
 }
 
@@ -322,17 +305,22 @@ func (n *Node) Close(ctx context.Context) error { return n.shutDown(ctx, false) 
 
 // Detach stops the node as Close does, but leaves running what can outlive it: the
 // next node finds it. A durable executor sends unacknowledged ends again to the
-// next node, so Detach does not wait for them.
+// next node, so Detach does not wait for them. The error of a node that leads no longer wraps
+// persistence.ErrLost. A second call returns at once, and does not wait for the first one.
 func (n *Node) Detach(ctx context.Context) error { return n.shutDown(ctx, true) }
 
 // shutDown is Close and Detach, in an order that loses no end: first no new tasks, then the
 // executors end or detach, then their last reports become durable, and only then do the actors
-// stop. The pools go last: actors that stop still run on them.
+// stop. The pools go last: actors that stop still run on them. Before all that, where another node goes
+// on, those who wait for a change hear of it (awaitChanges).
 func (n *Node) shutDown(ctx context.Context, detach bool) error {
 	if n.closing.Swap(true) {
 		return nil
 	}
 	detach = detach || isLost(n.env.store.Err())
+	if n.env.replicated {
+		n.awaitChanges(ctx)
+	}
 	n.janitor.close()
 	held := messages.NewReply[struct{}]()
 	n.env.root.Send(n.env.dispatcher, &halt{held})
@@ -349,6 +337,7 @@ func (n *Node) shutDown(ctx context.Context, detach bool) error {
 		err = fmt.Errorf("closing: attempts did not end: %w", ctx.Err())
 	}
 	n.stop()
+	n.env.watching.Wait()
 	n.env.dormantAdoption.Wait()
 	n.env.timekeeping.Wait()
 	future := n.env.root.StopFuture(n.root)
@@ -398,8 +387,13 @@ func (n *Node) NextNumber() uint64 { return n.next.Load() }
 
 // RaiseNextNumber makes the numbers of later runs at least number. Partitions tell each other their
 // highest numbers, so that the ids of all partitions ascend with the time of submission, roughly. A
-// lower number changes nothing. The raised number becomes durable with the next run.
+// lower number changes nothing. So does one that no partition can have reached: numbers are never lowered
+// again, and must not run out. The raised number becomes durable with the next run.
 func (n *Node) RaiseNextNumber(number uint64) {
+	if number > messages.MaxNumber/2 {
+		n.env.log.Error("the number of another partition's next run is too high and is ignored", "number", number)
+		return
+	}
 	for old := n.next.Load(); number > old && !n.next.CompareAndSwap(old, number); old = n.next.Load() {
 	}
 }

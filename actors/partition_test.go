@@ -27,6 +27,8 @@ func TestRunsOfAPartitionAscend(t *testing.T) {
 		}
 		r.node.RaiseNextNumber(100)
 		r.node.RaiseNextNumber(50)
+		r.node.RaiseNextNumber(messages.MaxNumber)
+		r.node.RaiseNextNumber(math.MaxUint64)
 		if id := r.submit(single); id != r.id(100) || r.node.NextNumber() != 101 {
 			t.Errorf("behind another partition: id %d, want %d; next %d", id, r.id(100), r.node.NextNumber())
 		}

@@ -56,7 +56,7 @@ func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
 // and journal agree.
 func (r *run) answerView(reply messages.Reply[*messages.View], first, n uint32, err error) {
 	if err != nil {
-		reply.Send(nil, err)
+		reply.Send(nil, readError(err))
 		return
 	}
 	v := query.NewView(r.dag, *r.summary(), r.seq-1, first, n)
@@ -71,7 +71,7 @@ func (r *run) answerView(reply messages.Reply[*messages.View], first, n uint32, 
 // answerTask is answerView of one task, found by its name.
 func (r *run) answerTask(m *messages.GetTask, err error) {
 	if err != nil {
-		m.Refuse(err)
+		m.Refuse(readError(err))
 		return
 	}
 	task, ok := r.dag.Plan().FindTask(m.Name)

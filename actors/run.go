@@ -550,8 +550,12 @@ func (r *run) drainDeferred(ctx actor.Context) {
 }
 
 // refuseAll answers all waiting callers with an error, and drops the events that wait. Each caller gets
-// one answer (messages.Reply), however often it is refused.
+// one answer (messages.Reply), however often it is refused. Where another node goes on with the run, it
+// may find the batch that is being written.
 func (r *run) refuseAll(err error) {
+	if r.committing && r.env.replicated {
+		r.answerAll(errMayHaveChanged)
+	}
 	r.answerAll(err)
 	for _, m := range r.queuedRequests {
 		if q, ok := m.(messages.Request); ok {

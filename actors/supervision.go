@@ -244,6 +244,9 @@ func (r *run) failRun(ctx actor.Context, err error) {
 	clear(r.effects)
 	r.effects = r.effects[:0]
 	r.pending = pendingBatch{}
+	if errors.Is(err, persistence.ErrOutcomeUnknown) {
+		r.answerAll(errMayHaveChanged)
+	}
 	r.refuseAll(r.failed)
 	for task := range r.tasks {
 		r.dropTask(ctx, task)

@@ -130,7 +130,7 @@ func TestListOfARunThatCannotBeRead(t *testing.T) {
 	newest.Desc, few.Limit = true, 2
 	for what, q := range map[string]messages.ListQuery{"oldest": all, "newest": newest, "a page": few, "paused": paused} {
 		for _, lost := range []error{persistence.ErrNotFound, errors.New("disk is gone")} {
-			x := NewIndex()
+			x := NewIndex(messages.Numbering{})
 			x.Insert(&messages.Summary{ID: 5, State: dag.RunRunning})
 			store := &finishing{listed: listed{runs: []*messages.Summary{{ID: 1, State: dag.RunCompleted}}}, finish: func() { x.Remove(5) }, lost: lost}
 			if what == "paused" {
