@@ -54,6 +54,7 @@ var plainPackages = []string{
 	"internal/faults",
 	"internal/idtable",
 	"internal/lengthprefix",
+	"internal/model",
 	"internal/outputs",
 	"internal/protogen",
 	"internal/testenv",
@@ -195,7 +196,10 @@ func TestPlainComments(t *testing.T) {
 }
 
 // plainTests are the packages whose tests follow the style, too. The list only grows.
-var plainTests = []string{"bench", "dag/dagtest", "internal/clustertest/history", "internal/e2e", "persistence/badgerguard", "persistence/commitlog", "persistence/journaltest"}
+var plainTests = []string{
+	"bench", "dag/dagtest", "internal/clustertest/history", "internal/e2e", "internal/model", "persistence/badgerguard",
+	"persistence/commitlog", "persistence/journaltest",
+}
 
 // TestPlainTestComments checks the comments in the tests of plainTests.
 func TestPlainTestComments(t *testing.T) {

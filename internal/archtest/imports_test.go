@@ -48,6 +48,7 @@ var may = map[string][]string{
 	"internal/archtest":   {},
 	"internal/covercheck": {},
 	"internal/faults":     {"internal/vfs"},
+	"internal/model":      {},
 	"internal/e2e":        {"client", "internal/testenv", "internal/e2e/e2etest"},
 	"internal/testenv":    {},
 
