@@ -12,10 +12,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -179,9 +181,23 @@ func (c *Client) sendOnce(ctx context.Context, k *call) (*http.Response, error) 
 	if k.body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	// Package http itself repeats a request with an idempotency key when a kept connection breaks, and
+	// then returns the error of the second connection: an error of the dialer does not prove that the
+	// request was never sent.
+	var connected atomic.Bool
+	if k.header.Get("Idempotency-Key") != "" {
+		req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+			GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+		}))
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.transportError(ctx, k, err)
+		err = c.transportError(ctx, k, err)
+		var lost *noAnswerError
+		if connected.Load() && errors.As(err, &lost) {
+			lost.notSent = false
+		}
+		return nil, err
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		defer resp.Body.Close()

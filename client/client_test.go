@@ -1,8 +1,11 @@
 package client
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"reflect"
@@ -315,5 +318,53 @@ func TestNoRetries(t *testing.T) {
 	}
 	if n := len(f.seen()); n != 1 {
 		t.Errorf("asked %d times", n)
+	}
+}
+
+// TestRepeatedByTheTransport: net/http sends a request with an idempotency key again when a kept
+// connection breaks. That the second connection is refused does not mean that the request was never
+// sent.
+func TestRepeatedByTheTransport(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	received := make(chan string, 1)
+	go func() {
+		defer close(received)
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		r := bufio.NewReader(conn)
+		for i := 0; ; i++ {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			body, _ := io.ReadAll(req.Body)
+			if i == 1 { // the server accepts the submission and dies
+				l.Close()
+				received <- string(body)
+				return
+			}
+			fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		}
+	}()
+	c, err := New(Config{Server: l.Addr().String(), HTTPClient: &http.Client{Transport: &http.Transport{}}, Retries: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.CloseIdle()
+	if err := c.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Submit(t.Context(), []byte("{}"), SubmitOptions{IdempotencyKey: "k"})
+	if body := <-received; body != "{}" {
+		t.Fatalf("the server has received %q", body)
+	}
+	if !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrNoServer) {
+		t.Errorf("a submission that was received fails with %v", err)
 	}
 }
