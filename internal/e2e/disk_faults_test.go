@@ -5,15 +5,12 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 	"github.com/caravan-dag/caravan/internal/faults"
@@ -224,55 +221,20 @@ func TestOutputErrors(t *testing.T) {
 	}
 }
 
-// powerDisk is an ext4 file system in a file, whose power can be cut.
-type powerDisk struct{ image, dir string }
-
-// newPowerDisk makes and mounts the file system, or skips the test: mounting needs root.
-func newPowerDisk(t *testing.T) *powerDisk {
+// newPowerDisk makes a disk whose power can be cut, or skips the test: mounting needs root.
+func newPowerDisk(t *testing.T) *faults.Ext4 {
 	t.Helper()
 	base := t.TempDir()
-	d := &powerDisk{image: filepath.Join(base, "image"), dir: filepath.Join(base, "mounted")}
-	if err := os.WriteFile(d.image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(d.image, 1<<30); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(d.dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", d.image).CombinedOutput(); err != nil {
-		t.Skipf("mkfs.ext4: %v %s", err, out)
-	}
-	if out, err := exec.Command("mount", "-o", "loop", d.image, d.dir).CombinedOutput(); err != nil {
-		t.Skipf("a loop device cannot be mounted: %v %s", err, out)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(d.dir, syscall.MNT_DETACH) })
-	return d
-}
-
-// cutPower stops all writes to the device at once. Data that was not synced is lost.
-func (d *powerDisk) cutPower(t *testing.T) {
-	t.Helper()
-	f, err := os.Open(d.dir)
+	d, err := faults.NewExt4(filepath.Join(base, "image"), filepath.Join(base, "mounted"), 1<<30)
 	if err != nil {
-		t.Fatal(err)
+		t.Skipf("a disk whose power can be cut is not possible here: %v", err)
 	}
-	defer f.Close()
-	// EXT4_IOC_SHUTDOWN = _IOR('X', 125, __u32), with EXT4_GOING_FLAGS_NOLOGFLUSH.
-	const shutdown, noLogFlush = 2<<30 | 4<<16 | 'X'<<8 | 125, 2
-	if err := unix.IoctlSetPointerInt(int(f.Fd()), shutdown, noLogFlush); err != nil {
-		t.Skipf("the power of a file system cannot be cut here: %v", err)
-	}
-}
-
-// remount mounts the file system as it is on the device. All files on it must be closed.
-func (d *powerDisk) remount(t *testing.T) {
-	t.Helper()
-	e2etest.Eventually(t, "the file system is unmounted", func() bool { return syscall.Unmount(d.dir, 0) == nil })
-	if out, err := exec.Command("mount", "-o", "loop", d.image, d.dir).CombinedOutput(); err != nil {
-		t.Fatalf("mount after the power cut: %v %s", err, out)
-	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
 }
 
 // TestPowerCut cuts the power of the data folder's device under load, -cuts times, and kills server,
@@ -282,7 +244,7 @@ func TestPowerCut(t *testing.T) {
 	rng := seededRandom(t)
 	disk := newPowerDisk(t)
 	lines := filepath.Join(t.TempDir(), "lines")
-	s := e2etest.Start(t, e2etest.Data(filepath.Join(disk.dir, "data")))
+	s := e2etest.Start(t, e2etest.Data(filepath.Join(disk.Dir(), "data")))
 	tags := map[uint64]string{} // acknowledged
 	completed := map[uint64]bool{}
 	for cut := range scaled(*cutsFlag) {
@@ -291,7 +253,9 @@ func TestPowerCut(t *testing.T) {
 		for _, pid := range testenv.Workers(s.Config().Data) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		disk.remount(t)
+		if err := disk.Remount(e2etest.Patience); err != nil {
+			t.Fatal(err)
+		}
 		s = s.Restart()
 		for id, tag := range acked {
 			if other, ok := tags[id]; ok {
@@ -333,7 +297,7 @@ func TestPowerCut(t *testing.T) {
 
 // loadUntilCut submits from several connections and cuts the power after n answers. It returns the
 // acknowledged runs, and adds the runs that were seen COMPLETED.
-func loadUntilCut(t *testing.T, s *e2etest.Server, disk *powerDisk, tag, lines string, n int, completed map[uint64]bool) map[uint64]string {
+func loadUntilCut(t *testing.T, s *e2etest.Server, disk *faults.Ext4, tag, lines string, n int, completed map[uint64]bool) map[uint64]string {
 	t.Helper()
 	var mu sync.Mutex
 	acked := map[uint64]string{}
@@ -381,7 +345,9 @@ func loadUntilCut(t *testing.T, s *e2etest.Server, disk *powerDisk, tag, lines s
 	for range n {
 		<-answers
 	}
-	disk.cutPower(t)
+	if err := disk.CutPower(); err != nil {
+		t.Skip(err)
+	}
 	close(stopped)
 	// A server without its disk refuses or ends; a client must not wait for it.
 	s.Kill()

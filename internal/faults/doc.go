@@ -10,6 +10,9 @@
 //
 //   - Damage damages a file as a disk may.
 //
+//   - Ext4 is a real file system in a file, whose power can be cut, and which fills up, stalls or
+//     becomes read-only (root only).
+//
 //   - Lease and HangingFolder are a program and a folder that do not answer.
 //
 //     seam                      what a test can do                     who sees it
@@ -17,6 +20,7 @@
 //     DATA.faults of a binary   WriteScript, ScriptHits                server and worker built with the tag
 //     a file                    Damage                                 every program, also Badger
 //     a path                    HoldLease, MountHanging                every program, also the kernel's exec
+//     a folder                  NewExt4                                every program
 //
 // Released binaries lack it: cmd/caravan imports the package with the build tag faults alone.
 //

@@ -5,7 +5,8 @@
 //   - waiting with a deadline, for a signal or for the state of another process (wait.go), so that a
 //     failing test fails within seconds instead of hanging;
 //   - the check that no goroutine is left (leaks.go);
-//   - a process that is short of descriptors (descriptors.go).
+//   - a process that is short of descriptors (descriptors.go);
+//   - a thread of its own, for what changes a thread (thread.go).
 //
 // Servers return errors, because the benchmarks use them without package testing. The other
 // functions end the test. A rig that only one package needs stays in that package.

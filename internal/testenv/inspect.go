@@ -108,6 +108,20 @@ func CPU(pid int) (own, children time.Duration, err error) {
 	return time.Duration(ticks[0]+ticks[1]) * clockTick, time.Duration(ticks[2]+ticks[3]) * clockTick, nil
 }
 
+// ProcessState returns the state of a process as a letter of proc(5): 'R', 'S', 'D', 'T' (stopped),
+// 'Z' (ended, its parent has not waited for it yet). A process that does not exist is an error.
+func ProcessState(pid int) (byte, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read the state of a process: %w", err)
+	}
+	rest := strings.TrimSpace(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if rest == "" {
+		return 0, fmt.Errorf("read the state of process %d: %q is too short", pid, text)
+	}
+	return rest[0], nil
+}
+
 // ContextSwitches counts the voluntary and involuntary context switches of the living threads of a
 // process. The Go runtime keeps its threads, so few are missed. A single-threaded process counts
 // after its exit too, until its parent waits for it.

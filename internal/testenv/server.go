@@ -24,6 +24,10 @@ type Config struct {
 	Args   []string      // further arguments of `caravan serve`
 	Env    []string      // added to the environment of this process, less its CARAVAN_ variables
 	Ready  time.Duration // deadline for the first answer of /ready; default 30 s
+
+	// Enter is called on the thread that starts the process, which it may move to another network
+	// namespace. The thread ends with the process. Default: the process starts where this one is.
+	Enter func() error
 }
 
 // Server is a server process, running or exited. Its methods are safe for concurrent use, except
@@ -84,7 +88,13 @@ func Launch(cfg Config) (*Server, error) {
 	}
 	s.cmd.Stdout, s.cmd.Stderr = w, w
 	started := make(chan error)
-	go s.runProcess(started)
+	if cfg.Enter == nil {
+		go s.runProcess(started)
+	} else {
+		go func() {
+			_ = OnOwnThread(func() error { s.runProcess(started); return nil })
+		}()
+	}
 	err = <-started
 	w.Close()
 	if err != nil {
@@ -99,8 +109,14 @@ func Launch(cfg Config) (*Server, error) {
 // parent-death signal when the thread that started the child exits.
 func (s *Server) runProcess(started chan<- error) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := s.cmd.Start()
+	defer runtime.UnlockOSThread() // OnOwnThread locks it once more
+	var err error
+	if s.cfg.Enter != nil {
+		err = s.cfg.Enter()
+	}
+	if err == nil {
+		err = s.cmd.Start()
+	}
 	started <- err
 	if err != nil {
 		return
