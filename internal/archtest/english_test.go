@@ -45,7 +45,9 @@ var plainPackages = []string{
 	"internal/archtest",
 	"internal/backup",
 	"internal/browsertest",
+	"internal/clustertest",
 	"internal/clustertest/history",
+	"internal/clustertest/network",
 	"internal/clustertls",
 	"internal/covercheck",
 	"internal/datafolder",
@@ -197,8 +199,8 @@ func TestPlainComments(t *testing.T) {
 
 // plainTests are the packages whose tests follow the style, too. The list only grows.
 var plainTests = []string{
-	"bench", "dag/dagtest", "internal/clustertest/history", "internal/e2e", "internal/model", "persistence/badgerguard",
-	"persistence/commitlog", "persistence/journaltest",
+	"bench", "dag/dagtest", "internal/clustertest", "internal/clustertest/history", "internal/clustertest/network",
+	"internal/e2e", "internal/model", "persistence/badgerguard", "persistence/commitlog", "persistence/journaltest",
 }
 
 // TestPlainTestComments checks the comments in the tests of plainTests.

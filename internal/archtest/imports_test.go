@@ -53,6 +53,7 @@ var may = map[string][]string{
 	"internal/testenv":    {},
 
 	"internal/clustertest/history": {},
+	"internal/clustertest/network": {"internal/testenv"},
 }
 
 // outside says which modules a package imports. A package that is not here
@@ -74,6 +75,7 @@ var outside = map[string][]string{
 	"bench":                   {"golang.org/x/sys", "gonum.org/v1/plot"},
 
 	"internal/clustertest/history": {"github.com/anishathalye/porcupine", "golang.org/x/sys"},
+	"internal/clustertest/network": {"golang.org/x/sys"},
 
 	"internal/datafolder": {"golang.org/x/sys"},
 	"internal/faults":     {"golang.org/x/sys"},

@@ -52,7 +52,7 @@ func (s *streamCheck) follow(e *Event) {
 		}
 	}
 	if e.State != "" {
-		if isFinal(s.state) && e.State != s.state && len(s.runFacts(s.stream.Run).changed) == 0 {
+		if isFinal(s.state) && e.State != s.state && !s.resumed && len(s.runFacts(s.stream.Run).changed) == 0 {
 			s.reportf("the run went from %s to %s", s.state, e.State)
 		}
 		s.state = e.State
@@ -76,24 +76,37 @@ func (s *streamCheck) followTask(change TaskChange) {
 	if last.State == stateCompleted {
 		s.reportf("task %s is %s (attempt %d) after COMPLETED (attempt %d)", change.Task, change.State, change.Attempt, last.Attempt)
 	}
-	if change.Attempt < last.Attempt {
+	// A task with a slot is shown as QUEUED with the number of its next attempt, until that begins. The
+	// number is free again when the slot is taken back, as by a kill.
+	revoked := change.State == stateQueued && last.State == stateQueued && change.Attempt == last.Attempt-1
+	if change.Attempt < last.Attempt && !revoked {
 		s.reportf("task %s: a change of attempt %d follows one of attempt %d", change.Task, change.Attempt, last.Attempt)
 	}
 	s.last[change.Task] = change
 }
 
-// compareWithRecord checks that a stream which began with the run has the final state of each task.
-// States before the last one may be left out: a change from RETRY to RUNNING passes through QUEUED,
-// and resumed streams leave out starts.
+// compareWithRecord checks that a stream has the end of its run. One that began with the run also has
+// the final state of each task. States before that may be left out: a change from RETRY to RUNNING
+// passes through QUEUED, and resumed streams leave out starts.
+//
+// A stream ends at the first end of its run. A user may restart the run after that, so the streams of
+// runs that users changed have some end of the run.
 func (s *streamCheck) compareWithRecord() {
-	record := s.runFacts(s.stream.Run).record
+	run := s.runFacts(s.stream.Run)
+	record := run.record
 	if record == nil || !isFinal(record.State()) {
+		return
+	}
+	if len(run.changed) > 0 {
+		if !isFinal(s.state) || !slices.ContainsFunc(record.StateChanges, func(c StateChange) bool { return c.State == s.state }) {
+			s.reportf("the last summary is %q, the states of the run are %v", s.state, record.StateChanges)
+		}
 		return
 	}
 	if s.state != record.State() {
 		s.reportf("the last summary is %q, the run is %s", s.state, record.State())
 	}
-	if s.missed || !s.stream.FromStart || len(s.runFacts(s.stream.Run).changed) > 0 {
+	if s.missed || !s.stream.FromStart {
 		return
 	}
 	for _, task := range slices.Sorted(maps.Keys(record.TaskStates)) {

@@ -169,7 +169,7 @@ type Event struct {
 	ID      uint64       `json:"id,omitempty"` // the last position that the service sent; 0 = none yet
 	Tasks   []TaskChange `json:"tasks,omitempty"`
 	Missed  uint64       `json:"missed,omitempty"`  // number of changes that the service left out
-	State   string       `json:"state,omitempty"`   // of a summary
+	State   string       `json:"state,omitempty"`   // of the run: in a summary, or its change
 	Resumed bool         `json:"resumed,omitempty"` // the client has connected again, after ID
 }
 

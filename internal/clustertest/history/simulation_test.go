@@ -63,6 +63,9 @@ func simulate(seed uint64) *History {
 	for _, r := range s.runs {
 		h.Records = append(h.Records, Record{r.id, r.tag, r.changes, r.tasks, r.attempts})
 		h.Streams = append(h.Streams, Stream{9, r.id, true, r.events})
+		if end := slices.IndexFunc(r.events, func(e Event) bool { return isFinal(e.State) }); end >= 0 {
+			h.Streams = append(h.Streams, Stream{10, r.id, true, slices.Clone(r.events[:end+1])})
+		}
 		h.Parents[r.tag] = map[string][]string{"b": {"a"}, "c": {"a", "b"}}
 	}
 	for partition := range 2 {
@@ -263,6 +266,10 @@ func (s *simulation) move(r *simulatedRun) bool {
 	default:
 		if r.state == stateQueued {
 			s.setState(r, stateRunning)
+		}
+		if s.rng.IntN(6) == 0 { // a slot is granted and taken back
+			next := len(r.attempts[task]) + 1
+			r.events = append(r.events, Event{ID: r.position, Tasks: []TaskChange{{task, stateQueued, next}, {task, stateQueued, next - 1}}})
 		}
 		r.live = true
 		r.attempts[task] = append(r.attempts[task], Attempt{Number: len(r.attempts[task]) + 1, RC: -1})
