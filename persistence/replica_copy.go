@@ -16,6 +16,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
 )
 
 // A copy of a replica is all rows as of one moment. A replica that lacks entries which the log no
@@ -56,6 +57,10 @@ func (d *rowDigest) result() (sum [32]byte) {
 // Digest returns the digest of all rows of the view, and their number. It reads them all, and the
 // tables once more: a damaged table is an error, not a digest of fewer rows. Replicas compare digests
 // of the same moment: a view that is taken between two entries has the moment of the one before.
+//
+// A replica has such a moment only from the newest entry on that it had before its open. While it
+// applies earlier ones again its view is newer than they are, or has the moment of an entry and lacks
+// rows that a later one deletes: a compaction may have dropped both the row and the deletion.
 func (m *ReadView) Digest() (sum [32]byte, rows uint64, err error) {
 	d := newRowDigest()
 	err = m.allRows(func(key, value []byte) error {
@@ -93,9 +98,10 @@ func (m *ReadView) WriteCopy(w io.Writer) error {
 var errCopy = errors.New("the copy of a replica is not what was written")
 
 // InstallCopy makes a new replica in dir of a copy, and returns the copy's moment: Config.Synced of
-// the OpenDB that follows. dir must be missing or empty. The rows lie under another name until all
-// are there and durable, so after a crash there is a whole replica, or none. After an error there is
-// none either, and the draft is removed.
+// the OpenDB that follows. dir must be missing or empty; else it is refused before r is read. The rows
+// lie under another name, dir and ".draft", until all are there and durable, so after a crash there is
+// a whole replica, or none. After an error there is none either, and the draft is removed. A crash
+// leaves the draft, which the next installation in dir removes.
 //
 // It needs as much space on the disk as OpenDB and Apply do, and refuses a disk that has less. After
 // an error that wraps ErrFailed the disk is in doubt: the process ends. Until then Badger still tries
@@ -106,8 +112,13 @@ func InstallCopy(dir string, r io.Reader) (at uint64, err error) {
 
 // installCopy is InstallCopy with the seams of tests: the file system that makes names durable, and
 // the size of the disk.
-func installCopy(dir string, r io.Reader, fs vfs.FS, statfs func(string) (free, total int64, err error)) (at uint64, err error) {
+func installCopy(dir string, r io.Reader, files vfs.FS, statfs func(string) (free, total int64, err error)) (at uint64, err error) {
+	dir = filepath.Clean(dir)
 	draft := dir + ".draft"
+	// os.Rename replaces no folder, not even an empty one.
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+		return 0, fmt.Errorf("install a copy in %s: it must be missing or empty: %w", dir, err)
+	}
 	if err := os.RemoveAll(draft); err != nil {
 		return 0, err
 	}
@@ -116,14 +127,14 @@ func installCopy(dir string, r io.Reader, fs vfs.FS, statfs func(string) (free, 
 	}
 	at, err = fillFromCopy(draft, r, statfs)
 	if err == nil {
-		err = fs.SyncDir(draft)
+		err = files.SyncDir(draft)
 	}
 	if err == nil {
-		if err = fs.Rename(draft, dir); err == nil {
-			if err = fs.SyncDir(filepath.Dir(dir)); err != nil {
+		if err = files.Rename(draft, dir); err == nil {
+			if err = files.SyncDir(filepath.Dir(dir)); err != nil {
 				// Back to the other name first: a crash while it is removed must not leave a part of a
 				// replica under its own.
-				err = errors.Join(err, fs.Rename(dir, draft))
+				err = errors.Join(err, files.Rename(dir, draft))
 			}
 		}
 	}
@@ -178,6 +189,9 @@ const copyCheckBytes = 1 << 20
 // writeCopiedRows writes the rows of a copy, and closes Badger.
 func writeCopiedRows(db *badger.DB, disk *badgerguard.DiskSpace, in *bufio.Reader, at uint64) error {
 	batch := db.NewManagedWriteBatch()
+	// One transaction at a time is under way, so Badger has nearly all that the last check has let pass
+	// when the next check asks. By default 16 are.
+	batch.SetMaxPendingTxns(1)
 	unchecked := int64(copyCheckBytes) // the first row asks
 	err := readCopy(in, at, func(key, value []byte) error {
 		if unchecked += badgerguard.RowSize(len(key), len(value)); unchecked >= copyCheckBytes {

@@ -153,16 +153,33 @@ func TestFailedInstallationLeavesNoReplica(t *testing.T) {
 			t.Errorf("step %d fails: %v, and %v is left", n, err, left)
 		}
 	}
-	// A folder in use fails the renaming.
+	// A folder in use is refused at once.
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "replica")
 	if err := os.MkdirAll(filepath.Join(dir, "other"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := InstallCopy(dir, bytes.NewReader(whole)); err == nil {
-		t.Error("installed over a folder that is not empty")
+	stream := bytes.NewReader(whole)
+	if _, err := InstallCopy(dir, stream); err == nil || stream.Len() < len(whole) {
+		t.Errorf("installed over a folder that is not empty: %v, %d bytes of %d are unread", err, stream.Len(), len(whole))
 	}
 	if left, _ := os.ReadDir(parent); len(left) != 1 {
 		t.Errorf("%v is left", left)
+	}
+}
+
+// TestCopyIsInstalledInAnEmptyFolder: the folder of the replica may be there already.
+func TestCopyIsInstalledInAnEmptyFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "replica")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	at, err := InstallCopy(dir+string(filepath.Separator), bytes.NewReader(copyOfReplica(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := openReplica(t, Config{Dir: dir, Synced: at})
+	if synced, err := db.Sync(); err != nil || synced != at {
+		t.Errorf("a replica of moment %d is synced up to %d, %v", at, synced, err)
 	}
 }
