@@ -18,15 +18,10 @@ type ReadView struct {
 }
 
 // View returns the rows as of the newest commit that can be read. Commits go on. The caller closes
-// the view: until then Badger keeps the versions of its moment, and the DB cannot be closed.
+// the view: until then Badger keeps the versions of its moment, and a Close of the DB waits. Once such
+// a Close has begun, View returns ErrClosed.
 func (db *DB) View() (*ReadView, error) {
-	db.readers.RLock()
-	err := db.Err()
-	if db.closed {
-		err = ErrClosed
-	}
-	if err != nil {
-		db.readers.RUnlock()
+	if err := db.beginView(); err != nil {
 		return nil, err
 	}
 	at := db.timestamps.acquire()

@@ -58,8 +58,8 @@ type Config struct {
 //
 // It is safe for concurrent use.
 //
-// Lock order: that of RunStore, then closeMu, users, syncMu, readers, failure, then one of the leaves, under which
-// no other lock is taken: those of timestamps, disk and verifier.
+// Lock order: that of RunStore, then closeMu, users, the token of writer, syncMu, readers, failure,
+// then one of the leaves, under which no other lock is taken: those of timestamps, disk and verifier.
 type DB struct {
 	dir      string
 	log      *slog.Logger
@@ -81,12 +81,12 @@ type DB struct {
 
 	store atomic.Pointer[RunStore] // the store that is open over this DB; nil between two
 
-	// users is read-locked by Apply, Sync and attachStore, and locked by Close. It is not readers: a
-	// goroutine with a view may apply entries, while a Close waits for the view.
+	// users is read-locked by Apply, Sync, attachStore and beginView, and locked by Close for a moment.
+	// It is not readers: a goroutine with a view may apply entries, while a Close waits for the view.
 	users   sync.RWMutex
 	closing bool         // Close has begun; guarded by users
 	readers sync.RWMutex // read-locked by views, locked by Close
-	closed  bool         // guarded by readers
+	closed  bool         // no view is left; guarded by readers
 	closeMu sync.Mutex   // one Close at a time
 }
 
@@ -260,17 +260,24 @@ func (db *DB) publish(number uint64, mutations []mutation) {
 			s.publishCommit(number, mutations)
 			return
 		}
-		_ = s.fail(fmt.Errorf("%w: moment %d has rows of term %d", ErrLost, number, db.replica.term))
+		// No log line: its reader may block, and the entry waits. The store's owner logs why it ends.
+		s.end(fmt.Errorf("%w: moment %d has rows of term %d", ErrLost, number, db.replica.term))
 	}
 	db.badger.SetDiscardTs(db.timestamps.publish(number, nil))
 }
 
-// attachStore makes a store the one that is open over the DB, or says why not.
+// attachStore makes a store the one that is open over the DB, or says why not. It holds the writer's
+// token: publish tells the store of each later entry, and none is half applied that it would miss.
 func (db *DB) attachStore(s *RunStore) error {
 	db.users.RLock()
 	defer db.users.RUnlock()
 	if db.closing {
 		return ErrClosed
+	}
+	db.writer.begin()
+	defer db.writer.end()
+	if log, ok := s.commits.(*proposedLog); ok && log.lead.At < db.timestamps.newest() {
+		return fmt.Errorf("the replica has rows of moment %d", db.timestamps.newest())
 	}
 	if !db.store.CompareAndSwap(nil, s) {
 		return errors.New("another store is open over the same rows")
@@ -278,8 +285,23 @@ func (db *DB) attachStore(s *RunStore) error {
 	return nil
 }
 
-// beginClose refuses uses of Badger that begin later, other than views, and waits for those that are
-// under way. It fails while a store is open.
+// beginView read-locks readers, or says why no view may begin. It refuses at once while a Close waits
+// for other views: one of them may be the caller's.
+func (db *DB) beginView() error {
+	db.users.RLock()
+	defer db.users.RUnlock()
+	if db.closing {
+		return ErrClosed
+	}
+	if err := db.Err(); err != nil {
+		return err
+	}
+	db.readers.RLock() // only a Close locks it, after it has set closing
+	return nil
+}
+
+// beginClose refuses uses of Badger that begin later, and waits for those that are under way, other
+// than views. It fails while a store is open.
 func (db *DB) beginClose() error {
 	db.users.Lock()
 	defer db.users.Unlock()
@@ -290,9 +312,9 @@ func (db *DB) beginClose() error {
 	return nil
 }
 
-// Close closes the files, after the store over the DB. On a disk without space for what Badger has
-// in memory it returns an error and leaves the folder as a crash would, which loses no commit; it
-// may be called again.
+// Close closes the files, after the store over the DB. It waits for the views that are open. On a
+// disk without space for what Badger has in memory it returns an error and leaves the folder as a
+// crash would, which loses no commit; it may be called again.
 func (db *DB) Close() error {
 	db.closeMu.Lock()
 	defer db.closeMu.Unlock()

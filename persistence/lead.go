@@ -8,19 +8,22 @@ import (
 )
 
 // ErrLost ends a store whose node no longer leads: the leadership is lost, the fence has dropped a
-// group, or it is unknown whether the log has it. The DB goes on: what the log has of the last
-// batches, Apply writes. Errors of a store that has ended so wrap ErrFailed, too.
+// group, rows of another term have come, or it is unknown whether the log has a group. The DB goes
+// on: what the log has of the last batches, Apply writes. Errors of a store that has ended so wrap
+// ErrFailed, too.
 var ErrLost = errors.New("the leadership is lost")
 
 // Lead is one term of leadership over the log of a replica.
 type Lead struct {
 	// Epoch is the term. Groups carry it, and write numbers begin with it.
 	Epoch uint64
-	// At is the moment of the entry that began the term. All entries before it are applied.
+	// At is the moment of the entry that began the term. All entries before it are applied. The second
+	// store of a term needs another such entry, after the last one of the first store.
 	At uint64
 	// Propose appends a group to the log, and returns its moment when the entry is committed and
-	// Apply has written it here. Any error ends the store. One that wraps ErrLost leaves the DB as
-	// it is; any other fails the DB, too. Propose may keep the group. The store calls it from one
+	// Apply has written it here (written is true). Any error ends the store. One that wraps ErrLost
+	// leaves the DB as it is, and the group may still come by Apply, also after the store was closed.
+	// Any other error fails the DB, too. Propose may keep the group. The store calls it from one
 	// goroutine.
 	Propose func(group []byte) (at uint64, err error)
 }
@@ -35,13 +38,12 @@ func (db *DB) Lead(l Lead, c Config) (*RunStore, error) {
 	}
 	s.epoch, s.replicated = l.Epoch, true
 	s.commits = &proposedLog{lead: l}
-	if applied := db.replica.applied.Load(); l.At < applied {
-		s.packer.close()
-		return nil, fmt.Errorf("lead from moment %d: the replica has rows of moment %d", l.At, applied)
-	}
 	if err := s.start(c); err != nil {
 		return nil, fmt.Errorf("lead from moment %d: %w", l.At, err)
 	}
+	// The open has trusted tables that may have been verified a day ago, and the rows of a damaged
+	// block are missing without an error. A pass over all tables finds such a block (Damaged).
+	db.verifier.suspect.Store(true)
 	return s, nil
 }
 

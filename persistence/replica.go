@@ -19,19 +19,32 @@ import (
 // This file is a DB as one replica of a replicated log. The log orders groups of rows; each replica
 // applies them. The log lies elsewhere. The duties of the owner of the log:
 //
-//  1. OpenDB, with Config.Synced as Sync has returned it before, or as the log no longer has older
-//     entries.
-//  2. Apply each committed entry, in the order of moments, beginning at Synced or before. Entries
-//     that come again change nothing: Apply skips those that tables had at the open. Unlike
-//     localLog (duty 4 there) it also skips the newest one of these, which tables have whole.
-//  3. Forget entries only up to the moment that Sync returns. Later entries come again by duty 2.
+//  1. OpenDB, with Config.Synced: the highest moment that Sync or InstallCopy has returned for this
+//     folder. It is written down before the log forgets entries. Tables alone may tell less later:
+//     compactions drop the newest rows of tables if these are deletions. Two DBs are open at once
+//     during duty 7, so each has a Registerer of its own.
+//  2. Apply each committed entry, in the order of moments, beginning with the one after Synced or an
+//     earlier one. Entries that come again change nothing: Apply skips those that tables had at the
+//     open. Unlike localLog (duty 4 there) it also skips the newest one of these, which tables have
+//     whole.
+//  3. Forget entries only up to the moment that Sync returns. Later entries come again by duty 2. Sync
+//     makes nothing durable by itself: its moment stays behind the newest entry, and stands still
+//     while few entries come. The log keeps as many as three memtables hold.
 //  4. As the leader of a term: apply all entries before the entry that begins the term, Lead, and
 //     close the store when the term is over. A second store in a term begins when the first one is
 //     closed and the log has answered its last proposal. A store that is still open when Apply
-//     writes rows of a later term fails (ErrLost).
-//  5. End the process when Failed is closed: the disk is in doubt.
+//     writes rows of a later term fails (ErrLost). After a proposal whose outcome the log does not
+//     know, the term is over for this node: the next store leads a later term. So the group is either
+//     applied before that store begins, or never.
+//  5. End the process when Failed is closed: the disk is in doubt. Do not lead with a replica that is
+//     Damaged, if another one can: reads miss the rows of a damaged block, and a store decides by them.
 //  6. Where several DBs share a disk, set Config.HardFreeBytes of each to what all of them may need
-//     at once. By default a DB reserves only what it needs itself.
+//     at once. By default a DB reserves only what it needs itself, and so does InstallCopy.
+//  7. To replace a replica by a copy: close its store; InstallCopy in a folder of another name; OpenDB
+//     there; write down, durably and in one step, that this folder is the replica now, and its Synced
+//     (duty 1); Apply, Sync and View there. Then Close the former DB, which waits for the views that
+//     are open on it, and remove its folder. A folder is never renamed while its DB is open: Badger
+//     opens its files by path. A start removes folders that are not the replica.
 //
 // A moment is the number of a commit: the index of its entry in the log, and the version of its
 // rows in Badger. Rows are absolute and Apply reads neither clock nor row, so the rows of a replica

@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -393,7 +394,7 @@ func TestFailureEndsTheWaitOfAView(t *testing.T) {
 	}
 }
 
-// blockedLog is a log whose reader does not read errors until released is closed.
+// blockedLog is a log whose reader does not read warnings and errors until released is closed.
 type blockedLog struct {
 	slog.Handler
 	reached, released chan struct{}
@@ -402,7 +403,7 @@ type blockedLog struct {
 func (blockedLog) Enabled(context.Context, slog.Level) bool { return true }
 
 func (l blockedLog) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level >= slog.LevelError {
+	if r.Level >= slog.LevelWarn {
 		l.reached <- struct{}{}
 		<-l.released
 	}
@@ -429,5 +430,190 @@ func TestBlockedLogDoesNotHideAFailure(t *testing.T) {
 	<-failed
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestBlockedLogDoesNotHoldUpEntries: a replica whose store ends because another node leads applies the
+// entry all the same, however long the reader of the log takes.
+func TestBlockedLogDoesNotHoldUpEntries(t *testing.T) {
+	blocked := blockedLog{slog.DiscardHandler, make(chan struct{}, 10), make(chan struct{})}
+	log, former, s := leadReplica(t, Config{Logger: slog.New(blocked)})
+	next := openReplica(t, Config{Dir: t.TempDir()})
+	log.join(next, 0)
+	nextStore, err := next.Lead(log.takeOver(next), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := appendAll(t, nextStore, finishedRunBatch(0)); err != nil {
+		t.Fatal(err)
+	}
+	applied := make(chan struct{})
+	go func() {
+		log.catchUp(former)
+		close(applied)
+	}()
+	select {
+	case <-applied:
+	case <-blocked.reached:
+		t.Error("the entry waits for a line of the log")
+	}
+	close(blocked.released)
+	<-applied
+	if err := s.Err(); !errors.Is(err, ErrLost) {
+		t.Errorf("the store of the former leader: %v", err)
+	}
+	if err := errors.Join(nextStore.Close(), s.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLeadWaitsForTheEntryBeingApplied: no store begins in the middle of an entry, whose rows it would
+// neither read nor be told. A Lead of a former term is refused, also when the entry that ends the term
+// comes in the same moment.
+func TestLeadWaitsForTheEntryBeingApplied(t *testing.T) {
+	log, db, s := leadReplica(t, Config{})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	lead := log.takeOver(db)
+	var later proposedLog
+	later.record.Reset()
+	appendRows(&later.record, []mutation{sealRow([]byte("?row"), []byte("of the next leader"))})
+	held, released := make(chan struct{}), make(chan struct{})
+	write := db.writer.writeRows
+	db.writer.writeRows = func(mutations []mutation, number uint64, done func(error)) {
+		write(mutations, number, func(err error) {
+			close(held)
+			<-released
+			done(err)
+		})
+	}
+	applied, led := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := db.Apply(lead.At+1, lead.Epoch+1, appendGroup(nil, lead.Epoch+1, later.record.Bytes()))
+		applied <- err
+	}()
+	<-held
+	go func() {
+		s, err := db.Lead(lead, Config{})
+		if err == nil {
+			s.Close()
+		}
+		led <- err
+	}()
+	select {
+	case err := <-led:
+		t.Errorf("Lead returns %v before the entry is whole", err)
+		led <- err
+	case <-time.After(100 * time.Millisecond): // it takes a few of them
+	}
+	close(released)
+	if err := <-applied; err != nil {
+		t.Error(err)
+	}
+	if err := <-led; err == nil {
+		t.Error("a former term is led, after rows of a later one")
+	}
+}
+
+// TestLeadHasTablesVerified: a store trusts tables that were verified when the replica was opened, which
+// may be long ago. So all are verified again soon after.
+func TestLeadHasTablesVerified(t *testing.T) {
+	ticks, passes := make(chan time.Time), make(chan bool, 10)
+	clock := verifyClock{ticks: ticks, looked: func(whole bool, _ *badgerguard.Report, _ error) { passes <- whole }}
+	log := newReplicatedLog(t)
+	db := openReplica(t, Config{Dir: t.TempDir(), clock: clock})
+	log.join(db, 0)
+	ticks <- time.Now()
+	if <-passes {
+		t.Error("the first run after the open reads all tables again")
+	}
+	s, err := db.Lead(log.takeOver(db), Config{clock: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ticks <- time.Now()
+	if !<-passes {
+		t.Error("the first run after Lead does not read all tables")
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestViewDoesNotWaitForAClose: a Close waits for the views that are open. A view that would begin
+// meanwhile is refused at once: the goroutine that asks may have to close an open one.
+func TestViewDoesNotWaitForAClose(t *testing.T) {
+	db := openReplica(t, Config{Dir: t.TempDir()})
+	open, err := db.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed, viewed := make(chan error, 1), make(chan error, 1)
+	go func() { closed <- db.Close() }()
+	for db.readers.TryRLock() { // until the Close waits for the view
+		db.readers.RUnlock()
+		runtime.Gosched()
+	}
+	go func() {
+		v, err := db.View()
+		if err == nil {
+			v.Close()
+		}
+		viewed <- err
+	}()
+	select {
+	case err := <-viewed:
+		if !errors.Is(err, ErrClosed) {
+			t.Errorf("a view while the replica closes: %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("a view waits for the Close of the replica")
+	}
+	if rows, err := countRows(open); err != nil || rows != 0 {
+		t.Errorf("the open view has %d rows, %v", rows, err)
+	}
+	open.Close()
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}
+
+func countRows(v *ReadView) (n int, err error) {
+	err = v.Rows(func([]byte, []byte) error { n++; return nil })
+	return n, err
+}
+
+// TestFirstSyncMakesTheManifestDurable: the manifest that an open finds may have grown since the
+// inventory was written, and not survive a power failure. So an unverified open writes the inventory
+// again, for which the manifest is synced.
+func TestFirstSyncMakesTheManifestDurable(t *testing.T) {
+	_, db, s := leadReplica(t, Config{})
+	fillTables(t, db, s)
+	old, err := os.ReadFile(filepath.Join(db.dir, "INVENTORY"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := db.Sync()
+	for at := first; at == first && err == nil; at, err = db.Sync() {
+		if err := s.commitRows(largeRows("more")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	dir := copyOpenFolder(t, db.dir)
+	inventory := filepath.Join(dir, "INVENTORY")
+	if err := os.WriteFile(inventory, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again := openReplica(t, Config{Dir: dir, Unverified: true})
+	if at, err := again.Sync(); err != nil || at <= first {
+		t.Errorf("moment %d after %d, %v", at, first, err)
+	}
+	written, err := os.ReadFile(inventory)
+	if err != nil || bytes.Equal(written, old) {
+		t.Errorf("the inventory is older than the manifest, %v", err)
 	}
 }

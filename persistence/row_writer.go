@@ -37,12 +37,14 @@ func newRowWriter(db *badger.DB, onApplied func(number uint64, mutations []mutat
 // begin waits until Badger has all earlier commits, and takes the token.
 func (w *rowWriter) begin() { <-w.idle }
 
+// end returns the token without a commit.
+func (w *rowWriter) end() { w.idle <- struct{}{} }
+
 // wait waits until Badger has all that it was given, and returns why it has not taken some of it.
 func (w *rowWriter) wait() error {
 	w.begin()
-	err := w.err
-	w.idle <- struct{}{}
-	return err
+	defer w.end()
+	return w.err
 }
 
 // apply gives Badger a commit, and returns without waiting for the answer, which returns the token.

@@ -41,6 +41,13 @@ func (t *readTimestamps) beginStore(numbering messages.Numbering) {
 	t.announced, t.closed, t.unfinished = t.published, false, unfinishedIndex{rows}
 }
 
+// newest returns the newest published commit.
+func (t *readTimestamps) newest() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.published
+}
+
 // announce says that a caller is about to learn that this commit is durable.
 func (t *readTimestamps) announce(commit uint64) {
 	t.mu.Lock()

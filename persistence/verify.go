@@ -118,21 +118,23 @@ func (db *DB) verifyBeforeOpen(c Config) error {
 }
 
 // readInventory loads the inventory of a folder that is not verified. A useless inventory is
-// ignored.
+// ignored. One that is older than the manifest is written again, which syncs the manifest: later an
+// inventory that equals the known one is not written (writeInventory), and the log forgets the rows
+// of tables that only this manifest names.
 func (db *DB) readInventory(dir string) {
 	known, err := badgerguard.ReadInventory(dir)
 	if err != nil {
 		return
 	}
 	// Badger may reuse the IDs of tables that no longer exist.
-	n := len(known.Tables)
+	before, tables := *known, len(known.Tables)
 	err = known.SetManifest(dir)
-	if err == nil && len(known.Tables) < n {
+	if err == nil && (len(known.Tables) < tables || known.ManifestSize != before.ManifestSize || known.ManifestSum != before.ManifestSum) {
 		err = known.Write(vfs.OS{}, dir)
 	}
 	if err != nil {
 		db.log.Warn("the inventory of tables cannot be used", "err", err)
-		clear(known.Tables)
+		known = &badgerguard.Inventory{NextRun: known.NextRun}
 	}
 	db.verifier.known = known
 }
