@@ -20,10 +20,11 @@ import (
 // Where another node goes on with the runs (Config.Epoch), the caller may be a server that repeats the
 // request there. So a caller that asks for a change learns what is known of it:
 //
-//	Unavailable      the change was not written, and never will be: repeating the request is safe
+//	NotLeader        the change was not written, and never will be: repeating the request is safe
 //	OutcomeUnknown   the change was on its way: the next node may find it
 //
-// The second is for the rest: a node that ends waits for the answers of the journal (awaitChanges).
+// The second is for the rest: a node that ends waits for the answers of the journal (awaitChanges). A
+// read gets NotLeader.
 
 // call sends a message by send and waits for the actor's answer.
 func call[T any](ctx context.Context, n *Node, reply messages.Reply[T], send func()) (T, error) {
@@ -35,7 +36,7 @@ func call[T any](ctx context.Context, n *Node, reply messages.Reply[T], send fun
 func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, unknown error, reply messages.Reply[T], send func()) (T, error) {
 	var zero T
 	if n.closing.Load() {
-		return zero, messages.ErrStopping
+		return zero, n.env.stopping()
 	}
 	if err := n.Err(); err != nil {
 		return zero, hasFailed(err)
@@ -91,7 +92,7 @@ func (n *Node) beginChange() error {
 	case n.Err() != nil:
 		return hasFailed(n.Err())
 	}
-	return messages.ErrStopping
+	return n.env.stopping()
 }
 
 // endChange says that a caller has its answer, or waits no longer.
@@ -154,7 +155,7 @@ func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, reply
 	case n.Err() != nil:
 		return none, hasFailed(n.Err())
 	case isClosed(n.stopped):
-		return none, messages.ErrStopping
+		return none, n.env.stopping()
 	case ctx.Err() != nil:
 		return none, context.Cause(ctx)
 	}
@@ -284,7 +285,7 @@ func (n *Node) KillTask(ctx context.Context, id messages.RunID, name string) err
 // Ready is nil when requests are served.
 func (n *Node) Ready(context.Context) error {
 	if n.closing.Load() {
-		return messages.ErrStopping
+		return n.env.stopping()
 	}
 	if err := n.Err(); isLost(err) {
 		return hasFailed(err)
@@ -324,7 +325,7 @@ func (n *Node) Healthy(ctx context.Context) error {
 // AcceptsRuns is nil when new runs may be taken.
 func (n *Node) AcceptsRuns(context.Context) error {
 	if n.closing.Load() {
-		return messages.ErrStopping
+		return n.env.stopping()
 	}
 	if err := n.Err(); err != nil {
 		return hasFailed(err)

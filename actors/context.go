@@ -77,6 +77,15 @@ type lifecycle struct {
 	dormantAdoption sync.WaitGroup // waits for the goroutine that adopts the dormant runs of a former server
 }
 
+// stopping answers a request of which nothing was done, because the node is being closed. Where another
+// node goes on, the server may stay.
+func (e *nodeContext) stopping() error {
+	if e.replicated {
+		return messages.ErrNotLeader
+	}
+	return messages.ErrStopping
+}
+
 // epochShift makes the epochs of run actors from that of the node: a node has fewer than 2^40 run
 // actors, so two nodes of a partition never give one epoch to two actors. A grant, a commit or a load
 // that was meant for the actor of another node is then dropped, as one of a former actor is.

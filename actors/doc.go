@@ -91,8 +91,8 @@
 //     that the janitor deletes and for the mark of the clock. The last two, and Close of the store,
 //     return when Propose does. So Propose must return soon after the leadership is lost.
 //   - A second engine of a partition cannot be open in one process: Lead and Front refuse it.
-//   - A caller whose change was not written gets Unavailable, and one whose change the log may have
-//     gets OutcomeUnknown (calls.go). A read gets Unavailable.
+//   - A caller whose change was not written gets NotLeader, and one whose change the log may have gets
+//     OutcomeUnknown (calls.go). A read gets NotLeader. So what answers with NotLeader may be repeated.
 //   - Nothing is started, killed or answered unless its batch is committed and applied here.
 //   - The clock of the engine begins at the newest time that the store has (clock.go), and numbers of
 //     runs at its newest run. RaiseNextNumber may be called at any time until Detach.

@@ -57,12 +57,12 @@ func stillLoading(id messages.RunID) error {
 		Text: fmt.Sprintf("run %d is being loaded and %d requests wait for it: repeat the request later", id, maxQueuedRequests)}
 }
 
-// notLoaded answers the requests on a run that could not be read from the store. A server that stops, or
+// notLoaded answers the requests on a run that could not be read from the store. A node that stops, or
 // leads no longer, says nothing about the run.
 func notLoaded(id messages.RunID, err error) error {
 	switch {
-	case errors.Is(err, messages.ErrStopping):
-		return messages.ErrStopping
+	case err == messages.ErrStopping, err == messages.ErrNotLeader:
+		return err
 	case errors.Is(err, persistence.ErrClosed) || isLost(err):
 		return query.StorageFailed(err)
 	}
@@ -73,7 +73,7 @@ func notLoaded(id messages.RunID, err error) error {
 // repeated.
 func readError(err error) error {
 	if err == errMayHaveChanged {
-		return query.StorageFailed(persistence.ErrLost)
+		return messages.ErrNotLeader
 	}
 	return err
 }

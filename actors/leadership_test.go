@@ -186,7 +186,7 @@ func TestLostLeadershipEndsTheEngineAlone(t *testing.T) {
 			"ready":  old.Ready(t.Context()),
 			"runs":   old.AcceptsRuns(t.Context()),
 		} {
-			if code(err) != messages.Unavailable {
+			if code(err) != messages.NotLeader {
 				t.Errorf("%s after the leadership: %v", what, err)
 			}
 		}
@@ -245,7 +245,7 @@ func TestLostSubmissionsSayWhatIsKnown(t *testing.T) {
 	if err := <-proposed; code(err) != messages.OutcomeUnknown {
 		t.Errorf("the submission that was proposed: %v", err)
 	}
-	if err := <-queued; code(err) != messages.Unavailable {
+	if err := <-queued; code(err) != messages.NotLeader {
 		t.Errorf("the submission that was not: %v", err)
 	}
 	l.end()
@@ -285,7 +285,7 @@ func TestLostChangesSayWhatIsKnown(t *testing.T) {
 		t.Errorf("the change that was proposed: %v", err)
 	}
 	for what, answer := range map[string]<-chan error{"behind it": late, "of another run": queued} {
-		if err := <-answer; code(err) != messages.Unavailable {
+		if err := <-answer; code(err) != messages.NotLeader {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -302,7 +302,7 @@ func TestLostChangesSayWhatIsKnown(t *testing.T) {
 
 // TestReadersAreNeverInDoubt: a read that waited for the commit of a change may simply be repeated.
 func TestReadersAreNeverInDoubt(t *testing.T) {
-	if err := readError(errMayHaveChanged); code(err) != messages.Unavailable {
+	if err := readError(errMayHaveChanged); code(err) != messages.NotLeader {
 		t.Error(err)
 	}
 	if err := readError(errTimeout); err != errTimeout {
@@ -323,7 +323,7 @@ func TestDetachedEngineAnswersItsCallers(t *testing.T) {
 			for !l.node.closing.Load() {
 				time.Sleep(time.Millisecond)
 			}
-			if _, err := l.node.Submit(t.Context(), l.plan(single)); err != messages.ErrStopping {
+			if _, err := l.node.Submit(t.Context(), l.plan(single)); err != messages.ErrNotLeader {
 				t.Errorf("a submission after that: %v", err)
 			}
 			if inTime {
@@ -369,7 +369,7 @@ func TestLossDuringALoadIsNotTheRunsFault(t *testing.T) {
 	_, _ = l.node.Submit(t.Context(), l.plan(single)) // finds out
 	within(t, "the engine ends", l.node.Failed())
 	close(slow.proceed)
-	if err := <-kill; code(err) != messages.Unavailable {
+	if err := <-kill; code(err) != messages.NotLeader {
 		t.Errorf("the request: %v", err)
 	}
 	l.wrap = nil
@@ -409,7 +409,7 @@ func TestLostLeadershipEndsWaits(t *testing.T) {
 	for range 2 {
 		select {
 		case err := <-ended:
-			if code(err) != messages.Unavailable {
+			if c := code(err); c != messages.NotLeader && c != messages.Unavailable { // the second ends the feed
 				t.Errorf("a wait ends by %v", err)
 			}
 		case <-time.After(patience):

@@ -73,7 +73,7 @@ func (e *nodeContext) loadRun(id messages.RunID, again bool) (d *dag.Run, stored
 	select {
 	case e.loader.permits <- struct{}{}:
 	case <-e.stopped:
-		return nil, nil, messages.ErrStopping
+		return nil, nil, e.stopping()
 	}
 	placed := true
 	leave := func() {
@@ -92,7 +92,7 @@ func (e *nodeContext) loadRun(id messages.RunID, again bool) (d *dag.Run, stored
 				return nil, nil, err
 			}
 		case <-e.stopped:
-			return nil, nil, messages.ErrStopping
+			return nil, nil, e.stopping()
 		}
 	}
 	if stored, err = e.store.Load(id); err != nil {

@@ -114,7 +114,7 @@ func (r *run) Receive(ctx actor.Context) {
 	defer r.env.logPanic(ctx)
 	if r.terminating { // messages still arrive while the children stop; their effects would be lost
 		if q, ok := ctx.Message().(messages.Request); ok {
-			q.Refuse(messages.ErrStopping)
+			q.Refuse(r.env.stopping())
 		}
 		return
 	}
@@ -126,7 +126,7 @@ func (r *run) Receive(ctx actor.Context) {
 		r.terminateIncarnation(runRestarted(r.id))
 	case *actor.Stopping:
 		r.terminating = true
-		r.refuseAll(messages.ErrStopping)
+		r.refuseAll(r.env.stopping())
 	case *actor.Stopped, *actor.Terminated:
 	case *actor.DeadLetterResponse: // the dispatcher has stopped before us
 	case *loadedRun:

@@ -45,7 +45,11 @@ func (n *Node) Summary(_ context.Context, id messages.RunID) (*messages.Summary,
 // Await returns the run's summary as soon as done holds for it. When ctx or the
 // node ends first, it returns the present one and why.
 func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
-	return n.env.reads.Await(ctx, id, done)
+	s, err := n.env.reads.Await(ctx, id, done)
+	if err == messages.ErrStopping {
+		err = n.env.stopping()
+	}
+	return s, err
 }
 
 // Summaries yields the runs that q selects, in its order. It ends with a *messages.ListPaused
@@ -72,7 +76,7 @@ func (n *Node) Follow(ctx context.Context, id messages.RunID, after uint64) (mes
 // Listen subscribes to changes of the runs that q selects: see watch.Listen.
 func (n *Node) Listen(_ context.Context, q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
 	if n.closing.Load() {
-		return nil, messages.ErrStopping
+		return nil, n.env.stopping()
 	}
 	return watch.Listen(watchSource{n}, n.env.index.Broadcaster(), q, since), nil
 }

@@ -34,5 +34,8 @@ type Problem struct {
 
 func (e *Error) Error() string { return e.Text }
 
+// ErrNotLeader answers requests of which nothing was done, on a node that does not lead any more.
+var ErrNotLeader error = &Error{Code: NotLeader, Text: "this server leads the partition no longer: repeat the request"}
+
 // ErrStopping answers requests and subscriptions while the server shuts down.
 var ErrStopping error = &Error{Code: Unavailable, Text: "the server is shutting down"}

@@ -47,7 +47,7 @@ func StorageFailed(err error) error {
 		return messages.ErrStopping
 	}
 	if errors.Is(err, persistence.ErrLost) {
-		return &messages.Error{Code: messages.Unavailable, Text: "this server leads the partition no longer: repeat the request"}
+		return messages.ErrNotLeader
 	}
 	text := err.Error()
 	if !errors.Is(err, persistence.ErrFailed) {
