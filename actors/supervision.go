@@ -224,6 +224,9 @@ func (r *run) terminateIncarnation(err error) {
 		q.Refuse(err)
 	}
 	r.refuseAll(err)
+	for task, c := range r.tasks { // an actor that stops may not know its attempt
+		r.env.attempts.remove(messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, c.pid)
+	}
 	r.env.metrics.actors.Sub(float64(len(r.tasks)))
 }
 
