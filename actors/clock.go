@@ -99,8 +99,13 @@ func (r *run) now() int64 {
 // long, and on another machine nothing tells what has passed since. So the clock begins at the newest
 // change of an unfinished run at least, and is raised above that of each finished run once the store has
 // indexed these (raiseAboveFinished).
+//
+// Where the mark may be that of another machine, which has run until a moment ago, the wall clocks of both
+// are compared at once, for up to markInterval. Else each change of the machine would add a minute that has
+// not passed: retries would come so much too early.
 type steadyClock struct {
 	ahead atomic.Int64 // ns: of the monotonic clock
+	moves bool         // the mark may be that of another machine; set before begin
 
 	// The other fields belong to the goroutine of keepTime.
 	clock  Clock
@@ -154,8 +159,12 @@ func (s *steadyClock) begin(clock Clock, log *slog.Logger, mark persistence.Cloc
 		s.owed, s.wallThen = mark.Owed, mark.Wall+passed
 		s.due = s.began.monotonic + int64(markInterval)
 	default:
-		steady = mark.Steady + int64(markInterval)
-		s.owed, s.wallThen = true, mark.Wall+int64(markInterval)
+		passed := int64(markInterval)
+		if s.moves {
+			passed = min(max(s.began.wall-mark.Wall, 0), passed)
+		}
+		steady = mark.Steady + passed
+		s.owed, s.wallThen = true, mark.Wall+passed
 	}
 	s.ahead.Store(steady - s.began.monotonic)
 	s.raise(newest)

@@ -132,6 +132,7 @@ func Start(c Config) (*Node, error) {
 	n.pauses.reason.Store(&c.Paused)
 	n.waits.rotate()
 	e := newNodeContext(c, n, system.Root)
+	e.steadyClock.moves = e.replicated
 	e.steadyClock.begin(c.Clock, c.Logger, mark, marked, newestChange(unfinished))
 	n.env = e
 	err = n.makeExecutors(c.Executors)

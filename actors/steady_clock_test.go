@@ -176,6 +176,44 @@ func TestSteadyClockBeginsAtTheNewestStoredTime(t *testing.T) {
 	}
 }
 
+// TestSteadyClockMovesToAnotherMachine: the next machine goes on at once with what has passed, however often
+// that happens, and counts nothing twice. A wall clock that is behind counts for nothing, until it is right.
+func TestSteadyClockMovesToAnotherMachine(t *testing.T) {
+	const hour, year, gap = time.Hour, 365 * 24 * time.Hour, 3 * time.Second
+	m := &machine{wall: 50 * year, monotonic: hour, boot: 2 * hour, id: "one"}
+	s := new(steadyClock)
+	s.begin(m, slog.New(slog.DiscardHandler), persistence.ClockMark{}, false, 0)
+	steady := func() int64 {
+		_, monotonic := m.Now()
+		return monotonic + s.ahead.Load()
+	}
+	began, passed := steady(), time.Duration(0)
+	move := func(behind time.Duration) {
+		now, _ := s.compareClocks()
+		mark := s.mark(now)
+		m = &machine{wall: m.wall + gap - behind, monotonic: time.Second, boot: 7 * hour, id: m.id + "."}
+		s = &steadyClock{moves: true}
+		s.begin(m, slog.New(slog.DiscardHandler), mark, true, mark.Steady)
+		passed += gap
+	}
+	for i := range 100 {
+		move(0)
+		if got := steady() - began; got != int64(passed) {
+			t.Fatalf("after %d moves %v have passed, it says %v", i+1, passed, time.Duration(got))
+		}
+	}
+	m.pass(trustWallClockAfter)
+	passed += trustWallClockAfter
+	s.compareClocks()
+	if got := steady() - began; got != int64(passed) {
+		t.Errorf("later %v have passed, it says %v", passed, time.Duration(got))
+	}
+	move(hour)
+	if got := steady() - began; got != int64(passed-gap) {
+		t.Errorf("a machine an hour behind: %v have passed, it says %v", passed, time.Duration(got))
+	}
+}
+
 // TestEngineClockIsAboveAllStoredTimes: those of unfinished runs at once, those of finished runs when the
 // store knows them. A machine whose clocks are far behind comes after another one.
 func TestEngineClockIsAboveAllStoredTimes(t *testing.T) {
