@@ -27,6 +27,8 @@ var plainPackages = []string{
 	"bench",
 	"bench/peers/river",
 	"client",
+	"cluster/raftlog",
+	"cluster/raftlog/raftlogtest",
 	"cmd/caravan",
 	"dag",
 	"dag/dagtest",

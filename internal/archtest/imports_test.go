@@ -33,6 +33,7 @@ var may = map[string][]string{
 	"http":                    {"dag", "dag/specjson", "http/access", "messages"},
 	"http/access":             {"internal/vfs", "messages"},
 	"client":                  {},
+	"cluster/raftlog":         {"internal/vfs"},
 	"cmd/caravan":             {"*"},
 
 	"actors/query":     {"actors/replay", "actors/watch", "dag", "messages", "persistence", "internal/idtable", "internal/outputs"},
@@ -71,6 +72,7 @@ var outside = map[string][]string{
 	"actors":                  {"*"},
 	"http":                    {"*"},
 	"client":                  {"github.com/go-json-experiment/json"},
+	"cluster/raftlog":         {"github.com/hashicorp/go-hclog", "github.com/hashicorp/raft", "github.com/hashicorp/raft-wal"},
 	"cmd/caravan":             {"*"},
 	"bench":                   {"golang.org/x/sys", "gonum.org/v1/plot"},
 
@@ -138,6 +140,21 @@ func TestImportsFromOutside(t *testing.T) {
 			}
 			if !slices.ContainsFunc(allowed, func(m string) bool { return imp == m || strings.HasPrefix(imp, m+"/") }) {
 				t.Errorf("%s imports %s; from outside it may import %v", short, imp, allowed)
+			}
+		}
+	}
+}
+
+// TestRaftHasOneImporter keeps the libraries of the replicated log in one package, whose doc.go says what
+// it relies on.
+func TestRaftHasOneImporter(t *testing.T) {
+	for _, p := range packages(t) {
+		if p.short() == "cluster/raftlog" {
+			continue
+		}
+		for _, imp := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			if imp == "github.com/hashicorp/raft" || strings.HasPrefix(imp, "github.com/hashicorp/raft-") {
+				t.Errorf("%s imports %s; only cluster/raftlog may", p.short(), imp)
 			}
 		}
 	}

@@ -1,0 +1,55 @@
+package raftlog
+
+import (
+	"log/slog"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// WithFiles returns the configuration with another file system.
+func (c Config) WithFiles(files vfs.FS) Config {
+	c.files = files
+	return c
+}
+
+// WithRefusal returns the configuration with a function that may refuse entries of a leader, as a
+// follower does whose disk returns an error.
+func (c Config) WithRefusal(refuse func() error) Config {
+	c.refuse = func([]*raft.Log) error { return refuse() }
+	return c
+}
+
+// ProposeUnchecked appends rows without a look at the term, as a proposal does whose leader loses and
+// wins an election between the look and the append.
+func (g *Group) ProposeUnchecked(epoch uint64, rows []byte) (uint64, error) {
+	result, err := g.propose(g.incarnation(), rowsEntry, epoch, rows)
+	return result.index, err
+}
+
+// ProposeUnknownKind appends an entry as a newer version might.
+func (g *Group) ProposeUnknownKind(epoch uint64) error {
+	_, err := g.propose(g.incarnation(), verifyEntry+1, epoch, nil)
+	return err
+}
+
+// Snapshot makes a periodic snapshot now.
+func (g *Group) Snapshot() error { return g.snapshot(g.incarnation()) }
+
+// PretendStuck makes the notes on a follower look as if the library had sent it nothing for long.
+func (g *Group) PretendStuck(node NodeID) {
+	inc := g.incarnation()
+	if inc == nil {
+		return
+	}
+	_, term := inc.leadership()
+	f := inc.followers
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := f.progressOf(node, term); n != nil {
+		n.heard, n.tried, n.match = f.clock(), f.clock()-int64(g.settings.ReplicationStall), 0
+	}
+}
+
+func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }

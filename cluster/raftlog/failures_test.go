@@ -1,0 +1,330 @@
+package raftlog_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/testenv"
+)
+
+// load proposes rows at a leader from several goroutines until it is stopped. It takes over again when
+// an epoch ends, wherever the leader is.
+func (c *cluster) load(leader *replica, epoch uint64, callers, bytes int) (stop func() (acknowledged int64)) {
+	done := make(chan struct{})
+	var wait sync.WaitGroup
+	var count, number atomic.Int64
+	value := strings.Repeat("x", bytes)
+	for range callers {
+		wait.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				_, err := leader.group.Propose(epoch, fmt.Appendf(nil, "load-%d=%s\n", number.Add(1)%100, value))
+				if err != nil {
+					return
+				}
+				count.Add(1)
+			}
+		})
+	}
+	return func() int64 {
+		close(done)
+		wait.Wait()
+		return count.Load()
+	}
+}
+
+// TestFollowerIsFedAfterRefusals is the second kind of failure: after a refused append the library may
+// never send entries to that follower again, while heartbeats go on. Without the goroutine that drains
+// the pipeline the follower stays behind for good.
+func TestFollowerIsFedAfterRefusals(t *testing.T) {
+	verifyNoLeaks(t)
+	c := newCluster(t, 3, withoutWatch())
+	leader, epoch := c.lead()
+	follower := c.followers(leader)[0]
+	stop := c.load(leader, epoch, 16, 100)
+	var refused atomic.Int64
+	var calls atomic.Int64
+	refuse := func() error {
+		if calls.Add(1)%8 == 0 {
+			refused.Add(1)
+			return errors.New("refused by the test")
+		}
+		return nil
+	}
+	follower.refuse.Store(&refuse)
+	testenv.EventuallyWithin(t, patience, "40 refusals", func() bool { return refused.Load() >= 40 })
+	follower.refuse.Store(nil)
+	before := leader.group.Status().Committed
+	testenv.EventuallyWithin(t, patience, "the follower is fed under load", func() bool { return follower.group.Status().Applied >= before })
+	t.Logf("%d proposals, %d refusals", stop(), refused.Load())
+	if _, term, _ := leader.group.Leader(); term != epoch {
+		t.Errorf("term %d, want %d: a new term hides what this test looks for", term, epoch)
+	}
+	c.converge()
+}
+
+// TestLeaderWithStalledDiskEnds is the third kind: the leader's disk does not answer, and its heartbeats
+// would keep it leader. The watch cuts its connections and ends it; the others go on.
+func TestLeaderWithStalledDiskEnds(t *testing.T) {
+	verifyNoLeaks(t)
+	settings := fastSettings()
+	settings.CommitStall = time.Second
+	c := newCluster(t, 3, settings)
+	leader, epoch := c.lead()
+	c.put(leader, epoch, "once-before", "x")
+	release := leader.blockSync()
+	defer release()
+	done := make(chan error, 1)
+	go func() {
+		_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
+		done <- err
+	}()
+	testenv.Receive(t, "the group ends", leader.group.Failed())
+	if err := leader.group.Err(); !errors.Is(err, raftlog.ErrDiskStalled) {
+		t.Errorf("the group ends with %v", err)
+	}
+	if lost, unknown := isLost(testenv.Receive(t, "the proposal ends", done)); !lost || !unknown {
+		t.Error("the proposal has the wrong outcome")
+	}
+	if s := leader.group.Status().Stalls; s.Disk != 1 {
+		t.Errorf("%+v", s)
+	}
+	next, later := c.lead(leader) // while the disk still stalls
+	c.put(next, later, "once-after", "x")
+	release()
+	c.crash(leader)
+	c.open(leader)
+	c.converge()
+}
+
+// TestCommitStallRestartsTheLibrary: proposals in flight with a healthy disk of the leader restart
+// its library, which gives another node a turn.
+func TestCommitStallRestartsTheLibrary(t *testing.T) {
+	verifyNoLeaks(t)
+	settings := fastSettings()
+	settings.CommitStall = time.Second
+	settings.Request = 2500 * time.Millisecond
+	c := newCluster(t, 3, settings)
+	leader, epoch := c.lead()
+	var releases []func()
+	for _, r := range c.followers(leader) {
+		releases = append(releases, r.blockSync())
+	}
+	_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
+	if lost, unknown := isLost(err); !lost || !unknown {
+		t.Errorf("proposal without followers' disks: %v", err)
+	}
+	testenv.Eventually(t, "the library is restarted", func() bool { return leader.group.Status().Restarts == 1 })
+	if s := leader.group.Status().Stalls; s.Commit != 1 || s.Disk != 0 {
+		t.Errorf("%+v", s)
+	}
+	for _, release := range releases {
+		release()
+	}
+	next, later := c.lead()
+	c.put(next, later, "once-after", "x")
+	c.converge()
+}
+
+// TestTransferThatHangs is the fourth kind: two transfers to a follower that does not answer, then a loss
+// of leadership, may leave the library with a transfer "in progress" for ever, so that it refuses all
+// proposals when it is elected again. The watch restarts it. Two goroutines of the library stay.
+//
+// It depends on which of several ready channels the library reads first, so the test tries until it
+// happens.
+func TestTransferThatHangs(t *testing.T) {
+	verifyNoLeaks(t,
+		goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*Raft).leadershipTransfer"),
+		goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*Raft).leaderLoop.func2"))
+	settings := fastSettings()
+	settings.Request = 2900 * time.Millisecond
+	c := newCluster(t, 3, settings)
+	const attempts = 15
+	for range attempts {
+		if leader := c.hangTransfer(); leader.group.Status().Stalls.Transfer > 0 {
+			c.converge()
+			return
+		}
+	}
+	t.Errorf("no transfer hung in %d attempts: has the library been repaired?", attempts)
+}
+
+// hangTransfer makes the leader lose its leadership during a transfer and win it again, and proposes.
+func (c *cluster) hangTransfer() *replica {
+	c.t.Helper()
+	leader, epoch := c.lead()
+	target := c.followers(leader)[0]
+	c.network.Cut(leader.id, target.id)
+	for range 4 { // the follower lacks entries, and the library waits in a request to it
+		c.put(leader, epoch, "before", "x")
+	}
+	for transfers := 0; transfers < 2; {
+		switch err := leader.group.Transfer(target.id); {
+		case err == nil:
+			c.t.Fatal("a transfer to a follower that is cut off succeeds")
+		case strings.Contains(err.Error(), "timeout"):
+			transfers++ // not those that are refused because the first one is still ending
+		}
+	}
+	c.network.Isolate(leader.id, c.ids()...)
+	other, _ := c.lead(leader)
+	testenv.Eventually(c.t, "the leader gives up", func() bool { return !leader.group.Status().Leads })
+	c.network.HealAll()
+	// Back to the first leader. The present one may have to wait until it has caught up.
+	testenv.EventuallyWithin(c.t, patience, "the first leader leads again", func() bool {
+		if leader.group.Status().Leads {
+			return true
+		}
+		if node, _, ok := other.group.Leader(); ok && node == other.id {
+			_ = other.group.Transfer(leader.id) // false: the next look tries again
+		}
+		return leader.group.Status().Leads
+	})
+	next, later := c.lead()
+	c.put(next, later, "after", "x")
+	return leader
+}
+
+// TestFollowerCatchesUpWhileTheLogIsTrimmed is the fifth kind: a follower needs long for a snapshot,
+// and the leader writes and trims all the time. The entries after the snapshot stay until the follower
+// has them. Without the floor each snapshot would be too old when it is restored.
+func TestFollowerCatchesUpWhileTheLogIsTrimmed(t *testing.T) {
+	verifyNoLeaks(t)
+	settings := withoutWatch()
+	settings.TrailingEntries, settings.SnapshotBytes, settings.SegmentBytes = 20, 20<<10, 4<<10
+	settings.Request = patience // of the restore
+	c := newCluster(t, 3, settings)
+	leader, epoch := c.lead()
+	follower := c.followers(leader)[0]
+	c.crash(follower)
+	follower.before = func(call string, index uint64) error {
+		// A restore takes as long as the leader needs for snapshots far beyond the one that is restored.
+		if call == "restore" && !testenv.Poll(patience, func() bool { return leader.group.Status().Snapshot > index+100 }) {
+			return errors.New("the leader made no snapshot")
+		}
+		return nil
+	}
+	stop := c.load(leader, epoch, 4, 500)
+	defer func() { stop() }()
+	last := leader.group.Status().Last
+	testenv.EventuallyWithin(t, patience, "the log is trimmed", func() bool { return leader.group.Status().First > last+100 })
+	c.open(follower)
+	testenv.EventuallyWithin(t, patience, "the follower catches up under load", func() bool {
+		s := leader.group.Status()
+		return s.Match[follower.id] > 0 && s.Match[follower.id]+50 > s.Last && follower.group.Status().SnapshotsGotten > 0
+	})
+	if s := follower.group.Status(); s.SnapshotsGotten > 1 {
+		t.Errorf("%d snapshots were needed", s.SnapshotsGotten)
+	}
+	held := leader.group.Status().First
+	testenv.EventuallyWithin(t, patience, "the log is trimmed again", func() bool { return leader.group.Status().First > held })
+	t.Logf("%d proposals", stop())
+	stop = func() int64 { return 0 }
+	c.converge()
+}
+
+// TestFailedSyncIsNotRetried is the sixth kind: after one failed sync of the log the replica ends,
+// although the disk answers again at once. The others go on, and the replica comes back.
+func TestFailedSyncIsNotRetried(t *testing.T) {
+	verifyNoLeaks(t)
+	for _, role := range []string{"leader", "follower"} {
+		t.Run(role, func(t *testing.T) {
+			c := newCluster(t, 3, fastSettings())
+			leader, epoch := c.lead()
+			failing := leader
+			if role == "follower" {
+				failing = c.followers(leader)[0]
+			}
+			failing.files.Reset()
+			failing.files.Add(faults.Rule{Op: faults.Sync, Path: "*.wal", N: 1, Err: errors.New("injected EIO")})
+			_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
+			lost, unknown := isLost(err)
+			if role == "leader" && (!lost || !unknown) || role == "follower" && err != nil {
+				t.Errorf("proposal: %v", err)
+			}
+			testenv.Receive(t, "the replica ends", failing.group.Failed())
+			if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), "injected EIO") {
+				t.Errorf("the replica ends with %v", err)
+			}
+			var writes int
+			seen := false
+			for _, call := range failing.files.Calls() {
+				isLog := strings.HasSuffix(call.Path, ".wal")
+				if isLog && seen && (call.Op == faults.Write || call.Op == faults.Sync) {
+					writes++
+				}
+				seen = seen || isLog && call.Op == faults.Sync
+			}
+			if writes > 0 {
+				t.Errorf("%d writes to the log after the failed sync", writes)
+			}
+			next, later := c.lead(failing)
+			c.put(next, later, "once-after", "x")
+			c.crash(failing)
+			c.open(failing)
+			c.converge()
+		})
+	}
+}
+
+// TestFailedTermEndsTheReplica proves that a term that cannot be stored ends the replica and not the
+// process. The library panics on such an error.
+func TestFailedTermEndsTheReplica(t *testing.T) {
+	verifyNoLeaks(t)
+	c := newCluster(t, 3, fastSettings())
+	leader, epoch := c.lead()
+	c.put(leader, epoch, "once-before", "x")
+	failing := c.followers(leader)[0]
+	failing.files.Add(faults.Rule{Op: faults.Sync, Path: "vote.new", Err: errors.New("injected EIO")})
+	c.crash(leader) // an election raises the term
+	testenv.Receive(t, "the replica ends", failing.group.Failed())
+	if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), "injected EIO") {
+		t.Errorf("the replica ends with %v", err)
+	}
+	c.open(leader)
+	next, later := c.lead(failing)
+	c.put(next, later, "once-after", "x")
+	failing.files.Reset()
+	c.crash(failing)
+	c.open(failing)
+	c.converge()
+}
+
+// TestMachineErrorEndsTheReplica proves that no later entry reaches a machine that has refused one.
+func TestMachineErrorEndsTheReplica(t *testing.T) {
+	verifyNoLeaks(t)
+	c := newCluster(t, 3, fastSettings())
+	leader, epoch := c.lead()
+	failing := c.followers(leader)[0]
+	c.crash(failing)
+	failing.before = func(call string, index uint64) error {
+		if call == "apply" {
+			return errors.New("injected")
+		}
+		return nil
+	}
+	c.open(failing)
+	at := c.put(leader, epoch, "once-a", "x")
+	c.put(leader, epoch, "once-b", "x")
+	testenv.Receive(t, "the replica ends", failing.group.Failed())
+	if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("apply entry %d: injected", at)) {
+		t.Errorf("the replica ends with %v", err)
+	}
+	c.crash(failing)
+	failing.before = nil
+	c.open(failing)
+	c.converge()
+}

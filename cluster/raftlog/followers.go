@@ -1,0 +1,135 @@
+package raftlog
+
+import (
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// followerTable notes what the members have confirmed to this node while it leads. The library keeps the
+// same in private fields. The transport writes it, on the library's goroutines; the watch, the lease
+// and Transfer read it.
+type followerTable struct {
+	clock func() int64
+
+	mu sync.Mutex
+	// term is the term of the newest request. Notes of older terms are dropped.
+	term uint64
+	// void is the highest term whose read lease has ended for good.
+	void uint64
+	all  map[NodeID]*followerProgress
+}
+
+// followerProgress is what one member has confirmed in the present term.
+type followerProgress struct {
+	// match is the highest index up to which its log is known to agree, 0 if unknown.
+	match uint64
+	// confirmed is the time when the newest request was sent that it has accepted.
+	confirmed time.Time
+	// heard is the time, by the watch's clock, of its last answer of any kind; tried is the same for
+	// requests that are no heartbeats, answered or failed.
+	heard, tried int64
+	// sending is set while a snapshot is on its way.
+	sending bool
+}
+
+func newFollowerTable(clock func() int64) *followerTable {
+	return &followerTable{clock: clock, all: map[NodeID]*followerProgress{}}
+}
+
+// progressOf returns the notes on a member for a term, nil if the term is over. It needs the lock.
+func (f *followerTable) progressOf(node NodeID, term uint64) *followerProgress {
+	if term < f.term {
+		return nil
+	}
+	if term > f.term {
+		f.term, f.all = term, map[NodeID]*followerProgress{}
+	}
+	if f.all[node] == nil {
+		now := f.clock()
+		f.all[node] = &followerProgress{heard: now, tried: now}
+	}
+	return f.all[node]
+}
+
+// isHeartbeat reports whether the other side answers a request on its connection's own goroutine,
+// before its log has a part in it. The library has the same rule in NetworkTransport.handleCommand.
+func isHeartbeat(r *raft.AppendEntriesRequest) bool {
+	return len(r.Entries) == 0 && r.PrevLogEntry == 0 && r.PrevLogTerm == 0 && r.LeaderCommitIndex == 0
+}
+
+// noteAnswer notes an answer, or the failure, of an append request or heartbeat.
+func (f *followerTable) noteAnswer(node NodeID, sent time.Time, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error) {
+	now := f.clock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.progressOf(node, args.Term)
+	if n == nil {
+		return
+	}
+	if !isHeartbeat(args) {
+		n.tried = now
+	}
+	if err != nil {
+		return
+	}
+	n.heard = now
+	if !resp.Success || resp.Term > args.Term {
+		return
+	}
+	if sent.After(n.confirmed) {
+		n.confirmed = sent
+	}
+	match := args.PrevLogEntry
+	if last := len(args.Entries); last > 0 {
+		match = args.Entries[last-1].Index
+	}
+	n.match = max(n.match, match)
+}
+
+func (f *followerTable) snapshotBegins(node NodeID, term, index uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := f.progressOf(node, term); n != nil {
+		n.sending = true
+		n.match = max(n.match, index) // the log keeps what comes after it; the answer will confirm it
+	}
+}
+
+func (f *followerTable) snapshotEnds(node NodeID, args *raft.InstallSnapshotRequest, ok bool) {
+	now := f.clock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.progressOf(node, args.Term)
+	if n == nil {
+		return
+	}
+	n.sending, n.tried = false, now
+	if ok {
+		n.heard = now
+	} else {
+		n.match = 0
+	}
+}
+
+// voidLease ends the read lease of the present term for good.
+func (f *followerTable) voidLease() {
+	f.mu.Lock()
+	f.void = max(f.void, f.term)
+	f.mu.Unlock()
+}
+
+// forEach calls a function with the notes of a term on each member. Members that were never asked in that
+// term have the zero value. The function must not block.
+func (f *followerTable) forEach(term uint64, nodes []NodeID, each func(NodeID, followerProgress)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, node := range nodes {
+		var n followerProgress
+		if f.term == term && f.all[node] != nil {
+			n = *f.all[node]
+		}
+		each(node, n)
+	}
+}

@@ -1,0 +1,114 @@
+package raftlog_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
+)
+
+// TestLateAnswersGiveNoLease proves that the lease counts from the sending of a request. The answers of
+// the followers reach a frozen leader when they have elected another. The library's VerifyLeader takes
+// them for fresh.
+func TestLateAnswersGiveNoLease(t *testing.T) {
+	verifyNoLeaks(t)
+	settings := withoutWatch()
+	settings.Request = 20 * time.Second // the connection with the late answer stays open
+	c := newCluster(t, 3, settings)
+	leader, epoch := c.lead()
+	c.put(leader, epoch, "once-a", "x")
+	if !leader.group.Lease(epoch) {
+		t.Fatal("no lease")
+	}
+	release := leader.blockSync() // its main loop stops, and does not notice that it is alone
+	defer release()
+	done := make(chan error, 1)
+	go func() {
+		_, err := leader.group.Propose(epoch, []byte("once-b=x\n"))
+		done <- err
+	}()
+	for _, r := range c.followers(leader) { // they get heartbeats, and their answers wait
+		c.network.Cut(r.id, leader.id)
+	}
+	next, later := c.lead(leader)
+	c.put(next, later, "once-c", "x")
+	for _, r := range c.followers(leader) {
+		if r != next {
+			c.network.Heal(r.id, leader.id)
+		}
+	}
+	// Each call waits for the library, which does not answer, so many are under way.
+	leases := make(chan bool)
+	const calls = 100
+	for i := range calls {
+		time.AfterFunc(time.Duration(i)*5*time.Millisecond, func() { leases <- leader.group.Lease(epoch) })
+	}
+	for range calls {
+		if testenv.Receive(t, "a call of Lease ends", leases) {
+			t.Error("a late answer gave a lease to a former leader")
+		}
+	}
+	c.network.HealAll()
+	release()
+	if lost, _ := isLost(testenv.Receive(t, "the proposal ends", done)); !lost {
+		t.Error("the former leader's proposal was acknowledged")
+	}
+	c.converge()
+}
+
+// TestStuckReplicationRestartsTheLibrary proves the watch on followers: one that is heard, lacks entries
+// and gets no request restarts the library. A follower whose disk is slow does not: it gets requests,
+// and they fail.
+func TestStuckReplicationRestartsTheLibrary(t *testing.T) {
+	verifyNoLeaks(t)
+	settings := fastSettings()
+	settings.Request = 300 * time.Millisecond
+	settings.ReplicationStall = time.Second
+	c := newCluster(t, 3, settings)
+	leader, epoch := c.lead()
+	slow := c.followers(leader)[0]
+	release := slow.blockSync()
+	defer release()
+	c.put(leader, epoch, "once-a", "x")
+	for end := time.Now().Add(3 * settings.ReplicationStall); time.Now().Before(end); {
+		c.put(leader, epoch, "b", "x")
+	}
+	if s := leader.group.Status(); s.Restarts > 0 || s.Match[slow.id] >= s.Last {
+		t.Errorf("a follower with a slow disk: %+v", s)
+	}
+	release()
+	c.converge()
+	leader, _ = c.lead()
+	stuck := c.followers(leader)[0]
+	testenv.EventuallyWithin(t, patience, "the library is restarted", func() bool {
+		leader.group.PretendStuck(stuck.id) // until the next request to it, at the latest in 0.1 s
+		return leader.group.Status().Stalls.Replication > 0
+	})
+	testenv.Eventually(t, "the library is restarted", func() bool { return leader.group.Status().Restarts > 0 })
+	c.converge()
+}
+
+// TestTransferEndsTheLease proves that a leader whose transfer has failed answers no reads: the target
+// has got the order to stand for election, or may get it late, and the others would vote for it.
+func TestTransferEndsTheLease(t *testing.T) {
+	verifyNoLeaks(t)
+	c := newCluster(t, 3, withoutWatch())
+	leader, epoch := c.lead()
+	target, other := c.followers(leader)[0], c.followers(leader)[1]
+	at := c.put(leader, epoch, "once-a", "x")
+	testenv.EventuallyWithin(t, patience, "the target has all entries", func() bool { return leader.group.Status().Match[target.id] == at })
+	c.network.Cut(target.id, leader.id) // it hears the order, and cannot ask for votes
+	c.network.Cut(target.id, other.id)
+	if err := leader.group.Transfer(target.id); err == nil {
+		t.Fatal("the transfer succeeds")
+	}
+	testenv.EventuallyWithin(t, patience, "the leader goes on", func() bool {
+		_, err := leader.group.Propose(epoch, []byte("b=x\n"))
+		return err == nil
+	})
+	if leader.group.Lease(epoch) {
+		t.Error("the leader has a lease after a transfer")
+	}
+	c.network.HealAll()
+	c.converge()
+}

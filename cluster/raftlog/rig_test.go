@@ -1,0 +1,274 @@
+package raftlog_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/cluster/raftlog/raftlogtest"
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// patience is the deadline of a step that needs an election.
+const patience = 20 * time.Second
+
+// fastSettings are shorter than the defaults by a factor of about five.
+func fastSettings() raftlog.Settings {
+	s := raftlog.DefaultSettings()
+	s.Heartbeat, s.Election = 200*time.Millisecond, 200*time.Millisecond
+	s.LeaderLease, s.ReadLease = 150*time.Millisecond, 120*time.Millisecond
+	s.Request = time.Second
+	s.CommitStall, s.ReplicationStall, s.TransferStall = 2*time.Second, 3*time.Second, 600*time.Millisecond
+	s.Tick = 20 * time.Millisecond
+	s.SegmentBytes = 16 << 10
+	return s
+}
+
+// withoutWatch are settings whose watch finds no stall, for tests of what makes it unnecessary.
+func withoutWatch() raftlog.Settings {
+	s := fastSettings()
+	s.CommitStall, s.ReplicationStall, s.TransferStall = time.Hour, time.Hour, time.Hour
+	return s
+}
+
+// replica is one node with one group.
+type replica struct {
+	id      raftlog.NodeID
+	dir     string
+	files   *faults.FS
+	refuse  atomic.Pointer[func() error]
+	mux     *raftlog.Mux
+	machine *raftlogtest.Machine
+	group   *raftlog.Group
+	before  func(call string, index uint64) error
+}
+
+// cluster is the replicas of one group on a network in memory.
+type cluster struct {
+	t        testing.TB
+	network  *raftlogtest.Network
+	settings raftlog.Settings
+	dir      string
+	all      []*replica
+}
+
+// newCluster opens a group of n voters. It checks at the end that all is closed.
+func newCluster(t testing.TB, n int, settings raftlog.Settings) *cluster {
+	t.Helper()
+	c := &cluster{t: t, network: raftlogtest.NewNetwork(), settings: settings, dir: t.TempDir()}
+	var ids []raftlog.NodeID
+	for i := range n {
+		ids = append(ids, raftlog.NodeID(fmt.Sprintf("n%d", i+1)))
+	}
+	t.Cleanup(c.close)
+	for _, id := range ids {
+		c.open(c.add(id), ids...)
+	}
+	return c
+}
+
+func (c *cluster) add(id raftlog.NodeID) *replica {
+	r := &replica{id: id, dir: filepath.Join(c.dir, string(id)), files: faults.New(vfs.OS{})}
+	c.all = append(c.all, r)
+	return r
+}
+
+func (c *cluster) ids() (ids []raftlog.NodeID) {
+	for _, r := range c.all {
+		ids = append(ids, r.id)
+	}
+	return ids
+}
+
+func testLogger() *slog.Logger {
+	if testing.Verbose() && os.Getenv("RAFTLOG_TRACE") != "" {
+		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(slog.NewTextHandler(io.Discard, nil))
+}
+
+// open starts a replica, as after a crash: from what its machine has synced.
+func (c *cluster) open(r *replica, bootstrap ...raftlog.NodeID) {
+	c.t.Helper()
+	if err := c.tryOpen(r, bootstrap...); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cluster) tryOpen(r *replica, bootstrap ...raftlog.NodeID) (err error) {
+	if r.machine, err = raftlogtest.OpenMachine(filepath.Join(r.dir, "rows")); err != nil {
+		return err
+	}
+	r.machine.Before = r.before
+	logger := testLogger().With("node", string(r.id))
+	r.mux, err = raftlog.NewMux(raftlog.MuxConfig{Listener: c.network.Listen(r.id), Resolve: c.network.Resolve,
+		Dial: c.network.Dial(r.id), Logger: logger})
+	if err != nil {
+		return err
+	}
+	config := raftlog.Config{Group: 7, Node: r.id, Dir: filepath.Join(r.dir, "group"), Machine: r.machine, Mux: r.mux,
+		Bootstrap: bootstrap, Settings: c.settings, Logger: logger}
+	r.group, err = raftlog.Open(config.WithFiles(r.files).WithRefusal(func() error {
+		if f := r.refuse.Load(); f != nil {
+			return (*f)()
+		}
+		return nil
+	}))
+	if err != nil {
+		r.mux.Close()
+	}
+	return err
+}
+
+// crash closes a replica without a sync of its machine.
+func (c *cluster) crash(r *replica) {
+	c.t.Helper()
+	if r.group == nil {
+		return
+	}
+	if err := r.group.Close(); err != nil {
+		c.t.Error(err)
+	}
+	r.mux.Close()
+	r.group = nil
+}
+
+func (c *cluster) close() {
+	c.network.HealAll()
+	for _, r := range c.all {
+		r.files.Reset()
+	}
+	var wait sync.WaitGroup
+	for _, r := range c.all {
+		if r.group != nil {
+			wait.Go(func() { c.crash(r) })
+		}
+	}
+	wait.Wait()
+	if doubles := c.doubles(); len(doubles) > 0 {
+		c.t.Errorf("rows were written at two indexes: %v", doubles)
+	}
+}
+
+func (c *cluster) doubles() (all []string) {
+	for _, r := range c.all {
+		if r.machine != nil {
+			all = append(all, r.machine.Doubles()...)
+		}
+	}
+	return all
+}
+
+// lead returns the leader after a Takeover, and its epoch. Replicas of except do not count.
+func (c *cluster) lead(except ...*replica) (leader *replica, epoch uint64) {
+	c.t.Helper()
+	var last error
+	isLed := testenv.Poll(patience, func() bool {
+		for _, r := range c.all {
+			if r.group == nil || contains(except, r) {
+				continue
+			}
+			node, _, ok := r.group.Leader()
+			if !ok || node != r.id {
+				continue
+			}
+			if epoch, _, last = r.group.Takeover(); last == nil {
+				leader = r
+				return true
+			}
+		}
+		return false
+	})
+	if !isLed {
+		c.t.Fatalf("no leader within %v: %v", patience, last)
+	}
+	return leader, epoch
+}
+
+func contains(all []*replica, r *replica) bool {
+	for _, other := range all {
+		if other == r {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *cluster) followers(leader *replica) (all []*replica) {
+	for _, r := range c.all {
+		if r != leader && r.group != nil {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// put proposes one row at a leader and ends the test if that fails.
+func (c *cluster) put(r *replica, epoch uint64, key, value string) uint64 {
+	c.t.Helper()
+	index, err := r.group.Propose(epoch, []byte(key+"="+value+"\n"))
+	if err != nil {
+		c.t.Fatalf("propose %s: %v", key, err)
+	}
+	return index
+}
+
+// converge waits until all open replicas have applied what the leader has, and compares their digests.
+func (c *cluster) converge() {
+	c.t.Helper()
+	leader, epoch := c.lead()
+	index, err := leader.group.Verify(epoch)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, r := range c.all {
+		if r.group == nil {
+			continue
+		}
+		testenv.EventuallyWithin(c.t, patience, fmt.Sprintf("%s applies entry %d: %+v, leader %+v", r.id, index, r.group.Status(), leader.group.Status()),
+			func() bool { return r.group.Status().Applied >= index })
+		if r.machine.Digest() != leader.machine.Digest() {
+			c.t.Errorf("the rows of %s and %s differ", r.id, leader.id)
+		}
+	}
+}
+
+// isLost reports whether an error is a LostError, and whether its outcome is unknown.
+func isLost(err error) (lost, unknown bool) {
+	var e *raftlog.LostError
+	if !errors.As(err, &e) {
+		return false, false
+	}
+	return true, e.Unknown
+}
+
+// verifyNoLeaks fails the test if a goroutine is left at its end. Call it before newCluster, so that
+// it runs after the cluster is closed.
+func verifyNoLeaks(t *testing.T, options ...goleak.Option) {
+	options = append(options, goleak.IgnoreCurrent())
+	t.Cleanup(func() {
+		if err := goleak.Find(options...); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// blockSync makes the syncs of a replica's log wait until the returned function is called.
+func (r *replica) blockSync() (release func()) {
+	released := make(chan struct{})
+	r.files.Add(faults.Rule{Op: faults.Sync, Path: "*.wal", Do: func(faults.Call) { <-released }})
+	var once sync.Once
+	return func() { once.Do(func() { r.files.Reset(); close(released) }) }
+}

@@ -1,0 +1,235 @@
+package raftlog_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/testenv"
+)
+
+// trimmingSettings let a log of a few hundred entries be trimmed.
+func trimmingSettings() raftlog.Settings {
+	s := fastSettings()
+	s.TrailingEntries, s.SegmentBytes = 5, 4<<10
+	return s
+}
+
+// leaveBehind closes a follower and goes on until the leader's log begins after the follower's ends.
+func (c *cluster) leaveBehind(leader *replica, epoch uint64, follower *replica) {
+	c.t.Helper()
+	last := follower.group.Status().Last
+	if follower.group != nil {
+		c.crash(follower)
+	}
+	for round := 0; leader.group.Status().First <= last+1; round++ {
+		for i := range 50 {
+			c.put(leader, epoch, fmt.Sprintf("key-%d", i), strings.Repeat("x", 200))
+		}
+		if err := leader.group.Snapshot(); err != nil {
+			c.t.Fatal(err)
+		}
+		if round > 100 {
+			c.t.Fatalf("the log is not trimmed: %+v", leader.group.Status())
+		}
+	}
+}
+
+// TestRestoreIsInterrupted proves that a replica recovers from a crash at each step of a received
+// snapshot: the failing call stands for the crash.
+func TestRestoreIsInterrupted(t *testing.T) {
+	verifyNoLeaks(t)
+	for _, step := range []struct {
+		name      string
+		isAdopted bool // by Open, after the crash
+		fail      func(r *replica, call string) error
+	}{
+		{"before the machine has the rows", false, func(_ *replica, call string) error {
+			return errors.New("injected crash")
+		}},
+		{"before the snapshot is adopted", true, func(r *replica, _ string) error {
+			r.files.Add(faults.Rule{Op: faults.Rename, Path: "incoming", Err: errors.New("injected crash")})
+			return nil
+		}},
+		{"before the log is emptied", true, func(r *replica, _ string) error {
+			r.files.Add(faults.Rule{Op: faults.Sync, Path: "segments.new", Err: errors.New("injected crash")})
+			return nil
+		}},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			c := newCluster(t, 3, trimmingSettings())
+			leader, epoch := c.lead()
+			follower := c.followers(leader)[0]
+			for i := range 20 { // entries that its log keeps
+				c.put(leader, epoch, fmt.Sprintf("once-%d", i), "x")
+			}
+			c.leaveBehind(leader, epoch, follower)
+			follower.before = func(call string, _ uint64) error {
+				if call == "restore" {
+					return step.fail(follower, call)
+				}
+				return nil
+			}
+			c.open(follower)
+			testenv.Receive(t, "the replica ends", follower.group.Failed())
+			c.crash(follower)
+			follower.before = nil
+			follower.files.Reset()
+			if step.isAdopted { // the next leader has all entries, and asks which ones the follower lacks
+				c.crash(leader)
+			}
+			c.open(follower)
+			// The replica is deaf for a moment, so this is what Open has found.
+			if s := follower.group.Status(); (s.Snapshot > 0) != step.isAdopted || step.isAdopted && s.Snapshot != follower.machine.Index() {
+				t.Errorf("after the crash: snapshot of entry %d, machine at %d", s.Snapshot, follower.machine.Index())
+			}
+			c.converge()
+			if s := follower.group.Status(); (s.SnapshotsGotten == 0) != step.isAdopted {
+				t.Errorf("%d snapshots after the crash", s.SnapshotsGotten)
+			}
+			c.crash(follower)
+			c.open(follower)
+			c.converge()
+		})
+	}
+}
+
+// TestDivergedReplicaGetsASnapshot proves that entries which were never committed do not stand in the
+// way of a snapshot. The replica has such an entry at the very index of the snapshot, and others after
+// it. Without the restart of the library it would get snapshots without end: see applier.Restore.
+func TestDivergedReplicaGetsASnapshot(t *testing.T) {
+	verifyNoLeaks(t)
+	c := newCluster(t, 3, trimmingSettings())
+	old, epoch := c.lead()
+	c.put(old, epoch, "once-a", "x")
+	c.network.Isolate(old.id, c.ids()...)
+	done := make(chan error)
+	const callers = 400
+	for i := range callers {
+		go func() {
+			_, err := old.group.Propose(epoch, fmt.Appendf(nil, "once-lost-%d=x\n", i))
+			done <- err
+		}()
+	}
+	for range callers {
+		if lost, _ := isLost(testenv.Receive(t, "the proposals end", done)); !lost {
+			t.Error("a proposal without a majority was acknowledged")
+		}
+	}
+	next, later := c.lead(old)
+	for i := range 60 {
+		c.put(next, later, fmt.Sprintf("key-%d", i), strings.Repeat("x", 200))
+	}
+	if err := next.group.Snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	if s, o := next.group.Status(), old.group.Status(); o.Last <= s.Last || s.First <= 10 {
+		t.Fatalf("the old leader's log ends at %d, the new one's is from %d to %d", o.Last, s.First, s.Last)
+	}
+	c.network.HealAll()
+	c.converge()
+	// The restart cuts the connection on which the leader waits, so that it may send the snapshot once
+	// more. From then on entries are enough.
+	leader, epoch := c.lead()
+	var gotten int64
+	const attempts = 5
+	for range attempts {
+		gotten = old.group.Status().SnapshotsGotten
+		for i := range 50 {
+			c.put(leader, epoch, fmt.Sprintf("after-%d", i), "x")
+		}
+		c.converge()
+		if gotten > 0 && old.group.Status().SnapshotsGotten == gotten {
+			return
+		}
+	}
+	t.Errorf("after %d snapshots entries are still refused", gotten)
+}
+
+// TestSnapshotIsOnlyASync proves that a periodic snapshot copies no rows, and that a replica begins a
+// replay after it.
+func TestSnapshotIsOnlyASync(t *testing.T) {
+	verifyNoLeaks(t)
+	c := newCluster(t, 1, fastSettings())
+	leader, epoch := c.lead()
+	for i := range 100 {
+		c.put(leader, epoch, fmt.Sprintf("key-%d", i), strings.Repeat("x", 1000))
+	}
+	if err := leader.group.Snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	at := leader.group.Status().Snapshot
+	if info, err := os.Stat(filepath.Join(leader.dir, "group", "snapshot")); err != nil || info.Size() > 1000 {
+		t.Errorf("%v, %v", info, err)
+	}
+	c.put(leader, epoch, "after", "x")
+	c.crash(leader)
+	var first uint64
+	leader.before = func(call string, index uint64) error {
+		if call == "apply" && first == 0 {
+			first = index
+		}
+		return nil
+	}
+	c.open(leader)
+	c.converge()
+	if first != at+1 {
+		t.Errorf("the replay begins at %d, after a snapshot of %d", first, at)
+	}
+	if leader.machine.Row("after") != "x" {
+		t.Error("a row that was not synced is lost")
+	}
+}
+
+// TestDamagedEntryIsNotSent proves that a leader whose log is damaged on the disk ends, and does not give
+// the damaged entry to a follower.
+func TestDamagedEntryIsNotSent(t *testing.T) {
+	verifyNoLeaks(t)
+	c := newCluster(t, 3, fastSettings())
+	leader, epoch := c.lead()
+	follower := c.followers(leader)[0]
+	c.crash(follower)
+	c.put(leader, epoch, "once-damaged", "0123456789")
+	c.put(leader, epoch, "once-after", "x")
+	segments, err := filepath.Glob(filepath.Join(c.dir, string(leader.id), "group", "log", "*.wal"))
+	if err != nil || len(segments) == 0 {
+		t.Fatal(segments, err)
+	}
+	for _, path := range segments {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at := strings.Index(string(text), "0123456789"); at >= 0 {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte("X"), int64(at)); err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+		}
+	}
+	c.open(follower)
+	testenv.Receive(t, "the damaged replica ends", leader.group.Failed())
+	if err := leader.group.Err(); !strings.Contains(err.Error(), "checksum") {
+		t.Error(err)
+	}
+	c.crash(leader)
+	next, later := c.lead()
+	c.put(next, later, "once-later", "x")
+	c.converge()
+	for _, r := range c.followers(leader) {
+		if r.machine.Row("once-damaged") != "0123456789" {
+			t.Errorf("%s has the damaged row", r.id)
+		}
+	}
+	// The machine applied the entry before it was damaged, and is not asked for it again.
+	leader.group = nil
+}
