@@ -93,7 +93,8 @@
 //   - A second engine of a partition cannot be open in one process: Lead and Front refuse it.
 //   - A caller whose change was not written gets NotLeader, and one whose change the log may have gets
 //     OutcomeUnknown (calls.go). A read gets NotLeader. So what answers with NotLeader may be repeated.
-//   - Nothing is started, killed or answered unless its batch is committed and applied here.
+//   - Nothing is started, killed or answered unless its batch is committed and applied here. No-op tasks
+//     are begun before: they leave no trace outside the journal.
 //   - The clock of the engine begins at the newest time that the store has (clock.go), and numbers of
 //     runs at its newest run. RaiseNextNumber may be called at any time until Detach.
 //   - An attempt that the journal has and the executors here do not know is lost, and its task runs
