@@ -204,7 +204,7 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		}
 	}
 	if len(subs) > 0 {
-		answers, err := b.s.engine.SubmitAll(b.ctx, subs)
+		answers, err := b.s.submitAll(b.ctx, subs)
 		for i := range subs {
 			if err != nil {
 				results[at[i]].Err = err

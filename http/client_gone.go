@@ -141,13 +141,16 @@ type requestContext struct {
 	identified bool
 	scopes     access.Scopes // of an identified caller
 	forwarded  forwardedFrom // how the current request came, at the entrance for nodes
+	// partition is that of the current request in a cluster, plus one; 0 = it is not known. See PartitionOf.
+	partition uint64
 }
 
 // forwardedFrom is how a request came that another node has forwarded.
 type forwardedFrom struct {
-	node   string    // the entry node; "" = the request is a client's own
-	hops   int       // how often it was forwarded
-	client clientKey // of the client, for limits
+	node      string // the entry node; "" = the request is a client's own
+	hops      int    // how often it was forwarded
+	partition uint64
+	client    clientKey // of the client, for limits
 }
 
 // Causes of the end of a requestContext.
@@ -169,10 +172,16 @@ func newRequestContext(c *conn) *requestContext {
 	return r
 }
 
-// Value returns the principal for messages.PrincipalKey.
+// Value returns the principal for messages.PrincipalKey, and the partition of the request.
 func (r *requestContext) Value(key any) any {
-	if _, ok := key.(messages.PrincipalKey); ok {
+	switch key.(type) {
+	case messages.PrincipalKey:
 		return &r.principal
+	case partitionKey:
+		if r.partition > 0 {
+			return r.partition - 1
+		}
+		return nil
 	}
 	return r.Context.Value(key)
 }
@@ -229,6 +238,7 @@ func (c *conn) beginRequest() {
 	if r.identified {
 		r.principal, r.identified = c.anonymous(), false
 	}
+	r.partition = 0
 }
 
 // anonymous is the principal of a request whose caller is known by its connection alone.

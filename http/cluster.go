@@ -33,6 +33,29 @@ type Cluster interface {
 	Status(ctx context.Context) ClusterStatus
 }
 
+// partitionKey is the key of a context's partition.
+type partitionKey struct{}
+
+// PartitionOf returns the partition that a call of the engine is about, where its arguments do not tell: a
+// submission, a part of a list or of the events of all runs, a pause. ok is false for a call that is about
+// a run, and on a server that is not part of a cluster.
+func PartitionOf(ctx context.Context) (partition uint64, ok bool) {
+	partition, ok = ctx.Value(partitionKey{}).(uint64)
+	return partition, ok
+}
+
+// withPartition returns a context for calls of the engine that are about a partition.
+func withPartition(ctx context.Context, partition uint64) context.Context {
+	return context.WithValue(ctx, partitionKey{}, partition)
+}
+
+// setPartition sets the partition of the request's calls of the engine.
+func setPartition(ctx *fasthttp.RequestCtx, partition uint64) {
+	if c := connOf(ctx); c != nil {
+		c.request.Load().partition = partition + 1
+	}
+}
+
 // ClusterStatus is a cluster as one of its nodes sees it.
 type ClusterStatus struct {
 	ID         string // of the cluster

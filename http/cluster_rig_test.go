@@ -36,6 +36,7 @@ type clusterRig struct {
 	mu          sync.Mutex
 	nodes       map[string]*clusterNode
 	leader      string
+	leaders     []string           // by partition, in a cluster of several; nil = leader leads the only one
 	views       map[string]string  // whom a node takes for the leader, where that is another one
 	isStarting  bool               // the leader's engine
 	cut         map[[2]string]bool // links between two nodes that are cut
@@ -56,7 +57,13 @@ type clusterNode struct {
 // newClusterRig starts nodes n1 to n<count>, each with an engine of its own. n1 leads.
 func newClusterRig(t testing.TB, count int, change ...func(*Config)) *clusterRig {
 	t.Helper()
-	rig := &clusterRig{t: t, authority: newTestAuthority(t), nodes: map[string]*clusterNode{}, leader: "n1",
+	return newPartedRig(t, count, nil, change...)
+}
+
+// newPartedRig is newClusterRig with the leaders of several partitions.
+func newPartedRig(t testing.TB, count int, leaders []string, change ...func(*Config)) *clusterRig {
+	t.Helper()
+	rig := &clusterRig{t: t, authority: newTestAuthority(t), nodes: map[string]*clusterNode{}, leader: "n1", leaders: leaders,
 		views: map[string]string{}, unreachable: map[string]bool{}, cut: map[[2]string]bool{}, changed: make(chan struct{})}
 	for i := range count {
 		rig.start(fmt.Sprint("n", i+1), change...)
@@ -127,12 +134,15 @@ func (rig *clusterRig) node(id string) *clusterNode {
 }
 
 func (n *clusterNode) Self() string       { return n.id }
-func (n *clusterNode) Partitions() uint64 { return 1 }
+func (n *clusterNode) Partitions() uint64 { return uint64(max(len(n.rig.leaders), 1)) }
 
-func (n *clusterNode) Leader(uint64) (string, bool) {
+func (n *clusterNode) Leader(partition uint64) (string, bool) {
 	n.rig.mu.Lock()
 	defer n.rig.mu.Unlock()
 	leader := n.rig.leader
+	if len(n.rig.leaders) > 0 {
+		leader = n.rig.leaders[partition]
+	}
 	if view, ok := n.rig.views[n.id]; ok {
 		leader = view
 	}

@@ -21,6 +21,8 @@
 //	                   which requests are served, and until when
 //	listener.go, conn.go
 //	                   connections: limits, deadlines, framing
+//	cluster.go, forward.go, node_entrance.go, scatter.go
+//	                   requests that another node of a cluster answers, or several nodes together
 //	client_gone.go     requests that wait, and clients that leave before the answer
 //	server.go          configuration, service, shutdown
 //

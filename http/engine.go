@@ -20,6 +20,10 @@ import (
 // The methods may be called from any number of goroutines. actors.Node implements them; while it
 // recovers its runs, cmd/caravan has another implementation in its place, which answers with the code
 // Unavailable.
+//
+// On a node of a cluster the engine has the partitions that the node leads. A call about a run is for the
+// partition of its ID; PartitionOf tells that of a submission, of a part of a list or of the events of all
+// runs, and of a pause. The code NotLeader says that nothing was done, because another node leads.
 
 // Commands change runs. They return when the change is durable.
 type Commands interface {

@@ -204,7 +204,7 @@ func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
 		return dst, !done, nil
 	case context.Cause(p.ctx) == errClientGone, context.Cause(p.ctx) == errRevoked:
 		return dst, true, errStreamBroken
-	case p.s.serviceContext.Err() != nil, errors.Is(err, io.EOF), errors.As(err, &m) && m.Code == messages.Unavailable:
+	case p.s.serviceContext.Err() != nil, errors.Is(err, io.EOF), errors.As(err, &m) && (m.Code == messages.Unavailable || m.Code == messages.NotLeader):
 		return dst, false, nil // the client connects again for more
 	case errors.Is(err, context.DeadlineExceeded):
 		return append(dst, ": nothing new\n\n"...), true, nil

@@ -150,12 +150,19 @@ func forwarding(s *Server, rt *route, next handler) handler {
 
 // serve answers a request here or elsewhere.
 func (f *forwarder) serve(ctx *fasthttp.RequestCtx, rt *route, next handler) error {
-	partition, ok := f.partitionOf(ctx, rt)
-	if !ok {
+	hops, isParted := hopsOf(ctx), f.cluster.Partitions() > 1
+	switch {
+	case isParted && hops == 0 && rt.servedBy == everyLeader:
+		return f.scatter(ctx, rt)
+	case isParted && hops == 0 && rt.body == linesBody:
+		return next(ctx) // each line goes its own way: see submitAll
+	}
+	partition, isKnown := f.partitionOf(ctx, rt)
+	if !isKnown {
 		return next(ctx) // the handler refuses it, on any node
 	}
+	setPartition(ctx, partition)
 	_, isHere := f.cluster.Leader(partition)
-	hops := hopsOf(ctx)
 	switch {
 	case awaitsPermission(ctx) && hops == 0:
 		return next(ctx)
@@ -179,6 +186,9 @@ func (f *forwarder) serve(ctx *fasthttp.RequestCtx, rt *route, next handler) err
 // partitionOf returns the partition whose leader serves a request. ok is false for a request that no
 // partition has: its run ID or key is malformed.
 func (f *forwarder) partitionOf(ctx *fasthttp.RequestCtx, rt *route) (partition uint64, ok bool) {
+	if hopsOf(ctx) > 0 {
+		return forwardedPartition(ctx), true
+	}
 	count := f.cluster.Partitions()
 	switch rt.servedBy {
 	case runLeader:
@@ -191,7 +201,7 @@ func (f *forwarder) partitionOf(ctx *fasthttp.RequestCtx, rt *route) (partition 
 		}
 		return keyPartition(key, count), err == nil
 	}
-	return 0, true // the only one: see New
+	return 0, true // the only one: see serve
 }
 
 // keyPartition returns the partition of an idempotency key. All nodes must agree on it, for ever: a
@@ -284,8 +294,7 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 				f.outcomes.WithLabelValues("lost").Inc()
 				f.s.log.Info("http: the answer of another node was lost", "node", node, "path", string(ctx.URI().PathOriginal()), "err", err)
 				if !body.isRepeatable(ctx) {
-					return &messages.Error{Code: messages.OutcomeUnknown,
-						Text: fmt.Sprintf("node %s was lost before its answer: the request may have taken effect. Look for its effect, or repeat a submission with the same Idempotency-Key", node)}
+					return outcomeUnknown(node)
 				}
 				why = fmt.Sprintf("node %s, which led partition %d, was lost", node, partition)
 				retry.until = time.Now().Add(f.wait) // another leader has to be elected
@@ -302,7 +311,7 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 		if hint != "" {
 			changed = closedChannel() // there is no reason to wait
 		}
-		if err := retry.await(ctx, f.s, changed); err != nil {
+		if err := retry.await(contextOf(ctx), f.s, changed); err != nil {
 			if err == errNoLeaderInTime {
 				return unavailable(why)
 			}
@@ -347,7 +356,7 @@ type forwardRetry struct {
 
 // await returns nil when a leader may have changed, or after a pause. It returns errNoLeaderInTime when
 // the time is up, and another error when the client leaves or the server shuts down.
-func (r *forwardRetry) await(ctx *fasthttp.RequestCtx, s *Server, changed <-chan struct{}) error {
+func (r *forwardRetry) await(client context.Context, s *Server, changed <-chan struct{}) error {
 	left := time.Until(r.until)
 	if left <= 0 {
 		return errNoLeaderInTime
@@ -359,7 +368,6 @@ func (r *forwardRetry) await(ctx *fasthttp.RequestCtx, s *Server, changed <-chan
 	} else {
 		r.timer.Reset(pause)
 	}
-	client := contextOf(ctx)
 	select {
 	case <-changed:
 	case <-r.timer.C:

@@ -63,7 +63,7 @@ func (f *forwarder) send(ctx *fasthttp.RequestCtx, rt *route, body *forwardedBod
 	isSent := false
 	req, err := f.newRequest(httptrace.WithClientTrace(within, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { isSent = true },
-	}), ctx, body, node, hops)
+	}), ctx, body, r, hops)
 	var resp *http.Response
 	if err == nil {
 		r.waitFor(func() { resp, err = f.transport.RoundTrip(req) })
@@ -117,20 +117,13 @@ func (f *forwarder) failureOf(ctx *fasthttp.RequestCtx, r *forwardedRequest, bod
 
 // newRequest returns the request to a node. Its target is the client's, byte by byte, except that bytes
 // are escaped which the Transport refuses: a handler sees the same path.
-func (f *forwarder) newRequest(ctx context.Context, from *fasthttp.RequestCtx, body *forwardedBody, node string, hops int) (*http.Request, error) {
+func (f *forwarder) newRequest(ctx context.Context, from *fasthttp.RequestCtx, body *forwardedBody, r *forwardedRequest, hops int) (*http.Request, error) {
 	caller, err := callerOf(from, f.cluster.Self()).encode()
 	if err != nil {
 		return nil, err
 	}
 	h := &from.Request.Header
-	req := (&http.Request{
-		Method: string(from.Method()),
-		URL: &url.URL{Scheme: "http", Host: node, Opaque: escapeControls(string(from.URI().PathOriginal())),
-			RawQuery: escapeControls(string(from.URI().QueryString()))},
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: make(http.Header, 8),
-		Host:   node,
-	}).WithContext(ctx)
+	req := requestTo(ctx, r, string(from.Method()), string(from.URI().PathOriginal()), string(from.URI().QueryString()), caller, hops)
 	connection := strings.ToLower(string(h.Peek(fasthttp.HeaderConnection)))
 	for name, value := range h.All() {
 		if name := string(name); isPassedOn(name) && !isListed(connection, name) {
@@ -140,10 +133,23 @@ func (f *forwarder) newRequest(ctx context.Context, from *fasthttp.RequestCtx, b
 	if _, ok := req.Header[fasthttp.HeaderUserAgent]; !ok {
 		req.Header[fasthttp.HeaderUserAgent] = nil // else the Transport sends its own
 	}
-	req.Header.Set(callerHeader, caller)
-	req.Header.Set(hopsHeader, strconv.Itoa(hops))
 	body.attach(req)
 	return req, nil
+}
+
+// requestTo returns a request to a node, without a body.
+func requestTo(ctx context.Context, r *forwardedRequest, method, path, query, caller string, hops int) *http.Request {
+	req := (&http.Request{
+		Method: method,
+		URL:    &url.URL{Scheme: "http", Host: r.node, Opaque: escapeControls(path), RawQuery: escapeControls(query)},
+		Proto:  "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: make(http.Header, 8),
+		Host:   r.node,
+	}).WithContext(ctx)
+	req.Header.Set(callerHeader, caller)
+	req.Header.Set(hopsHeader, strconv.Itoa(hops))
+	req.Header.Set(partitionHeader, strconv.FormatUint(r.partition, 10))
+	return req
 }
 
 // isListed tells whether a Connection header names another header, which belongs to the connection then.

@@ -424,7 +424,7 @@ func TestForwardedHeadersAreNotTheClients(t *testing.T) {
 func TestEntranceForNodes(t *testing.T) {
 	rig := newClusterRig(t, 1)
 	leader := rig.node("n1")
-	const caller = callerHeader + `: {"node":"n2","scopes":"read","token":"ci","address":"192.0.2.1:1","uid":-1}`
+	const caller = partitionHeader + ": 0\r\n" + callerHeader + `: {"node":"n2","scopes":"read","token":"ci","address":"192.0.2.1:1","uid":-1}`
 	stranger := newTestAuthority(t)
 	for name, c := range map[string]struct {
 		config *tls.Config
@@ -435,10 +435,12 @@ func TestEntranceForNodes(t *testing.T) {
 		"a client":                {rig.authority.tls("user"), []string{caller, hopsHeader + ": 1"}, 403},
 		"another authority":       {stranger.nodeTLS("n2"), []string{caller, hopsHeader + ": 1"}, 0},
 		"without a caller":        {rig.authority.nodeTLS("n2"), []string{hopsHeader + ": 1"}, 400},
-		"without an entry node":   {rig.authority.nodeTLS("n2"), []string{callerHeader + `: {"scopes":"read","address":"x","uid":-1}`, hopsHeader + ": 1"}, 400},
-		"an unknown scope":        {rig.authority.nodeTLS("n2"), []string{callerHeader + `: {"node":"n2","scopes":"all","address":"x","uid":-1}`, hopsHeader + ": 1"}, 400},
+		"without an entry node":   {rig.authority.nodeTLS("n2"), []string{partitionHeader + ": 0", callerHeader + `: {"scopes":"read","address":"x","uid":-1}`, hopsHeader + ": 1"}, 400},
+		"an unknown scope":        {rig.authority.nodeTLS("n2"), []string{partitionHeader + ": 0", callerHeader + `: {"node":"n2","scopes":"all","address":"x","uid":-1}`, hopsHeader + ": 1"}, 400},
 		"without the right scope": {rig.authority.nodeTLS("n2"), []string{strings.Replace(caller, "read", "submit", 1), hopsHeader + ": 1"}, 403},
 		"without hops":            {rig.authority.nodeTLS("n2"), []string{caller}, 400},
+		"without a partition":     {rig.authority.nodeTLS("n2"), []string{caller[len(partitionHeader+": 0\r\n"):], hopsHeader + ": 1"}, 400},
+		"an unknown partition":    {rig.authority.nodeTLS("n2"), []string{strings.Replace(caller, ": 0", ": 1", 1), hopsHeader + ": 1"}, 400},
 		"too many hops":           {rig.authority.nodeTLS("n2"), []string{caller, hopsHeader + ": 3"}, 400},
 	} {
 		c.config.RootCAs = rig.authority.pool

@@ -26,9 +26,10 @@ import (
 // Headers of forwarded requests and their answers.
 const (
 	nodeHeaderPrefix = "X-Caravan-"
-	callerHeader     = nodeHeaderPrefix + "Caller" // a forwardedPrincipal, as JSON
-	hopsHeader       = nodeHeaderPrefix + "Hops"   // how often the request was forwarded, from 1
-	leaderHeader     = nodeHeaderPrefix + "Leader" // of a 421: the leader that the node knows, or empty
+	callerHeader     = nodeHeaderPrefix + "Caller"    // a forwardedPrincipal, as JSON
+	hopsHeader       = nodeHeaderPrefix + "Hops"      // how often the request was forwarded, from 1
+	partitionHeader  = nodeHeaderPrefix + "Partition" // that the request, or this part of it, is about
+	leaderHeader     = nodeHeaderPrefix + "Leader"    // of a 421: the leader that the node knows, or empty
 )
 
 // maxForwardedHeader bounds the request line and headers of a forwarded request, in bytes: those of the
@@ -54,8 +55,12 @@ type forwardedPrincipal struct {
 // callerOf returns the caller of a request, for another node. node is this one; a request that was
 // forwarded to it keeps its entry node.
 func callerOf(ctx *fasthttp.RequestCtx, node string) *forwardedPrincipal {
+	return callerOn(connOf(ctx), node)
+}
+
+// callerOn is callerOf for the present request of a connection, or nil.
+func callerOn(c *conn, node string) *forwardedPrincipal {
 	p := &forwardedPrincipal{Node: node, Scopes: access.All.String(), UID: -1}
-	c := connOf(ctx)
 	if c == nil {
 		return p
 	}
@@ -116,7 +121,7 @@ func nodeAdmission(s *Server, _ *route, next handler) handler {
 // forwardedCaller takes the caller from the header of the entry node, and refuses a connection that is not
 // one of a node. The scope is checked here as well: a mistake of the entry node's routes must not grant a
 // right.
-func forwardedCaller(_ *Server, rt *route, next handler) handler {
+func forwardedCaller(s *Server, rt *route, next handler) handler {
 	return func(ctx *fasthttp.RequestCtx) error {
 		c := connOf(ctx)
 		if err := checkNode(c); err != nil {
@@ -133,8 +138,13 @@ func forwardedCaller(_ *Server, rt *route, next handler) handler {
 			return &refusal{fasthttp.StatusBadRequest, "invalid " + hopsHeader + " " + quoteInput(h.Peek(hopsHeader)) +
 				": must be a number from 1 to " + strconv.Itoa(maxHops)}
 		}
+		partition, err := strconv.ParseUint(string(h.Peek(partitionHeader)), 10, 64)
+		if err != nil || partition >= s.cfg.Cluster.Partitions() {
+			return &refusal{fasthttp.StatusBadRequest, "invalid " + partitionHeader + " " + quoteInput(h.Peek(partitionHeader)) +
+				": must be a number below " + strconv.FormatUint(s.cfg.Cluster.Partitions(), 10)}
+		}
 		setCaller(ctx, &who)
-		c.request.Load().forwarded = forwardedFrom{node: entryNode, hops: hops, client: clientKeyOfPrincipal(&who.Principal)}
+		c.request.Load().forwarded = forwardedFrom{node: entryNode, hops: hops, partition: partition, client: clientKeyOfPrincipal(&who.Principal)}
 		if err := checkScope(&who, rt.scope); err != nil {
 			return err
 		}
@@ -152,6 +162,11 @@ func checkNode(c *conn) error {
 		c.nodeErr, c.isNodeChecked = c.entrance.CheckNode(c.Conn), true
 	}
 	return c.nodeErr
+}
+
+// forwardedPartition returns the partition that the entry node has named.
+func forwardedPartition(ctx *fasthttp.RequestCtx) uint64 {
+	return connOf(ctx).request.Load().forwarded.partition
 }
 
 // hopsOf returns how often a request was forwarded to this node.

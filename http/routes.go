@@ -25,15 +25,16 @@ const publicRoute access.Scopes = 1 << 7
 
 // Paths with a meaning outside of the table.
 const (
-	backupRoute     = "/v1/backup"
-	eventsRoute     = "/v1/events"
-	runEventsRoute  = "/v1/dagrun/{run}/events"
-	statesRoute     = "/v1/dagrun/{run}/states"
-	logRoute        = "/v1/dagrun/{run}/task/{task}/log"
-	serverStatePath = "/v1/server/state"
-	clusterPath     = "/v1/cluster"
-	validatePath    = "/v1/dagrun/validate"
-	runPathPrefix   = "/v1/dagrun/"
+	backupRoute        = "/v1/backup"
+	eventsRoute        = "/v1/events"
+	runEventsRoute     = "/v1/dagrun/{run}/events"
+	statesRoute        = "/v1/dagrun/{run}/states"
+	logRoute           = "/v1/dagrun/{run}/task/{task}/log"
+	serverStatePath    = "/v1/server/state"
+	setServerStatePath = serverStatePath + "/{state}"
+	clusterPath        = "/v1/cluster"
+	validatePath       = "/v1/dagrun/validate"
+	runPathPrefix      = "/v1/dagrun/"
 )
 
 // isBulk tells whether the answer is a file, a stream or everything the server has, instead of
@@ -84,7 +85,7 @@ func (s *Server) routes() []route {
 		{"GET", logRoute, access.Read, runLeader, noBody, (*Server).taskLog},
 		{"GET", backupRoute, access.Control, everyLeader, noBody, (*Server).backup},
 		{"GET", serverStatePath, access.Read, everyLeader, noBody, (*Server).serverState},
-		{"PATCH", serverStatePath + "/{state}", access.Control, everyLeader, noBody, (*Server).setServerState},
+		{"PATCH", setServerStatePath, access.Control, everyLeader, noBody, (*Server).setServerState},
 		{"GET", "/healthz", publicRoute, anyNode, noBody, (*Server).healthz},
 		{"GET", clusterPath, access.Read, anyNode, noBody, (*Server).clusterStatus},
 		{"GET", "/version", access.Read, anyNode, noBody, (*Server).version},
@@ -100,9 +101,10 @@ func (s *Server) forwardedRoutes() []route {
 	return slices.DeleteFunc(s.routes(), func(rt route) bool { return rt.servedBy == anyNode })
 }
 
-// router lays out routes, each within the middlewares of a chain. Redirects are off: a path is matched as the client wrote it, escapes and
-// dots included, so a task may be named "..". Paths and methods that are not in the table pass the same
-// middlewares: their answers have the headers for browsers, and a caller without a token gets 401.
+// router lays out routes, each within the middlewares of a chain. Redirects are off: a path is matched as
+// the client wrote it, escapes and dots included, so a task may be named "..". Paths and methods that are
+// not in the table pass the same middlewares: their answers have the headers for browsers, and a caller
+// without a token gets 401.
 func (s *Server) router(routes []route, chain []middleware) *router.Router {
 	r := router.New()
 	r.RedirectTrailingSlash = false

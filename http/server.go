@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -170,9 +169,6 @@ func New(cfg Config) *Server {
 		cfg.Access.Keys.OnReload(s.revokePermits)
 	}
 	if cfg.Cluster != nil {
-		if n := cfg.Cluster.Partitions(); n != 1 {
-			panic("http: a cluster of " + strconv.FormatUint(n, 10) + " partitions") // TODO(cluster): merge lists and events of several leaders
-		}
 		s.forwarder = newForwarder(s)
 		s.dispatchForwarded = s.router(s.forwardedRoutes(), nodeMiddlewares()).Handler
 	}

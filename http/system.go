@@ -2,6 +2,7 @@ package http
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -55,33 +56,45 @@ func (s *Server) serverState(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
+	answerServerState(ctx, []string{s.engine.Paused(contextOf(ctx))})
+	return nil
+}
+
+// answerServerState answers with the state of all partitions: the first reason for a pause counts.
+func answerServerState(ctx *fasthttp.RequestCtx, reasons []string) {
 	dst := append([]byte(nil), `{"state":"RUNNING"`...)
-	if reason := s.engine.Paused(contextOf(ctx)); reason != "" {
+	if reason := cmp.Or(reasons...); reason != "" {
 		dst = appendString(append(dst[:0], `{"state":"PAUSED","reason":`...), reason)
 	}
 	answerJSON(ctx, append(dst, '}'))
-	return nil
 }
 
 // setServerState is PATCH /v1/server/state/{state}: PAUSED keeps tasks from starting, RUNNING has them
 // start again. The answer is that of serverState, when the change is durable and in effect.
 func (s *Server) setServerState(ctx *fasthttp.RequestCtx) error {
-	var reason string
-	word, err := pathParameter(ctx, "state")
+	reason, err := serverStateParameter(ctx)
 	if err != nil {
 		return err
-	}
-	switch word {
-	case dag.RunRunning.String():
-	case dag.RunPaused.String():
-		reason = "a request has paused the server"
-	default:
-		return &refusal{fasthttp.StatusBadRequest, quoteInput([]byte(word)) + " is not a state of the server: use PAUSED or RUNNING"}
 	}
 	if err := s.engine.SetPaused(contextOf(ctx), reason); err != nil {
 		return err
 	}
 	return s.serverState(ctx)
+}
+
+// serverStateParameter returns the reason for a pause that the state in the path stands for; "" for
+// RUNNING.
+func serverStateParameter(ctx *fasthttp.RequestCtx) (reason string, err error) {
+	word, err := pathParameter(ctx, "state")
+	switch {
+	case err != nil:
+		return "", err
+	case word == dag.RunRunning.String():
+		return "", nil
+	case word == dag.RunPaused.String():
+		return "a request has paused the server", nil
+	}
+	return "", &refusal{fasthttp.StatusBadRequest, quoteInput([]byte(word)) + " is not a state of the server: use PAUSED or RUNNING"}
 }
 
 // version is GET /version.

@@ -1,0 +1,131 @@
+package http
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// submitAll creates runs. In a cluster of several partitions each goes to the partition of its key; those
+// without a key go together to a partition that is led here, if there is one.
+func (s *Server) submitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	if s.forwarder == nil || s.forwarder.cluster.Partitions() == 1 {
+		return s.engine.SubmitAll(ctx, subs)
+	}
+	if _, ok := PartitionOf(ctx); ok {
+		return s.engine.SubmitAll(ctx, subs) // a part that another node has forwarded
+	}
+	return s.forwarder.submitAll(ctx, subs)
+}
+
+// submitAll parts submissions by their partitions.
+func (f *forwarder) submitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	r, _ := ctx.(*requestContext)
+	q := &scattered{f: f, ctx: ctx}
+	var err error
+	if r != nil {
+		q.conn = r.conn
+	}
+	if q.caller, err = callerOn(q.conn, f.cluster.Self()).encode(); err != nil {
+		return nil, err
+	}
+	count := f.cluster.Partitions()
+	unkeyed := f.anyPartition(count)
+	groups := make(map[uint64][]int) // indexes in subs, by partition
+	for i, sub := range subs {
+		partition := unkeyed
+		if sub.IdempotencyKey != "" {
+			partition = keyPartition(sub.IdempotencyKey, count)
+		}
+		groups[partition] = append(groups[partition], i)
+	}
+	results := make([]messages.Result[messages.RunID], len(subs))
+	var wait sync.WaitGroup
+	for partition, group := range groups {
+		wait.Go(func() { q.submitGroup(partition, group, subs, results) })
+	}
+	wait.Wait()
+	return results, nil
+}
+
+// submitGroup creates the runs of one partition, and sets their results.
+func (q *scattered) submitGroup(partition uint64, group []int, subs []*messages.Submission, results []messages.Result[messages.RunID]) {
+	own := make([]*messages.Submission, len(group))
+	var lines bytes.Buffer
+	isKeyed := true
+	for i, at := range group {
+		own[i] = subs[at]
+		isKeyed = isKeyed && subs[at].IdempotencyKey != ""
+		appendLine(&lines, subs[at])
+	}
+	err := q.ask(q.ctx, partition, &part{method: fasthttp.MethodPost, path: batchPath, header: http.Header{fasthttp.HeaderContentType: {linesType}},
+		body: lines.Bytes(), isRepeatable: isKeyed, limit: maxLineAnswer * int64(len(group))},
+		func(ctx context.Context) error {
+			answers, err := q.f.s.engine.SubmitAll(ctx, own)
+			if err == nil {
+				for i, at := range group {
+					results[at] = answers[i]
+				}
+			}
+			return err
+		}, func(answer *partAnswer) error {
+			rest := answer.body
+			for _, at := range group {
+				var line []byte
+				line, rest, _ = bytes.Cut(rest, []byte{'\n'})
+				results[at] = resultOfLine(line)
+			}
+			return nil
+		})
+	if err != nil {
+		for _, at := range group {
+			results[at].Err = err
+		}
+	}
+}
+
+// maxLineAnswer bounds the answer to a line that was found to be valid here, in bytes.
+const maxLineAnswer = 64 << 10
+
+// appendLine appends a submission as a line of a batch. Its document came as a line, so it has no line feed.
+func appendLine(to *bytes.Buffer, sub *messages.Submission) {
+	if sub.IdempotencyKey == "" {
+		to.Write(sub.Body)
+	} else {
+		to.WriteString(`{"idempotencyKey":`)
+		to.Write(appendString(nil, sub.IdempotencyKey))
+		to.WriteString(`,"spec":`)
+		to.Write(sub.Body)
+		to.WriteByte('}')
+	}
+	to.WriteByte('\n')
+}
+
+// resultOfLine is the reverse of an answer to a line.
+func resultOfLine(line []byte) (result messages.Result[messages.RunID]) {
+	var answer struct {
+		RunID  *uint64
+		Status int
+		Type   string
+		Detail string
+	}
+	err := json.Unmarshal(line, &answer)
+	switch {
+	case err != nil:
+		result.Err = fmt.Errorf("answer to a line: %w", err)
+	case answer.RunID != nil:
+		result.Value = messages.RunID(*answer.RunID)
+	case answer.Type == kindOf(messages.OutcomeUnknown):
+		result.Err = &messages.Error{Code: messages.OutcomeUnknown, Text: answer.Detail}
+	default:
+		result.Err = &refusal{answer.Status, answer.Detail}
+	}
+	return result
+}
