@@ -164,6 +164,10 @@ func (g *Group) openStores() (*incarnation, error) {
 	}
 	g.logs.refuse = g.config.refuse
 	g.snapshots.termOf = g.logs.termOf
+	g.logs.snapshotIndex = func() uint64 {
+		own, _ := g.snapshots.ownRecord()
+		return own.Index
+	}
 	g.applier = &applier{machine: g.config.Machine, fail: g.fail, clock: g.watch.clock, snapshots: g.snapshots,
 		lastEntry: g.logs.LastIndex, restart: g.stopAndRestart}
 	g.snapshots.applier = g.applier

@@ -35,6 +35,9 @@ type logStore struct {
 	// that the next StoreLogs hangs, too.
 	clock     func() int64
 	busySince atomic.Int64
+	// snapshotIndex returns the entry of the replica's own snapshot: a trim leaves all later entries. It is
+	// set before the store is used.
+	snapshotIndex func() uint64
 	// refuse, if not nil, may refuse entries before they are written. Tests set it before the store
 	// is used.
 	refuse func([]*raft.Log) error
@@ -136,8 +139,8 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 }
 
 // DeleteRange removes a prefix of the log (a trim), a suffix (entries that conflict with the leader's)
-// or all. A trim stops at the floor. The library takes a shorter trim for a full one, and reads the
-// first index again before the next.
+// or all. A trim stops at the floor, and at the replica's own snapshot (syncedRows.Persist). The library
+// takes a shorter trim for a full one, and reads the first index again before the next.
 func (s *logStore) DeleteRange(low, high uint64) error {
 	first, err := s.wal.FirstIndex()
 	if err != nil {
@@ -148,6 +151,9 @@ func (s *logStore) DeleteRange(low, high uint64) error {
 		return err
 	}
 	isTrim := low <= first && high < last
+	if isTrim && s.snapshotIndex != nil {
+		high = min(high, s.snapshotIndex())
+	}
 	s.mu.Lock()
 	if isTrim && s.floor > 0 && high >= s.floor {
 		high = s.floor - 1

@@ -26,9 +26,11 @@ type Machine interface {
 	// machine takes the digest of its rows as of this index and keeps it for whoever compares.
 	Verify(index uint64) error
 
-	// Sync makes all rows durable that were applied before the call. It returns the highest index
-	// such that its entry, and all entries before it, are durable: of an entry passed to Apply or to
-	// Restore. Open calls it first, to learn where the machine stands.
+	// Sync returns the highest index such that the rows of its entry, and of all entries before it, are
+	// durable: of an entry passed to Apply or to Restore. It may be lower than that of the last entry,
+	// for a machine that keeps its newest rows in memory until there are many: the log keeps their
+	// entries. It is never lower than what the call before returned. Open calls it first, to learn where
+	// the machine stands.
 	Sync() (index uint64, err error)
 
 	// Snapshot returns the rows as of the entry at index, for another replica. A machine without
@@ -186,18 +188,26 @@ type syncedRows struct {
 }
 
 // Persist syncs the machine. The sink gets no bytes: it stores the index.
+//
+// If the machine has synced fewer rows than it was given, the snapshot is one of the last entry that it
+// has synced, and not of the entry that the library means. The library learns that when it is restarted
+// and reads the record: it then begins the replay there. Until then it trims its log as if the snapshot
+// were newer, and logStore.DeleteRange stops at the record.
 func (s *syncedRows) Persist(sink raft.SnapshotSink) error {
 	a := s.applier
 	a.restoring.RLock()
 	defer a.restoring.RUnlock()
 	synced, err := a.machine.Sync()
-	if err == nil && synced < s.rows {
-		err = fmt.Errorf("machine is synced up to entry %d, although entry %d was applied before", synced, s.rows)
-	}
 	if err != nil {
 		return a.latchError(fmt.Errorf("sync the machine: %w", err))
 	}
-	sink.(*snapshotSink).isSync(s.rows)
+	k := sink.(*snapshotSink)
+	k.isSync(s.rows)
+	if synced < s.rows {
+		if err := k.endAt(synced); err != nil {
+			return err
+		}
+	}
 	return sink.Close()
 }
 

@@ -53,6 +53,7 @@ type replica struct {
 	machine *raftlogtest.Machine
 	group   *raftlog.Group
 	before  func(call string, index uint64) error
+	lazy    bool // see raftlogtest.Machine
 }
 
 // cluster is the replicas of one group on a network in memory.
@@ -111,7 +112,7 @@ func (c *cluster) tryOpen(r *replica, bootstrap ...raftlog.NodeID) (err error) {
 	if r.machine, err = raftlogtest.OpenMachine(filepath.Join(r.dir, "rows")); err != nil {
 		return err
 	}
-	r.machine.Before = r.before
+	r.machine.Before, r.machine.Lazy = r.before, r.lazy
 	logger := testLogger().With("node", string(r.id))
 	r.mux, err = raftlog.NewMux(raftlog.MuxConfig{Listener: c.network.Listen(r.id), Resolve: c.network.Resolve,
 		Dial: c.network.Dial(r.id), Logger: logger})

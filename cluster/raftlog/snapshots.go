@@ -182,11 +182,28 @@ type snapshotSink struct {
 	store  *snapshotStore
 	record snapshotRecord
 	sync   bool     // a periodic snapshot
+	isKept bool     // the replica's own snapshot stays
 	file   vfs.File // rows of a received snapshot; nil before the first Write
 	size   int64
 }
 
 func (k *snapshotSink) isSync(rows uint64) { k.sync, k.record.Rows = true, rows }
+
+// endAt makes a periodic snapshot one of an earlier entry. Its members may be those of a later one: they
+// are committed, and the library reads the ones before from the log. If the replica's own snapshot is as
+// new, it stays: the library trims the log by it once more.
+func (k *snapshotSink) endAt(index uint64) error {
+	if own, _ := k.store.ownRecord(); index <= own.Index {
+		k.isKept = true
+		return nil
+	}
+	term, err := k.store.termOf(index)
+	if err != nil {
+		return fmt.Errorf("snapshot of entry %d: %w", index, err)
+	}
+	k.record.Index, k.record.Term, k.record.Rows = index, term, index
+	return nil
+}
 
 // ID returns the ID under which a received snapshot is opened. The library does not open a periodic
 // one by it.
@@ -214,6 +231,9 @@ var errOlderSnapshot = errors.New("the replica has received a newer snapshot")
 // Close completes the snapshot: its record is durable.
 func (k *snapshotSink) Close() error {
 	s := k.store
+	if k.isKept {
+		return nil
+	}
 	if !k.sync && k.file == nil { // a machine without rows
 		if err := k.createFile(); err != nil {
 			return err

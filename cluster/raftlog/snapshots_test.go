@@ -186,6 +186,43 @@ func TestSnapshotIsOnlyASync(t *testing.T) {
 	}
 }
 
+// TestMachineThatSyncsLess proves that the log keeps what a machine has not synced: its snapshots end
+// where the machine does, a trim stops there, and a replay begins there.
+func TestMachineThatSyncsLess(t *testing.T) {
+	verifyNoLeaks(t)
+	c := newCluster(t, 1, trimmingSettings())
+	leader := c.all[0]
+	c.lead()
+	c.crash(leader)
+	leader.lazy = true
+	c.open(leader)
+	_, epoch := c.lead()
+	for round := range 4 {
+		for i := range 100 {
+			c.put(leader, epoch, fmt.Sprintf("key-%d-%d", round, i), strings.Repeat("x", 100))
+		}
+		if err := leader.group.Snapshot(); err != nil {
+			t.Fatal(err)
+		}
+		if s := leader.group.Status(); s.Snapshot > s.Last-100 || s.First > s.Snapshot+1 {
+			t.Fatalf("in round %d the log lacks rows that are not synced: %+v", round, s)
+		}
+	}
+	if s := leader.group.Status(); s.First == 1 {
+		t.Errorf("the log was never trimmed: %+v", s)
+	}
+	c.crash(leader)
+	c.open(leader)
+	c.converge()
+	for round := range 4 {
+		for i := range 100 {
+			if key := fmt.Sprintf("key-%d-%d", round, i); leader.machine.Row(key) == "" {
+				t.Fatalf("the row %s is lost", key)
+			}
+		}
+	}
+}
+
 // TestDamagedEntryIsNotSent proves that a leader whose log is damaged on the disk ends, and does not give
 // the damaged entry to a follower.
 func TestDamagedEntryIsNotSent(t *testing.T) {

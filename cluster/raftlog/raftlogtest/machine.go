@@ -28,9 +28,13 @@ type Machine struct {
 	// Before, if not nil, is called before each Apply, Restore and Sync, and its error is returned in
 	// place of the call. It may block. Set it before the machine is used.
 	Before func(call string, index uint64) error
+	// Lazy makes Sync write the rows that the call before has found, as a machine does that keeps its
+	// newest rows in memory. Set it before the machine is used.
+	Lazy bool
 
 	mu      sync.Mutex
 	content content
+	earlier content  // what the last Sync has found
 	double  []string // keys that came at two indexes
 	digests map[uint64][32]byte
 }
@@ -55,6 +59,7 @@ func OpenMachine(dir string) (*Machine, error) {
 		return nil, err
 	}
 	m.content = m.content.clone()
+	m.earlier = m.content.clone()
 	return m, nil
 }
 
@@ -117,13 +122,16 @@ func (m *Machine) Verified(index uint64) ([32]byte, bool) {
 	return digest, ok
 }
 
-// Sync writes the rows to the file.
+// Sync writes the rows to the file: all, or with Lazy earlier ones.
 func (m *Machine) Sync() (uint64, error) {
 	if err := m.before("sync", 0); err != nil {
 		return 0, err
 	}
 	m.mu.Lock()
 	c := m.content.clone()
+	if m.Lazy {
+		c, m.earlier = m.earlier, c
+	}
 	m.mu.Unlock()
 	return c.Index, m.write(c)
 }
@@ -189,7 +197,7 @@ func (m *Machine) Restore(index uint64, r io.Reader) error {
 		return err
 	}
 	m.mu.Lock()
-	m.content = c
+	m.content, m.earlier = c, c.clone()
 	m.mu.Unlock()
 	return nil
 }
