@@ -27,6 +27,7 @@ var plainPackages = []string{
 	"bench",
 	"bench/peers/river",
 	"client",
+	"cluster",
 	"cluster/raftlog",
 	"cluster/raftlog/raftlogtest",
 	"cmd/caravan",

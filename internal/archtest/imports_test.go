@@ -33,6 +33,7 @@ var may = map[string][]string{
 	"http":                    {"dag", "dag/specjson", "http/access", "messages"},
 	"http/access":             {"internal/vfs", "messages"},
 	"client":                  {},
+	"cluster":                 {"actors", "cluster/raftlog", "http", "internal/clustertls", "internal/vfs", "messages", "persistence"},
 	"cluster/raftlog":         {"internal/vfs"},
 	"cmd/caravan":             {"*"},
 
@@ -72,6 +73,7 @@ var outside = map[string][]string{
 	"actors":                  {"*"},
 	"http":                    {"*"},
 	"client":                  {"github.com/go-json-experiment/json"},
+	"cluster":                 {"github.com/prometheus/client_golang"},
 	"cluster/raftlog":         {"github.com/hashicorp/go-hclog", "github.com/hashicorp/raft", "github.com/hashicorp/raft-wal"},
 	"cmd/caravan":             {"*"},
 	"bench":                   {"golang.org/x/sys", "gonum.org/v1/plot"},

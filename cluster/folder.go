@@ -1,0 +1,249 @@
+package cluster
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// The folder of a member:
+//
+//	node.json            who this node is, and the cluster that it is part of (identity)
+//	node.lock            locked while a process uses the folder
+//	p/<p>/replica.json   what the rows of partition p are (replicaRecord)
+//	p/<p>/db-<n>/        the rows, in their n-th generation (machine.go)
+//	p/<p>/group/         vote, log and snapshot record of the replicated log (package raftlog)
+const (
+	identityFile = "node.json"
+	lockFile     = "node.lock"
+	replicaFile  = "replica.json"
+	partitionDir = "p"
+	groupDir     = "group"
+
+	folderFormat = 1
+)
+
+// NodeAddress is a node as an operator lists it.
+type NodeAddress struct {
+	Name    string `json:"name"`
+	Address string `json:"address"` // host and port
+}
+
+// memberName is a node of a cluster.
+type memberName struct {
+	Name string         `json:"name"`
+	ID   raftlog.NodeID `json:"id"`
+}
+
+// identity is the content of node.json. The ID of a node is drawn when its folder is made, so a node that
+// has lost its folder comes back under another ID: its former ID may have voted, and confirmed entries
+// that are lost now.
+type identity struct {
+	Format int            `json:"format"`
+	Name   string         `json:"name"`
+	ID     raftlog.NodeID `json:"id"`
+	// Cluster is "" until the cluster is formed, and Members empty.
+	Cluster    string       `json:"cluster,omitempty"`
+	Members    []memberName `json:"members,omitempty"`
+	Partitions int          `json:"partitions,omitempty"`
+	// Base is added to the index of a log entry to get its moment. It is the same on all members.
+	Base uint64 `json:"base,omitempty"`
+	// Opened says that all replicas were opened once. From then on a missing one was lost.
+	Opened bool `json:"opened,omitempty"`
+}
+
+func (i *identity) isFormed() bool { return i.Cluster != "" }
+
+// clusterID returns the ID of the cluster; the zero ID before it is formed.
+func (i *identity) clusterID() (id ID, err error) {
+	if !i.isFormed() {
+		return id, nil
+	}
+	b, err := hex.DecodeString(i.Cluster)
+	if err == nil && len(b) != len(id) {
+		err = fmt.Errorf("it has %d bytes", len(b))
+	}
+	if err != nil {
+		return id, fmt.Errorf("%s: invalid cluster ID %q: %w", identityFile, i.Cluster, err)
+	}
+	return ID(b), nil
+}
+
+// ids returns the IDs of all members.
+func (i *identity) ids() (ids []raftlog.NodeID) {
+	for _, m := range i.Members {
+		ids = append(ids, m.ID)
+	}
+	return ids
+}
+
+// nameOf returns the name of a member, or "".
+func (i *identity) nameOf(id raftlog.NodeID) string {
+	if at := slices.IndexFunc(i.Members, func(m memberName) bool { return m.ID == id }); at >= 0 {
+		return i.Members[at].Name
+	}
+	return ""
+}
+
+// folder is the folder of a member, locked for this process.
+type folder struct {
+	path string
+	fsys vfs.FS
+	lock io.Closer
+}
+
+// openFolder locks a folder, and reads who the node is. A new folder gets an ID, which is durable before
+// any other node can learn of it.
+func openFolder(fsys vfs.FS, path, name string) (*folder, *identity, error) {
+	f := &folder{path: path, fsys: fsys}
+	if err := fsys.MkdirAll(path, 0o700); err != nil {
+		return nil, nil, err
+	}
+	if err := fsys.SyncDir(filepath.Dir(path)); err != nil {
+		return nil, nil, err
+	}
+	var err error
+	f.lock, err = fsys.Lock(filepath.Join(path, lockFile))
+	if errors.Is(err, vfs.ErrLocked) {
+		err = errors.New("another process uses the folder")
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("folder %s: %w", path, err)
+	}
+	id, err := f.readIdentity(name)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("folder %s: %w", path, err), f.lock.Close())
+	}
+	return f, id, nil
+}
+
+func (f *folder) readIdentity(name string) (*identity, error) {
+	var id identity
+	err := readJSON(f.fsys, filepath.Join(f.path, identityFile), &id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return f.newIdentity(name)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case id.Format != folderFormat:
+		return nil, fmt.Errorf("%s has format %d, this program reads format %d", identityFile, id.Format, folderFormat)
+	case id.Name != name:
+		return nil, fmt.Errorf("it is the folder of node %s, not of node %s", id.Name, name)
+	}
+	if _, err := id.clusterID(); err != nil {
+		return nil, err
+	}
+	return &id, nil
+}
+
+func (f *folder) newIdentity(name string) (*identity, error) {
+	switch list, err := f.fsys.ReadDir(filepath.Join(f.path, partitionDir)); {
+	case err == nil && len(list) > 0:
+		return nil, fmt.Errorf("it has replicas, and %s is missing: put the file back, or start with an empty folder as a new node", identityFile)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	var random [8]byte
+	if _, err := rand.Read(random[:]); err != nil {
+		return nil, err
+	}
+	id := &identity{Format: folderFormat, Name: name, ID: raftlog.NodeID(name + "-" + hex.EncodeToString(random[:]))}
+	return id, f.writeIdentity(id)
+}
+
+// writeIdentity makes an identity durable.
+func (f *folder) writeIdentity(id *identity) error {
+	return writeJSON(f.fsys, f.path, identityFile, id)
+}
+
+// replicaFolder returns the folder of a partition.
+func (f *folder) replicaFolder(partition int) string {
+	return filepath.Join(f.path, partitionDir, strconv.Itoa(partition))
+}
+
+// checkReplicas refuses a folder that has lost a replica. An empty replica of the same node could vote a
+// second time in a term, and would not have the entries that it has confirmed.
+func (f *folder) checkReplicas(id *identity) error {
+	for p := range id.Partitions {
+		for _, name := range []string{replicaFile, groupDir} {
+			path := filepath.Join(f.replicaFolder(p), name)
+			if _, err := f.fsys.Stat(path); errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s is missing: the replica of partition %d was lost. Put it back, or start with an empty folder as a new node", path, p)
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// close gives the lock back.
+func (f *folder) close() error { return f.lock.Close() }
+
+// writeJSON replaces a file. After a crash the file holds the old value or the new one; the new one is
+// durable when the function returns nil.
+func writeJSON(fsys vfs.FS, dir, name string, value any) error {
+	data, err := json.MarshalIndent(value, "", "\t")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, name)
+	temp := path + ".new" // a crash may leave it; the next write truncates it
+	file, err := fsys.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteAt(append(data, '\n'), 0)
+	if err == nil {
+		err = file.Sync() // before the rename, or a power failure may leave the new name with old content
+	}
+	if cerr := file.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = fsys.Rename(temp, path)
+	}
+	if err == nil {
+		err = fsys.SyncDir(dir)
+	}
+	return err
+}
+
+// maxJSONBytes bounds the files of this package, in bytes: a damaged one must not exhaust the memory.
+const maxJSONBytes = 1 << 20
+
+// readJSON reads what writeJSON has written. A missing file is fs.ErrNotExist.
+func readJSON(fsys vfs.FS, path string, value any) error {
+	file, err := fsys.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() > maxJSONBytes {
+		return fmt.Errorf("%s: damaged: it has %d bytes", path, info.Size())
+	}
+	data := make([]byte, info.Size())
+	if _, err := file.ReadAt(data, 0); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if err := json.Unmarshal(data, value); err != nil {
+		return fmt.Errorf("%s: damaged: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,277 @@
+package cluster
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A cluster is formed once, by all of its first nodes together. Each of them starts with an empty folder
+// and the same list of nodes. They introduce themselves to each other, and each decides by itself:
+//
+//  1. A node that has heard of all others, all of them new and with the same list, forms the cluster. The
+//     ID of the cluster and the members follow from the introductions, so all nodes form the same one.
+//  2. A node that hears of one which has formed the cluster with it under its present ID does the same.
+//     Only a node that was new when it introduced itself can be in this state: its ID is as old as its
+//     folder.
+//  3. A node that hears of one which has formed the cluster with another ID under its name has lost its
+//     folder, and is refused. So is one that is not listed.
+//
+// Two of three are not enough for rule 1: two nodes that have both lost their folders would form an empty
+// cluster and serve, while the third one has all that was acknowledged. The decision is durable in
+// node.json before a replica is opened, and a node forms a cluster once in the life of its folder. So
+// every node is part of at most one cluster, and two clusters from one list never both have a majority.
+
+// introduction is what a node says of itself to another one.
+type introduction struct {
+	identity
+	// Nodes and Partitions are those of the configuration while the cluster is not formed.
+	Nodes []NodeAddress `json:"nodes"`
+}
+
+// maxIntroduction bounds an introduction, in bytes.
+const maxIntroduction = 64 << 10
+
+// RefusedError says why a node cannot be part of the cluster that its configuration lists. It does not
+// pass by itself.
+type RefusedError struct{ Reason string }
+
+// Error returns the reason.
+func (e *RefusedError) Error() string { return "this node cannot be part of the cluster: " + e.Reason }
+
+func refusedBecause(format string, args ...any) error {
+	return &RefusedError{fmt.Sprintf(format, args...)}
+}
+
+// decideFormation returns the formed identity of a node that has heard others, by their names. It returns
+// nil when the node has to hear more of them.
+func decideFormation(self *introduction, others map[string]*introduction) (*identity, error) {
+	for _, node := range self.Nodes {
+		other := others[node.Name]
+		if other == nil {
+			continue
+		}
+		if err := compareIntroductions(self, other, node); err != nil {
+			return nil, err
+		}
+		if other.isFormed() {
+			return joinFormed(self, other)
+		}
+	}
+	formed := self.identity
+	formed.Partitions, formed.Members = self.Partitions, []memberName{{self.Name, self.ID}}
+	for _, node := range self.Nodes {
+		if node.Name == self.Name {
+			continue
+		}
+		other := others[node.Name]
+		if other == nil {
+			return nil, nil
+		}
+		formed.Members = append(formed.Members, memberName{other.Name, other.ID})
+	}
+	slices.SortFunc(formed.Members, func(a, b memberName) int { return cmp.Compare(a.Name, b.Name) })
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%d partitions, base %d\n", formed.Partitions, formed.Base)
+	for _, m := range formed.Members {
+		fmt.Fprintf(sum, "%s %s\n", m.Name, m.ID)
+	}
+	formed.Cluster = ID(sum.Sum(nil)).String()
+	return &formed, nil
+}
+
+// compareIntroductions refuses another node that does not belong to the same first start.
+func compareIntroductions(self, other *introduction, node NodeAddress) error {
+	switch {
+	case other.Name != node.Name:
+		return refusedBecause("node %s answers at %s, the address of node %s", other.Name, node.Address, node.Name)
+	case other.ID == self.ID:
+		return refusedBecause("node %s has the same ID %s: its folder is a copy", other.Name, other.ID)
+	case other.Partitions != self.Partitions:
+		return refusedBecause("it has %d partitions, and node %s has %d", self.Partitions, other.Name, other.Partitions)
+	case other.Base != self.Base:
+		return refusedBecause("its rows begin at moment %d, and those of node %s at %d", self.Base, other.Name, other.Base)
+	case !other.isFormed() && nameList(other.Nodes) != nameList(self.Nodes):
+		return refusedBecause("it lists the nodes %s, and node %s lists %s", nameList(self.Nodes), other.Name, nameList(other.Nodes))
+	}
+	return nil
+}
+
+// nameList returns the names of nodes in one order. Addresses are compared by their use alone: a node
+// may be known by different ones in different places.
+func nameList(nodes []NodeAddress) string {
+	var names []string
+	for _, n := range nodes {
+		names = append(names, n.Name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// joinFormed makes a new node part of the cluster that another one has formed with it.
+func joinFormed(self, other *introduction) (*identity, error) {
+	at := slices.IndexFunc(other.Members, func(m memberName) bool { return m.Name == self.Name })
+	switch {
+	case at < 0:
+		return nil, refusedBecause("node %s is in cluster %s without a node %s", other.Name, other.Cluster, self.Name)
+	case other.Members[at].ID != self.ID:
+		return nil, refusedBecause("node %s knows %s as %s, and this folder is of %s: the folder of that node was lost. "+
+			"Its entries are lost with it, so it must not come back under its old name: it has to be replaced by a new node",
+			other.Name, self.Name, other.Members[at].ID, self.ID)
+	}
+	formed := self.identity
+	formed.Cluster, formed.Members, formed.Partitions = other.Cluster, other.Members, other.Partitions
+	return &formed, nil
+}
+
+// introducer introduces a node to others, and answers their introductions. It lives as long as the
+// member: nodes of a first start may come late, or come back without their folders.
+type introducer struct {
+	port     *port
+	logger   *slog.Logger
+	listener net.Listener
+	wait     sync.WaitGroup
+
+	mu   sync.Mutex // a leaf
+	self introduction
+}
+
+func startIntroducer(p *port, self introduction, logger *slog.Logger) (*introducer, error) {
+	listener, err := p.openListener(formationProtocol)
+	if err != nil {
+		return nil, err
+	}
+	i := &introducer{port: p, logger: logger, listener: listener, self: self}
+	i.wait.Go(i.answerAll)
+	return i, nil
+}
+
+// close ends the answers. The port closes the listener.
+func (i *introducer) close() {
+	i.listener.Close()
+	i.wait.Wait()
+}
+
+func (i *introducer) currentIntroduction() introduction {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.self
+}
+
+// setIdentity says from now on that the cluster is formed.
+func (i *introducer) setIdentity(id *identity) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.self.identity = *id
+}
+
+func (i *introducer) answerAll() {
+	for {
+		conn, err := i.listener.Accept()
+		if err != nil {
+			return
+		}
+		// One after the other: introductions are small and rare, and have a time limit.
+		_, _ = i.exchangeOver(conn)
+	}
+}
+
+// exchangeOver sends this node's introduction, returns the other one, and closes the connection.
+func (i *introducer) exchangeOver(conn net.Conn) (*introduction, error) {
+	defer conn.Close()
+	defer context.AfterFunc(i.port.ctx, func() { conn.Close() })()
+	if err := conn.SetDeadline(time.Now().Add(greetingLimit)); err != nil {
+		return nil, err
+	}
+	// Both sides write first. A connection in memory has no buffer, so the write needs a goroutine.
+	written := make(chan error, 1)
+	go func() {
+		self := i.currentIntroduction()
+		text, err := json.Marshal(&self)
+		if err == nil {
+			_, err = conn.Write(append(text, '\n'))
+		}
+		written <- err
+	}()
+	line, err := bufio.NewReader(io.LimitReader(conn, maxIntroduction)).ReadBytes('\n')
+	if err != nil {
+		conn.Close()
+	}
+	if err = errors.Join(err, <-written); err != nil {
+		return nil, err
+	}
+	var other introduction
+	if err := json.Unmarshal(line, &other); err != nil {
+		return nil, err
+	}
+	if other.Format != folderFormat {
+		return nil, fmt.Errorf("it speaks format %d of introductions, and this program format %d", other.Format, folderFormat)
+	}
+	return &other, nil
+}
+
+// introductionPause is between two rounds of introductions.
+const introductionPause = 300 * time.Millisecond
+
+// formCluster returns when the cluster is formed, with the identity that is to be made durable.
+func (i *introducer) formCluster(ctx context.Context) (*identity, error) {
+	self := i.currentIntroduction()
+	logged := ""
+	for {
+		others, missing := i.askAll(ctx, &self)
+		formed, err := decideFormation(&self, others)
+		if formed != nil || err != nil {
+			return formed, err
+		}
+		if text := strings.Join(missing, "; "); text != logged {
+			logged = text
+			i.logger.Info("waiting for the other nodes: a cluster is formed by all of them", "missing", text)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the cluster is not formed: %s: %w", strings.Join(missing, "; "), context.Cause(ctx))
+		case <-time.After(introductionPause):
+		}
+	}
+}
+
+// askAll asks all other nodes at once who they are.
+func (i *introducer) askAll(ctx context.Context, self *introduction) (others map[string]*introduction, missing []string) {
+	answers := make([]*introduction, len(self.Nodes))
+	errs := make([]error, len(self.Nodes))
+	var wait sync.WaitGroup
+	for k, node := range self.Nodes {
+		if node.Name == self.Name {
+			continue
+		}
+		wait.Go(func() {
+			conn, err := i.port.dialNode(ctx, node, formationProtocol, ID{}, "")
+			if err == nil {
+				answers[k], err = i.exchangeOver(conn)
+			}
+			errs[k] = err
+		})
+	}
+	wait.Wait()
+	others = map[string]*introduction{}
+	for k, node := range self.Nodes {
+		if answers[k] != nil {
+			others[node.Name] = answers[k]
+		}
+		if errs[k] != nil {
+			missing = append(missing, fmt.Sprintf("node %s at %s: %v", node.Name, node.Address, errs[k]))
+		}
+	}
+	return others, missing
+}

@@ -1,0 +1,104 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+)
+
+// introductions returns those of three new nodes.
+func introductions() map[string]*introduction {
+	all := map[string]*introduction{}
+	var list []NodeAddress
+	for i := range 3 {
+		list = append(list, NodeAddress{Name: fmt.Sprintf("n%d", i+1), Address: fmt.Sprintf("host%d:2504", i+1)})
+	}
+	for _, node := range list {
+		all[node.Name] = &introduction{identity: identity{Format: folderFormat, Name: node.Name, ID: raftlog.NodeID(node.Name + "-1"), Partitions: 6}, Nodes: list}
+	}
+	return all
+}
+
+// others returns what a node hears of the others.
+func others(all map[string]*introduction, self string) map[string]*introduction {
+	others := maps.Clone(all)
+	delete(others, self)
+	return others
+}
+
+// TestNodesFormTheSameCluster: each of three new nodes decides by itself, and all decide the same, also when
+// some have formed the cluster before the others hear of them. Nodes with other IDs form another cluster.
+func TestNodesFormTheSameCluster(t *testing.T) {
+	all := introductions()
+	var first *identity
+	for _, name := range []string{"n1", "n2", "n3"} {
+		formed, err := decideFormation(all[name], others(all, name))
+		if err != nil || formed == nil {
+			t.Fatalf("%s: %v, %v", name, formed, err)
+		}
+		if first == nil {
+			first = formed
+		}
+		if formed.Cluster != first.Cluster || fmt.Sprint(formed.Members) != fmt.Sprint(first.Members) {
+			t.Errorf("%s forms %+v, and n1 %+v", name, formed, first)
+		}
+		if name == "n1" { // the others hear that it has formed the cluster
+			all["n1"].identity = *formed
+		}
+	}
+	all["n3"].ID = "n3-2"
+	all["n1"] = introductions()["n1"]
+	formed, err := decideFormation(all["n1"], others(all, "n1"))
+	if err != nil || formed.Cluster == first.Cluster {
+		t.Errorf("nodes with other IDs form the same cluster: %v", err)
+	}
+}
+
+// TestFormationIsRefused: nodes that disagree form no cluster, and say about what.
+func TestFormationIsRefused(t *testing.T) {
+	for want, change := range map[string]func(all map[string]*introduction){
+		"has 3":                         func(all map[string]*introduction) { all["n2"].Partitions = 3 },
+		"lists n1, n2":                  func(all map[string]*introduction) { all["n2"].Nodes = all["n2"].Nodes[:2] },
+		"moment 5":                      func(all map[string]*introduction) { all["n1"].Base = 5 },
+		"its folder is a copy":          func(all map[string]*introduction) { all["n2"].ID = all["n1"].ID },
+		"node n3 answers at host2:2504": func(all map[string]*introduction) { all["n2"].Name = "n3" },
+		"folder of that node was lost": func(all map[string]*introduction) {
+			all["n3"].Cluster, all["n3"].Members = ID{1}.String(), []memberName{{"n1", "n1-0"}, {"n3", "n3-1"}}
+		},
+		"without a node n1": func(all map[string]*introduction) {
+			all["n3"].Cluster, all["n3"].Members = ID{1}.String(), []memberName{{"n3", "n3-1"}}
+		},
+	} {
+		all := introductions()
+		change(all)
+		formed, err := decideFormation(all["n1"], others(all, "n1"))
+		var refused *RefusedError
+		if formed != nil || !errors.As(err, &refused) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, %v", want, formed, err)
+		}
+	}
+}
+
+// TestFormationWaits: a node that has not heard of all others forms no cluster, unless one that has heard of
+// it has formed it.
+func TestFormationWaits(t *testing.T) {
+	all := introductions()
+	missing := others(all, "n1")
+	delete(missing, "n2")
+	if formed, err := decideFormation(all["n1"], missing); formed != nil || err != nil {
+		t.Errorf("two of three form a cluster: %v, %v", formed, err)
+	}
+	formed, err := decideFormation(all["n3"], others(all, "n3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all["n3"].identity = *formed
+	late, err := decideFormation(all["n1"], missing)
+	if err != nil || late == nil || late.Cluster != formed.Cluster || late.ID != "n1-1" {
+		t.Errorf("a late node: %+v, %v", late, err)
+	}
+}

@@ -1,0 +1,459 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/clustertls"
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// Config describes a member of a cluster. Name, Nodes, Partitions, Dir, Listener, Engine and Fatal are
+// required, and Credentials for a listener on a network.
+type Config struct {
+	Name string // of this node, one of Nodes
+	// Nodes lists the first nodes of the cluster, the same on each of them. Later it says where they are:
+	// a node may change its address.
+	Nodes      []NodeAddress
+	Partitions int    // fixed when the cluster is formed
+	Dir        string // made if missing; one process at a time
+
+	// Listener accepts the connections of other nodes. The member closes it, also when Open fails.
+	Listener net.Listener
+	// Credentials have the node's certificate, which states Name. They may be nil in a test whose listener
+	// is in memory.
+	Credentials *clustertls.Credentials
+	// Dial connects to an address. Nil: by TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+
+	// Engine returns the configuration of the engine of a partition, for one term. The host sets Store,
+	// Numbering, Epoch and Registerer. Executors must be of this one engine (executor.Shared).
+	Engine func(partition int) actors.Config
+	// Storage is the configuration of the rows of each partition. The member sets Dir, Synced, Numbering
+	// and Registerer. All partitions share a disk: see HardFreeBytes there.
+	Storage persistence.Config
+	// Log has the times and sizes of the replicated logs. The zero value means the defaults.
+	Log raftlog.Settings
+	// Fatal is called when the process has to end: a disk is in doubt, or a part of an engine has broken.
+	// It may be called several times, from several goroutines, and must not call the member.
+	Fatal func(error)
+
+	Registerer prometheus.Registerer // nil: no metrics
+	Logger     *slog.Logger          // nil: discard
+
+	fsys vfs.FS // nil: the operating system's
+	// afterRestoreStep is machine.afterStep of all partitions. Nil but in tests.
+	afterRestoreStep func(partition, step int) error
+}
+
+// Member is a node of a cluster: it has a replica of each partition, and runs the engine of those that it
+// leads.
+type Member struct {
+	config     Config
+	identity   *identity // constant once the first group is open
+	cluster    ID
+	folder     *folder
+	port       *port
+	introducer *introducer
+	mux        *raftlog.Mux
+	hosts      []*host
+	metrics    *partitionCollector // nil until it is registered
+
+	mu      sync.Mutex // a leaf
+	changes chan struct{}
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+var _ Directory = (*Member)(nil)
+
+// Open starts a member. The first start waits until all nodes of the list have started, or ctx ends; later
+// ones do not wait for any other node. The error is a *RefusedError when the node cannot be part of the
+// cluster: its folder was lost, or the nodes disagree.
+func Open(ctx context.Context, config Config) (_ *Member, err error) {
+	m := &Member{config: config, changes: make(chan struct{})}
+	c := &m.config
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.fsys == nil {
+		c.fsys = vfs.OS{}
+	}
+	c.Logger = c.Logger.With("node", c.Name)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	if m.folder, m.identity, err = openFolder(c.fsys, c.Dir, c.Name); err != nil {
+		return nil, err
+	}
+	if m.port, err = openPort(c); err != nil {
+		return nil, err
+	}
+	if err := m.joinCluster(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.openReplicas(); err != nil {
+		return nil, err
+	}
+	if c.Registerer != nil {
+		m.metrics = newPartitionCollector(m)
+		if err := c.Registerer.Register(m.metrics); err != nil {
+			m.metrics = nil
+			return nil, fmt.Errorf("metrics of the partitions: %w", err)
+		}
+	}
+	for _, h := range m.hosts {
+		h.isRunning = true
+		go h.run()
+	}
+	return m, nil
+}
+
+func (c *Config) check() error {
+	numbering := messages.Numbering{Partitions: uint64(max(c.Partitions, 0))}
+	if c.Partitions < 1 || numbering.Check() != nil {
+		return fmt.Errorf("%d partitions: must be 1 to %d", c.Partitions, messages.MaxPartitions)
+	}
+	var names []string
+	for _, node := range c.Nodes {
+		if err := clustertls.CheckName(node.Name); err != nil {
+			return fmt.Errorf("list of nodes: %w", err)
+		}
+		if slices.Contains(names, node.Name) {
+			return fmt.Errorf("node %s is listed twice", node.Name)
+		}
+		names = append(names, node.Name)
+	}
+	if c.Listener == nil || c.Engine == nil || c.Fatal == nil {
+		return errors.New("a member needs a listener, an engine and someone to tell of fatal errors")
+	}
+	if self := (clustertls.Identity{Role: clustertls.Node, Name: c.Name}); c.Credentials != nil && c.Credentials.Self() != self {
+		return fmt.Errorf("the certificate is that of %v, and this is %v", c.Credentials.Self(), self)
+	}
+	if !slices.Contains(names, c.Name) {
+		return fmt.Errorf("the list of nodes lacks this one, %s: %s", c.Name, nameList(c.Nodes))
+	}
+	return nil
+}
+
+// joinCluster makes the node part of its cluster: the one that its folder names, or a new one.
+func (m *Member) joinCluster(ctx context.Context) error {
+	c, id := &m.config, m.identity
+	if id.isFormed() {
+		if err := id.compareConfig(c); err != nil {
+			return fmt.Errorf("folder %s: %w", c.Dir, err)
+		}
+	}
+	id.Partitions = c.Partitions
+	var err error
+	if m.introducer, err = startIntroducer(m.port, introduction{identity: *id, Nodes: c.Nodes}, c.Logger); err != nil {
+		return err
+	}
+	if !id.isFormed() {
+		formed, err := m.introducer.formCluster(ctx)
+		if err != nil {
+			return err
+		}
+		if err := m.folder.writeIdentity(formed); err != nil {
+			return err
+		}
+		m.identity = formed
+		m.introducer.setIdentity(formed)
+		c.Logger.Info("the cluster is formed", "cluster", formed.Cluster, "members", len(formed.Members))
+	}
+	if m.cluster, err = m.identity.clusterID(); err != nil {
+		return err
+	}
+	m.port.setIdentity(m.cluster, m.identity.ID)
+	return nil
+}
+
+// compareConfig refuses a configuration that is not that of the cluster.
+func (i *identity) compareConfig(c *Config) error {
+	var names []NodeAddress
+	for _, m := range i.Members {
+		names = append(names, NodeAddress{Name: m.Name})
+	}
+	switch {
+	case i.Partitions != c.Partitions:
+		return fmt.Errorf("cluster %s has %d partitions, not %d: the number is fixed when it is formed", i.Cluster, i.Partitions, c.Partitions)
+	case nameList(names) != nameList(c.Nodes):
+		return fmt.Errorf("cluster %s has the nodes %s, and the list has %s", i.Cluster, nameList(names), nameList(c.Nodes))
+	}
+	return nil
+}
+
+// openReplicas opens the replicas of all partitions. The first time they are new, and their groups get the
+// list of voters.
+func (m *Member) openReplicas() error {
+	c := &m.config
+	isNew := !m.identity.Opened
+	if !isNew {
+		if err := m.folder.checkReplicas(m.identity); err != nil {
+			return err
+		}
+	}
+	listener, err := m.port.openListener(raftlog.Protocol)
+	if err != nil {
+		return err
+	}
+	m.mux, err = raftlog.NewMux(raftlog.MuxConfig{
+		Listener: listener, Authenticated: true, Logger: c.Logger,
+		Resolve: func(id raftlog.NodeID) (string, error) { return string(id), nil },
+		Dial: func(ctx context.Context, id string) (net.Conn, error) {
+			return m.Dial(ctx, raftlog.NodeID(id), raftlog.Protocol)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	for p := range c.Partitions {
+		if err := m.openReplica(p, isNew); err != nil {
+			return fmt.Errorf("partition %d: %w", p, err)
+		}
+	}
+	if !isNew {
+		return nil
+	}
+	opened := *m.identity // groups read the one in memory by now
+	opened.Opened = true
+	return m.folder.writeIdentity(&opened)
+}
+
+func (m *Member) openReplica(partition int, isNew bool) error {
+	c := &m.config
+	h := newHost(c, partition, m.identity.ID, m.announceChange)
+	storage := c.Storage
+	storage.Numbering, storage.Registerer = h.numbering, h.registerer
+	if storage.Logger == nil {
+		storage.Logger = h.logger
+	}
+	h.machine = &machine{dir: m.folder.replicaFolder(partition), fsys: c.fsys, base: m.identity.Base, config: storage, logger: h.logger, evictEngine: h.evictEngine}
+	if c.afterRestoreStep != nil {
+		h.machine.afterStep = func(step int) error { return c.afterRestoreStep(partition, step) }
+	}
+	if err := openMachine(h.machine, isNew); err != nil {
+		return err
+	}
+	group := raftlog.Config{Group: groupNumber(partition), Node: m.identity.ID, Dir: filepath.Join(h.machine.dir, groupDir),
+		Machine: h.machine, Mux: m.mux, Settings: c.Log, Logger: h.logger}
+	if isNew {
+		group.Bootstrap = m.identity.ids()
+	}
+	h.machine.comparableFrom.Store(math.MaxUint64) // entries come again from here on
+	var err error
+	if h.group, err = raftlog.Open(group); err != nil {
+		return errors.Join(err, h.machine.close())
+	}
+	h.machine.comparableFrom.Store(h.group.Status().Last)
+	m.hosts = append(m.hosts, h)
+	if s := h.group.Status(); !isNew && s.Last == 0 && s.Snapshot == 0 {
+		return fmt.Errorf("the log in %s is empty, and it had entries: they were lost. Start with an empty folder as a new node", group.Dir)
+	}
+	return nil
+}
+
+// groupNumber returns the group of a partition. Group 0 is left for what all partitions share.
+func groupNumber(partition int) uint16 { return uint16(partition + 1) }
+
+// HandOver gives away what the member leads, before a planned stop: for each partition the engine is
+// detached, and the leadership goes to the replica that has the most of the log. The member goes on as a
+// follower, and knows the leaders. It returns when that is done or ctx ends; Close ends what is left.
+func (m *Member) HandOver(ctx context.Context) error {
+	errs := make([]error, len(m.hosts))
+	var wait sync.WaitGroup
+	for i, h := range m.hosts {
+		wait.Go(func() { errs[i] = h.handOver(ctx) })
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
+
+// Stop is HandOver and Close.
+func (m *Member) Stop(ctx context.Context) error { return errors.Join(m.HandOver(ctx), m.Close()) }
+
+// Close ends the member at once, as a crash would, but for the files, which are closed. Others find out by
+// themselves that its leaderships are over.
+//
+// The groups are closed first, so that the last proposals of the engines end; then engines and rows; then
+// the port.
+func (m *Member) Close() error {
+	m.closeOnce.Do(func() { m.closeErr = m.closeParts() })
+	return m.closeErr
+}
+
+func (m *Member) closeParts() error {
+	if m.metrics != nil {
+		m.config.Registerer.Unregister(m.metrics)
+	}
+	errs := make([]error, len(m.hosts))
+	var wait sync.WaitGroup
+	for i, h := range m.hosts {
+		wait.Go(func() { errs[i] = h.group.Close() })
+	}
+	wait.Wait()
+	for i, h := range m.hosts {
+		wait.Go(func() {
+			h.stop()
+			errs[i] = errors.Join(errs[i], h.machine.close())
+		})
+	}
+	wait.Wait()
+	if m.mux != nil {
+		errs = append(errs, m.mux.Close())
+	}
+	switch {
+	case m.port != nil:
+		errs = append(errs, m.port.close())
+	case m.config.Listener != nil:
+		errs = append(errs, m.config.Listener.Close())
+	}
+	if m.introducer != nil {
+		m.introducer.close()
+	}
+	if m.folder != nil {
+		errs = append(errs, m.folder.close())
+	}
+	return errors.Join(errs...)
+}
+
+// announceChange wakes those who wait for a leader or an engine.
+func (m *Member) announceChange() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.changes)
+	m.changes = make(chan struct{})
+}
+
+// Changed returns a channel that is closed at the next change of a leader or an engine.
+func (m *Member) Changed() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changes
+}
+
+// Self returns the ID of this node.
+func (m *Member) Self() raftlog.NodeID { return m.identity.ID }
+
+// Cluster returns the ID of the cluster.
+func (m *Member) Cluster() ID { return m.cluster }
+
+// Partitions returns the number of partitions.
+func (m *Member) Partitions() int { return len(m.hosts) }
+
+// Leader returns the leader of a partition as far as this node knows.
+func (m *Member) Leader(partition int) (Leadership, bool) {
+	node, term, ok := m.hosts[partition].group.Leader()
+	if !ok {
+		return Leadership{}, false
+	}
+	place, _ := m.placeOf(node)
+	return Leadership{Node: node, Address: place.Address, Term: term}, true
+}
+
+// Engine returns the engine of a partition, if this node leads it.
+func (m *Member) Engine(partition int) (Engine, uint64, bool) {
+	l := m.hosts[partition].published.Load()
+	if l == nil {
+		return nil, 0, false
+	}
+	return l.engine, l.epoch, true
+}
+
+// HasLease reports whether an answer of the engine of an epoch may be sent.
+func (m *Member) HasLease(partition int, epoch uint64) bool {
+	return m.hosts[partition].group.Lease(epoch)
+}
+
+// placeOf returns the name and the address of a member, as the configuration lists them.
+func (m *Member) placeOf(id raftlog.NodeID) (NodeAddress, error) {
+	name := m.identity.nameOf(id)
+	for _, node := range m.config.Nodes {
+		if node.Name == name {
+			return node, nil
+		}
+	}
+	return NodeAddress{}, fmt.Errorf("node %s is not a member of the cluster", id)
+}
+
+// Dial connects to another member.
+func (m *Member) Dial(ctx context.Context, node raftlog.NodeID, protocol string) (net.Conn, error) {
+	place, err := m.placeOf(node)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := m.port.dialNode(ctx, place, protocol, m.cluster, node)
+	if err != nil {
+		return nil, fmt.Errorf("node %s: %w", node, err)
+	}
+	return conn, nil
+}
+
+// Listen returns the listener of a protocol on this member's port.
+func (m *Member) Listen(protocol string) (net.Listener, error) { return m.port.openListener(protocol) }
+
+// Status is the state of one replica, for operators and for tests.
+type Status struct {
+	raftlog.Status
+	Epoch     uint64 // of the engine that runs here; 0 without one
+	Takeovers int64  // engines that were started here
+	Synced    uint64 // the entry up to which the rows are durable
+}
+
+// lag returns how many entries the replica lacks that is furthest behind; 0 unless this node leads.
+func (s *Status) lag() (entries uint64) {
+	for _, match := range s.Match {
+		if match < s.Last {
+			entries = max(entries, s.Last-match)
+		}
+	}
+	return entries
+}
+
+// Status returns the state of this node's replica of a partition.
+func (m *Member) Status(partition int) Status {
+	h := m.hosts[partition]
+	s := Status{Status: h.group.Status(), Takeovers: h.takeovers.Load()}
+	if l := h.published.Load(); l != nil {
+		s.Epoch = l.epoch
+	}
+	h.machine.mu.Lock()
+	s.Synced = h.machine.record.Index
+	h.machine.mu.Unlock()
+	return s
+}
+
+// Verify makes all replicas of a partition compute their digests as of one entry of the log, and returns the
+// entry. This node must lead the partition. Verification returns the result of a replica.
+func (m *Member) Verify(partition int) (index uint64, err error) {
+	h := m.hosts[partition]
+	l := h.published.Load()
+	if l == nil {
+		return 0, fmt.Errorf("partition %d is not led here", partition)
+	}
+	return h.group.Verify(l.epoch)
+}
+
+// Verification returns the digest of this node's replica as of an entry, once it is computed.
+func (m *Member) Verification(partition int, index uint64) (Verification, bool) {
+	return m.hosts[partition].machine.verification(index)
+}

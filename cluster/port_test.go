@@ -1,0 +1,163 @@
+package cluster
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/clustertls"
+	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// newAuthority makes an authority of a cluster.
+func newAuthority(t *testing.T) *clustertls.Authority {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "ca")
+	if _, err := clustertls.CreateAuthority(dir, time.Hour, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	a, err := clustertls.OpenAuthority(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// issue makes the credentials of a member.
+func issue(t *testing.T, a *clustertls.Authority, id clustertls.Identity) *clustertls.Credentials {
+	t.Helper()
+	dir := t.TempDir()
+	if _, err := a.Issue(dir, id, time.Hour, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := clustertls.Open(dir, id.Role, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// overTLS makes the nodes of a cluster listen on loopback, with certificates of an authority.
+func (c *testCluster) overTLS(a *clustertls.Authority) {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		n.listener, n.credentials = l, issue(c.t, a, clustertls.Identity{Role: clustertls.Node, Name: n.name})
+	}
+}
+
+// TestClusterOverTLS: a cluster on loopback accepts runs and finds them at the next leader. Strangers get
+// no answer at its port, and protocols with a listener share it.
+func TestClusterOverTLS(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	a := newAuthority(t)
+	c.overTLS(a)
+	c.each((*testNode).start)
+	accepted := [][]messages.RunID{c.mustSubmit(0, 10)}
+	leader, _ := c.leaderOf(0)
+	var other *Member
+	for _, n := range c.nodes {
+		if n != leader {
+			other = n.running()
+		}
+	}
+	l, err := leader.running().Listen(HTTPProtocol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := leader.running().Listen(HTTPProtocol); err == nil {
+		t.Error("a protocol has two listeners")
+	}
+	text := make(chan string, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		line, _ := io.ReadAll(conn)
+		text <- string(line)
+	}()
+	conn, err := other.Dial(t.Context(), leader.running().Self(), HTTPProtocol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("hello")); err != nil {
+		t.Error(err)
+	}
+	conn.Close()
+	if got := testenv.Receive(t, "the request arrives", text); got != "hello" {
+		t.Errorf("it says %q", got)
+	}
+	l.Close()
+	if _, err := other.Dial(t.Context(), leader.running().Self(), HTTPProtocol); err == nil {
+		t.Error("a protocol without a listener is accepted")
+	}
+	if _, err := other.Dial(t.Context(), "n9-1234", HTTPProtocol); err == nil {
+		t.Error("an unknown node is dialed")
+	}
+	node := clustertls.Identity{Role: clustertls.Node, Name: leader.name}
+	for what, config := range map[string]*tls.Config{
+		"a worker":          issue(t, a, clustertls.Identity{Role: clustertls.Worker, Name: "w1"}).Client(node, raftlog.Protocol),
+		"another authority": issue(t, newAuthority(t), clustertls.Identity{Role: clustertls.Node, Name: "n2"}).Client(node, raftlog.Protocol),
+		"another protocol":  issue(t, a, clustertls.Identity{Role: clustertls.Node, Name: "n2"}).Client(node, HTTPProtocol),
+		"no certificate":    {NextProtos: []string{raftlog.Protocol}},
+	} {
+		config.InsecureSkipVerify = true // the port must refuse it, not the client
+		conn, err := tls.Dial("tcp", leader.listener.Addr().String(), config)
+		if err != nil {
+			continue
+		}
+		if err := conn.SetDeadline(time.Now().Add(testenv.Patience)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Write(appendGreeting(nil, raftlog.Protocol, leader.running().Cluster(), leader.running().Self()))
+		if n, err := conn.Read(make([]byte, 1)); n > 0 {
+			t.Errorf("%s: the port answers, %v", what, err)
+		}
+		conn.Close()
+	}
+	leader.close()
+	c.checkRuns(accepted)
+}
+
+// TestOtherNodeAtTheAddress: a connection reaches the node that it is meant for, or none: not the next one
+// at its address, nor a node of another cluster.
+func TestOtherNodeAtTheAddress(t *testing.T) {
+	c := startCluster(t, 1)
+	one, two := c.nodes[0].running(), c.nodes[1].running()
+	conn, err := one.port.dialNode(t.Context(), NodeAddress{"n2", "n2"}, raftlog.Protocol, one.cluster, two.Self())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	if _, err := one.port.dialNode(t.Context(), NodeAddress{"n2", "n2"}, raftlog.Protocol, one.cluster, c.nodes[2].running().Self()); !errors.Is(err, errOtherNode) {
+		t.Errorf("a connection for n3 reaches n2: %v", err)
+	}
+	if _, err := one.port.dialNode(t.Context(), NodeAddress{"n2", "n2"}, raftlog.Protocol, ID{1}, two.Self()); !errors.Is(err, errOtherNode) {
+		t.Errorf("a connection for another cluster reaches n2: %v", err)
+	}
+}
+
+// TestPortWithoutTLS: a listener on a network is refused without certificates.
+func TestPortWithoutTLS(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	c.overTLS(newAuthority(t))
+	for _, n := range c.nodes {
+		n.credentials = nil
+		if _, err := Open(t.Context(), n.config()); err == nil || !strings.Contains(err.Error(), "without TLS") {
+			t.Errorf("a member without TLS: %v", err)
+		}
+	}
+}

@@ -1,0 +1,546 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/cluster/raftlog/raftlogtest"
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/clustertls"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// patience is the deadline of a step that needs an election.
+const patience = 30 * time.Second
+
+// chain is a run of three tasks, one after the other, without processes.
+const chain = `{"tasks":{"a":{"job":{"executor":"noop"}},"b":{"job":{"executor":"noop"},"parents":["a"]},"c":{"job":{"executor":"noop"},"parents":["b"]}}}`
+
+// fastSettings are shorter than the defaults by a factor of about four.
+func fastSettings() raftlog.Settings {
+	s := raftlog.DefaultSettings()
+	s.Heartbeat, s.Election = 250*time.Millisecond, 250*time.Millisecond
+	s.LeaderLease, s.ReadLease = 180*time.Millisecond, 140*time.Millisecond
+	s.Request = time.Second
+	s.TransferStall = 800 * time.Millisecond
+	s.Tick = 20 * time.Millisecond
+	s.SegmentBytes = 64 << 10
+	return s
+}
+
+// testNode is one node of a testCluster: its folder, and the member while it runs.
+type testNode struct {
+	cluster  *testCluster
+	name     string
+	dir      string
+	registry *prometheus.Registry
+	outputs  *outputs.Store
+
+	// listener and credentials are set for a cluster on loopback.
+	listener    net.Listener
+	credentials *clustertls.Credentials
+
+	afterRestoreStep func(partition, step int) error
+
+	mu     sync.Mutex
+	member *Member // nil while it is down
+	fatal  []error
+}
+
+func (n *testNode) running() *Member {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.member
+}
+
+func (n *testNode) setRunning(m *Member) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.member = m
+}
+
+func (n *testNode) fatals() []error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.fatal
+}
+
+// testCluster is nodes in one process, on a network in memory.
+type testCluster struct {
+	t          *testing.T
+	network    *raftlogtest.Network
+	partitions int
+	settings   raftlog.Settings
+	nodes      []*testNode
+}
+
+// newTestCluster makes nodes that do not run yet. At the end of the test all of them are closed, and no
+// goroutine is left.
+func newTestCluster(t *testing.T, nodes, partitions int) *testCluster {
+	t.Helper()
+	leaks := goleak.IgnoreCurrent()
+	c := &testCluster{t: t, network: raftlogtest.NewNetwork(), partitions: partitions, settings: fastSettings()}
+	for i := range nodes {
+		n := &testNode{cluster: c, name: fmt.Sprintf("n%d", i+1), dir: filepath.Join(t.TempDir(), "data")}
+		var err error
+		if n.outputs, err = outputs.Open(t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
+		c.nodes = append(c.nodes, n)
+	}
+	t.Cleanup(func() {
+		c.network.HealAll()
+		c.each(func(n *testNode) {
+			n.close()
+			if err := n.outputs.Close(); err != nil {
+				t.Error(err)
+			}
+			for _, err := range n.fatals() {
+				t.Errorf("%s: %v", n.name, err)
+			}
+		})
+		if err := goleak.Find(leaks); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// startCluster makes a cluster of three nodes that runs.
+func startCluster(t *testing.T, partitions int) *testCluster {
+	t.Helper()
+	c := newTestCluster(t, 3, partitions)
+	c.each((*testNode).start)
+	return c
+}
+
+// each calls f for all nodes at once, and waits.
+func (c *testCluster) each(f func(*testNode)) {
+	var wait sync.WaitGroup
+	for _, n := range c.nodes {
+		wait.Go(func() { f(n) })
+	}
+	wait.Wait()
+}
+
+func (c *testCluster) list() (list []NodeAddress) {
+	for _, n := range c.nodes {
+		address := n.name
+		if n.listener != nil {
+			address = n.listener.Addr().String()
+		}
+		list = append(list, NodeAddress{Name: n.name, Address: address})
+	}
+	return list
+}
+
+func (c *testCluster) names() (names []raftlog.NodeID) {
+	for _, n := range c.nodes {
+		names = append(names, raftlog.NodeID(n.name))
+	}
+	return names
+}
+
+func (c *testCluster) logger() *slog.Logger {
+	if os.Getenv("CLUSTER_TRACE") != "" {
+		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	}
+	return slog.New(slog.NewTextHandler(io.Discard, nil))
+}
+
+// config is the configuration of a node.
+func (n *testNode) config() Config {
+	c := n.cluster
+	n.registry = prometheus.NewRegistry()
+	logger := c.logger()
+	config := Config{
+		Name: n.name, Nodes: c.list(), Partitions: c.partitions, Dir: n.dir,
+		Listener: c.network.Listen(raftlog.NodeID(n.name)), Dial: c.network.Dial(raftlog.NodeID(n.name)),
+		Engine: func(int) actors.Config {
+			return actors.Config{
+				Outputs: n.outputs, CPUMillis: 2000, MemoryBytes: 1 << 30, KillGrace: time.Second, Logger: logger,
+				Executors: map[string]func(executor.Sink) (executor.Executor, error){
+					"noop": func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.Report), nil },
+				},
+			}
+		},
+		Log: c.settings, Logger: logger, Registerer: n.registry,
+		Fatal: func(err error) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.fatal = append(n.fatal, err)
+		},
+		afterRestoreStep: n.afterRestoreStep,
+	}
+	if n.listener != nil {
+		config.Listener, config.Credentials, config.Dial = n.listener, n.credentials, nil
+	}
+	return config
+}
+
+// start opens the member.
+func (n *testNode) start() {
+	n.cluster.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	m, err := Open(ctx, n.config())
+	if err != nil {
+		n.cluster.t.Errorf("%s: %v", n.name, err)
+		return
+	}
+	n.setRunning(m)
+}
+
+// close closes the member without ceremony.
+func (n *testNode) close() {
+	n.cluster.t.Helper()
+	m := n.running()
+	if m == nil {
+		return
+	}
+	n.setRunning(nil)
+	if err := m.Close(); err != nil {
+		n.cluster.t.Errorf("%s: %v", n.name, err)
+	}
+	if families, err := n.registry.Gather(); err != nil || len(families) > 0 {
+		n.cluster.t.Errorf("%s: %d metrics are left, %v", n.name, len(families), err)
+	}
+}
+
+// kill closes the member and leaves its folder as a kill -9 would: without what a close writes.
+func (n *testNode) kill() {
+	n.cluster.t.Helper()
+	m := n.running()
+	for _, h := range m.hosts { // from here on no entry is written or applied
+		if err := h.group.Close(); err != nil {
+			n.cluster.t.Error(err)
+		}
+	}
+	image := n.copyFolder()
+	n.close()
+	n.dir = image
+}
+
+// copyFolder copies the folder while Badger works in it.
+func (n *testNode) copyFolder() (to string) {
+	n.cluster.t.Helper()
+	manifests := func() (all []byte) {
+		paths, _ := filepath.Glob(filepath.Join(n.dir, "p", "*", "db-*", "MANIFEST"))
+		for _, path := range paths {
+			text, _ := os.ReadFile(path)
+			all = append(all, text...)
+		}
+		return all
+	}
+	for range 100 {
+		to = filepath.Join(n.cluster.t.TempDir(), "data")
+		before := manifests()
+		if err := os.CopyFS(to, os.DirFS(n.dir)); err == nil && bytes.Equal(before, manifests()) {
+			return to
+		}
+	}
+	n.cluster.t.Fatal("the folder does not come to rest")
+	return ""
+}
+
+// isolate cuts a node off from all others.
+func (n *testNode) isolate() {
+	n.cluster.network.Isolate(raftlog.NodeID(n.name), n.cluster.names()...)
+}
+
+// leaderOf returns the node whose engine of a partition is published, has the highest epoch, and answers under
+// its lease.
+func (c *testCluster) leaderOf(partition int, except ...*testNode) (leader *testNode, epoch uint64) {
+	c.t.Helper()
+	found := testenv.Poll(patience, func() bool {
+		leader, epoch = c.findLeader(partition, except...)
+		return leader != nil
+	})
+	if !found {
+		c.t.Fatalf("partition %d has no leader within %v", partition, patience)
+	}
+	return leader, epoch
+}
+
+func (c *testCluster) findLeader(partition int, except ...*testNode) (leader *testNode, epoch uint64) {
+	for _, n := range c.nodes {
+		m := n.running()
+		if m == nil || contains(except, n) {
+			continue
+		}
+		if _, e, ok := m.Engine(partition); ok && e > epoch && m.HasLease(partition, e) {
+			leader, epoch = n, e
+		}
+	}
+	return leader, epoch
+}
+
+func contains(all []*testNode, n *testNode) bool {
+	for _, other := range all {
+		if other == n {
+			return true
+		}
+	}
+	return false
+}
+
+// plan makes a submission of a spec.
+func plan(t testing.TB, spec string) *messages.Submission {
+	t.Helper()
+	s, problems := specjson.Decode([]byte(spec))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	p, problems := dag.NewPlan(s, dag.Limits{})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	return &messages.Submission{Plan: p, Body: []byte(spec), At: time.Now().UnixNano(), BodyHash: sha256.Sum256([]byte(spec))}
+}
+
+// submit submits a run at the leader of a partition, whichever that is, until it is accepted or its outcome
+// is unknown.
+func (c *testCluster) submit(ctx context.Context, partition int) (id messages.RunID, err error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		n, _ := c.findLeader(partition)
+		if n == nil {
+			time.Sleep(5 * time.Millisecond)
+			continue
+		}
+		m := n.running()
+		if m == nil {
+			continue
+		}
+		engine, _, ok := m.Engine(partition)
+		if !ok {
+			continue
+		}
+		id, err := engine.Submit(ctx, plan(c.t, chain))
+		if err == nil || code(err) == messages.OutcomeUnknown {
+			return id, err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func code(err error) messages.ErrorCode {
+	var e *messages.Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return messages.Internal
+}
+
+// mustSubmit submits runs until n are accepted. Those whose outcome is unknown do not count.
+func (c *testCluster) mustSubmit(partition, n int) (ids []messages.RunID) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for len(ids) < n {
+		id, err := c.submit(ctx, partition)
+		switch {
+		case err == nil:
+			ids = append(ids, id)
+		case code(err) != messages.OutcomeUnknown:
+			c.t.Fatal(err)
+		}
+	}
+	return ids
+}
+
+// load is clients that submit runs to all partitions until stop.
+type load struct {
+	c    *testCluster
+	end  context.CancelFunc
+	wait sync.WaitGroup
+
+	mu       sync.Mutex
+	accepted [][]messages.RunID // by partition
+	unknown  int
+}
+
+func (c *testCluster) startLoad(clients int) *load {
+	ctx, end := context.WithCancel(context.Background())
+	l := &load{c: c, end: end, accepted: make([][]messages.RunID, c.partitions)}
+	for i := range clients {
+		partition := i % c.partitions
+		l.wait.Go(func() {
+			for ctx.Err() == nil {
+				id, err := c.submit(ctx, partition)
+				l.mu.Lock()
+				switch {
+				case err == nil:
+					l.accepted[partition] = append(l.accepted[partition], id)
+				case code(err) == messages.OutcomeUnknown:
+					l.unknown++
+				}
+				l.mu.Unlock()
+			}
+		})
+	}
+	return l
+}
+
+// stop ends the clients and returns the accepted runs of each partition.
+func (l *load) stop() [][]messages.RunID {
+	l.end()
+	l.wait.Wait()
+	l.c.t.Logf("%d partitions, accepted: %v, unknown: %d", l.c.partitions, lengths(l.accepted), l.unknown)
+	return l.accepted
+}
+
+func (l *load) count(partition int) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.accepted[partition])
+}
+
+func lengths(of [][]messages.RunID) (n []int) {
+	for _, ids := range of {
+		n = append(n, len(ids))
+	}
+	return n
+}
+
+// awaitAccepted waits until n more runs of a partition are accepted.
+func (l *load) awaitAccepted(partition, n int) {
+	l.c.t.Helper()
+	want := l.count(partition) + n
+	testenv.EventuallyWithin(l.c.t, patience, fmt.Sprintf("partition %d accepts %d more runs", partition, n),
+		func() bool { return l.count(partition) >= want })
+}
+
+// checkRuns waits until all accepted runs are completed at the leader of their partition, each task by
+// exactly one attempt.
+func (c *testCluster) checkRuns(accepted [][]messages.RunID) {
+	c.t.Helper()
+	for partition, ids := range accepted {
+		leader, _ := c.leaderOf(partition)
+		engine, _, ok := leader.running().Engine(partition)
+		if !ok {
+			c.t.Fatalf("partition %d lost its leader", partition)
+		}
+		seen := map[messages.RunID]bool{}
+		for _, id := range ids {
+			if seen[id] {
+				c.t.Errorf("run %d was accepted twice", id)
+			}
+			seen[id] = true
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			s, err := engine.Await(ctx, id, func(s *messages.Summary) bool { return s.State.Final() })
+			cancel()
+			if err != nil {
+				c.t.Fatalf("the accepted run %d: %v", id, err)
+			}
+			if s.State != dag.RunCompleted {
+				c.t.Errorf("run %d is %s", id, s.State)
+			}
+			attempts := map[uint32]int{}
+			err = engine.Attempts(context.Background(), id, 0, 3, func(a *messages.AttemptRecord) bool {
+				if a.Result == messages.AttemptSucceeded {
+					attempts[a.Task]++
+				}
+				return true
+			})
+			if err != nil {
+				c.t.Errorf("attempts of run %d: %v", id, err)
+			}
+			if attempts[0] != 1 || attempts[1] != 1 || attempts[2] != 1 || len(attempts) != 3 {
+				c.t.Errorf("run %d: its tasks were completed so often: %v", id, attempts)
+			}
+		}
+	}
+}
+
+// checkReplicas compares the digests of all replicas of all partitions as of one entry each. A replica that
+// gets a copy has no digest as of the entries that it skips, so another entry is tried then.
+func (c *testCluster) checkReplicas() {
+	c.t.Helper()
+	for partition := range c.partitions {
+		var all map[string]Verification
+		var problem string
+		if !testenv.Poll(patience, func() bool { all, problem = c.verifyReplicas(partition); return problem == "" }) {
+			c.t.Fatalf("partition %d: %s", partition, problem)
+		}
+		var first *Verification
+		for name, v := range all {
+			switch {
+			case v.Err != nil:
+				c.t.Errorf("%s: partition %d: %v", name, partition, v.Err)
+			case first == nil:
+				first = &v
+			case *first != v:
+				c.t.Errorf("%s: partition %d: the rows differ: %d rows, %x; and %d rows, %x", name, partition, v.Rows, v.Digest, first.Rows, first.Digest)
+			}
+		}
+	}
+}
+
+// verifyReplicas returns the digests of all nodes that run as of a new entry, or what is in the way.
+func (c *testCluster) verifyReplicas(partition int) (all map[string]Verification, problem string) {
+	leader, _ := c.findLeader(partition)
+	if leader == nil {
+		return nil, "no leader"
+	}
+	index, err := leader.running().Verify(partition)
+	if err != nil {
+		return nil, err.Error()
+	}
+	all = map[string]Verification{}
+	isComplete := testenv.Poll(3*time.Second, func() bool {
+		problem = ""
+		for _, n := range c.nodes {
+			m := n.running()
+			if m == nil {
+				continue
+			}
+			v, ok := m.Verification(partition, index)
+			if !ok || v.IsIncomparable {
+				problem = fmt.Sprintf("%s has no digest as of entry %d: %+v", n.name, index, m.Status(partition))
+			}
+			all[n.name] = v
+		}
+		return problem == ""
+	})
+	if isComplete {
+		problem = ""
+	}
+	return all, problem
+}
+
+// newSeed returns the random numbers of a test, and prints how to have the same ones again.
+func newSeed(t *testing.T) *rand.Rand {
+	seed := rand.Uint64()
+	if text := os.Getenv("CLUSTER_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("CLUSTER_SEED=%d go test ./cluster -run %s", seed, strings.Split(t.Name(), "/")[0])
+	return rand.New(rand.NewPCG(seed, 1))
+}
