@@ -3,9 +3,12 @@ package clustertest_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,34 +19,8 @@ import (
 
 // TestOutcomes: what a client may conclude from each kind of answer, and from a missing one.
 func TestOutcomes(t *testing.T) {
-	var status int
-	var body string
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// The server looks for the end of the connection only after that.
-		_, _ = io.Copy(io.Discard, r.Body)
-		if status == 0 { // no answer: the connection breaks
-			panic(http.ErrAbortHandler)
-		}
-		if status < 0 { // nor an end of the connection
-			<-r.Context().Done()
-			return
-		}
-		w.WriteHeader(status)
-		_, _ = w.Write([]byte(body))
-	}))
-	defer server.Close()
-	httpClient := server.Client()
-	submit := func(address string) error {
-		c, err := client.New(client.Config{Server: address, HTTPClient: httpClient, Retries: -1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_, err = c.Submit(ctx, []byte("{}"), client.SubmitOptions{})
-		return err
-	}
-	for _, c := range []struct {
+	const noAnswer, noEnd = 0, -1 // the connection breaks; the server is silent
+	cases := []struct {
 		status int
 		body   string
 		want   history.Outcome
@@ -62,11 +39,39 @@ func TestOutcomes(t *testing.T) {
 		{503, `{"error":"storage failed: EIO"}`, history.Unknown},
 		{503, `{"error":"the client has left before the answer: the request may still take effect"}`, history.Unknown},
 		{504, `{}`, history.Unknown},
-		{0, ``, history.Unknown},
-		{-1, ``, history.Unknown},
-	} {
-		status, body = c.status, c.body
-		err := submit(server.URL)
+		{noAnswer, ``, history.Unknown},
+		{noEnd, ``, history.Unknown},
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// The server looks for the end of the connection only after that.
+		_, _ = io.Copy(io.Discard, r.Body)
+		number, err := strconv.Atoi(strings.Split(r.URL.Path, "/")[1])
+		if err != nil {
+			panic(err)
+		}
+		switch c := cases[number]; c.status {
+		case noAnswer:
+			panic(http.ErrAbortHandler)
+		case noEnd:
+			<-r.Context().Done()
+		default:
+			w.WriteHeader(c.status)
+			_, _ = w.Write([]byte(c.body))
+		}
+	}))
+	defer server.Close()
+	submit := func(address string) error {
+		c, err := client.New(client.Config{Server: address, HTTPClient: server.Client(), Retries: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err = c.Submit(ctx, []byte("{}"), client.SubmitOptions{})
+		return err
+	}
+	for number, c := range cases {
+		err := submit(fmt.Sprint(server.URL, "/", number))
 		if got := clustertest.OutcomeOf(err); got != c.want {
 			t.Errorf("%d %s: %v is %q, want %q", c.status, c.body, err, got, c.want)
 		}

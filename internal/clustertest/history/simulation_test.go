@@ -314,7 +314,11 @@ func (s *simulation) mark(r *simulatedRun, task string, kind MarkKind, rc int) {
 // TestGoodHistoriesPass: a service without failures breaks no rule, whatever its clients miss.
 func TestGoodHistoriesPass(t *testing.T) {
 	var outcomes = map[Outcome]int{}
-	for seed := range uint64(100) {
+	seeds := uint64(100)
+	if testing.Short() {
+		seeds = 20
+	}
+	for seed := range seeds {
 		h := simulate(seed)
 		for i := range h.Operations {
 			outcomes[h.Operations[i].Outcome]++
