@@ -23,12 +23,12 @@ type bootID struct {
 // newBootID gives a node an ID of its own.
 func newBootID(dir, node, disk string) (*bootID, error) {
 	b := &bootID{filepath.Join(dir, node+".boot_id"), disk}
-	return b, b.change()
+	return b, b.renew()
 }
 
-// change makes another ID for the processes that start from now on. Running ones keep theirs, because
+// renew makes another ID for the processes that start from now on. Running ones keep theirs, because
 // the new file has another inode.
-func (b *bootID) change() error {
+func (b *bootID) renew() error {
 	var id [16]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return err
@@ -40,9 +40,9 @@ func (b *bootID) change() error {
 	return os.Rename(b.path+".new", b.path)
 }
 
-// enter moves the calling thread into a mount namespace where the file of the kernel is covered by
+// coverFile moves the calling thread into a mount namespace where the file of the kernel is covered by
 // that of the node. The namespace begins with a copy of all mounts.
-func (b *bootID) enter() error {
+func (b *bootID) coverFile() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("new mount namespace: %w", err)
 	}

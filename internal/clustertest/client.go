@@ -36,8 +36,8 @@ func (c *Client) Close() {
 	}
 }
 
-// to returns the API client of a node. It does not repeat calls: a repetition is a call of its own.
-func (c *Client) to(node string) *client.Client {
+// apiOf returns the API client of a node. It does not repeat calls: a repetition is a call of its own.
+func (c *Client) apiOf(node string) *client.Client {
 	if known := c.nodes[node]; known != nil {
 		return known
 	}
@@ -50,10 +50,13 @@ func (c *Client) to(node string) *client.Client {
 	return api
 }
 
-// record makes a call and notes what it may be concluded from.
-func (c *Client) record(o history.Operation, call func(context.Context, *client.Client) (fill func(*history.Operation), err error)) error {
+// recordCall makes a call and notes its times and its outcome. The time of the call is taken before
+// the first byte is sent, and that of the return after the last one was read: the call took effect
+// between them, if it was acknowledged. Connecting belongs to the call. A call that takes longer than
+// CallLimit is given up, and its outcome is unknown.
+func (c *Client) recordCall(o history.Operation, call func(context.Context, *client.Client) (fill func(*history.Operation), err error)) error {
 	o.Client = c.number
-	api := c.to(o.Node)
+	api := c.apiOf(o.Node)
 	ctx, cancel := context.WithTimeout(context.Background(), c.CallLimit)
 	defer cancel()
 	pending := c.cluster.Recorder.Begin(o)
@@ -109,7 +112,7 @@ func OutcomeOf(err error) history.Outcome {
 
 // Submit submits a document; key is "" or an idempotency key.
 func (c *Client) Submit(node string, d Document, key string) (run uint64, err error) {
-	err = c.record(history.Operation{Node: node, Kind: history.Submit, Tag: d.Tag, Key: key},
+	err = c.recordCall(history.Operation{Node: node, Kind: history.Submit, Tag: d.Tag, Key: key},
 		func(ctx context.Context, api *client.Client) (func(*history.Operation), error) {
 			run, err = api.Submit(ctx, d.JSON, client.SubmitOptions{IdempotencyKey: key})
 			return func(o *history.Operation) { o.Run = run }, err
@@ -119,7 +122,7 @@ func (c *Client) Submit(node string, d Document, key string) (run uint64, err er
 
 // State reads the state of a run.
 func (c *Client) State(node string, run uint64) (state string, err error) {
-	err = c.record(history.Operation{Node: node, Kind: history.Read, Run: run},
+	err = c.recordCall(history.Operation{Node: node, Kind: history.Read, Run: run},
 		func(ctx context.Context, api *client.Client) (func(*history.Operation), error) {
 			state, err = api.State(ctx, run)
 			return func(o *history.Operation) { o.State = state }, err
@@ -129,7 +132,7 @@ func (c *Client) State(node string, run uint64) (state string, err error) {
 
 // SetState changes the state of a run, as a PATCH; KILLED is a DELETE.
 func (c *Client) SetState(node string, run uint64, state string) error {
-	return c.record(history.Operation{Node: node, Kind: history.Change, Run: run, State: state},
+	return c.recordCall(history.Operation{Node: node, Kind: history.Change, Run: run, State: state},
 		func(ctx context.Context, api *client.Client) (func(*history.Operation), error) {
 			if state == client.Killed {
 				return nil, api.Kill(ctx, run)
@@ -140,7 +143,7 @@ func (c *Client) SetState(node string, run uint64, state string) error {
 
 // List reads all pages of the list of runs.
 func (c *Client) List(node string) (listed []history.ListedRun, err error) {
-	err = c.record(history.Operation{Node: node, Kind: history.List},
+	err = c.recordCall(history.Operation{Node: node, Kind: history.List},
 		func(ctx context.Context, api *client.Client) (func(*history.Operation), error) {
 			listed = nil
 			for s, err := range api.Runs(ctx, client.ListOptions{All: true}) {
@@ -163,9 +166,9 @@ func (c *Client) Follow(ctx context.Context, run uint64, nodes ...string) error 
 	for connection := 0; ; connection++ {
 		if connection > 0 {
 			s.Events = append(s.Events, history.Event{ID: lastID(s.Events), Resumed: true})
-			pause(ctx, 20*time.Millisecond)
+			sleepContext(ctx, 20*time.Millisecond)
 		}
-		api := c.to(nodes[connection%len(nodes)])
+		api := c.apiOf(nodes[connection%len(nodes)])
 		var failure error
 		for e, err := range api.Events(ctx, run, client.EventOptions{After: position, Outage: -1}) {
 			if err != nil {
@@ -193,6 +196,7 @@ func (c *Client) Follow(ctx context.Context, run uint64, nodes ...string) error 
 	}
 }
 
+// lastID returns the position at which a stream broke off.
 func lastID(events []history.Event) uint64 {
 	if len(events) == 0 {
 		return 0
@@ -200,6 +204,7 @@ func lastID(events []history.Event) uint64 {
 	return events[len(events)-1].ID
 }
 
+// convertEvent makes an event of the history. IDs are numbers of commits, which must not go back.
 func convertEvent(e *client.Event) (history.Event, error) {
 	event := history.Event{Missed: e.Missed}
 	if e.ID != "" {

@@ -42,6 +42,9 @@ type Options struct {
 }
 
 // Cluster is several nodes on this machine. It belongs to a test, and is cleaned up after it.
+//
+// Its folder, in the folder for temporary files, has NODE.image and NODE (the disk of each node, and
+// where it is mounted), NODE.boot_id, marks (see history.Script), and the certificates of members.
 type Cluster struct {
 	Network  *network.Network
 	Recorder *history.Recorder
@@ -51,6 +54,8 @@ type Cluster struct {
 	base    string // folder of everything
 	nodes   []*Node
 	janitor *janitor
+
+	certificates sync.Once // of the members
 
 	mu            sync.Mutex
 	parents       map[string]map[string][]string // as History has them
@@ -69,13 +74,13 @@ func New(t testing.TB, o Options) *Cluster {
 		o.DiskSize = 512 << 20
 	}
 	c := &Cluster{t: t, options: o, Recorder: history.NewRecorder(history.Clock), parents: map[string]map[string][]string{}}
-	if err := c.make(); err != nil {
+	if err := c.makeParts(); err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func (c *Cluster) make() (err error) {
+func (c *Cluster) makeParts() (err error) {
 	if c.base, err = os.MkdirTemp("", "caravan-cluster-"); err != nil {
 		return err
 	}
@@ -83,13 +88,13 @@ func (c *Cluster) make() (err error) {
 		return errors.Join(err, os.Remove(c.base))
 	}
 	c.Network = network.Open(c.options.Names, network.Options{Seed: c.options.Seed, Proxies: c.options.Proxies})
-	c.t.Cleanup(c.close)
+	c.t.Cleanup(c.cleanUp)
 	c.t.Logf("network: %s", c.Network.Describe())
 	for _, name := range c.options.Names {
 		n := &Node{Name: name, cluster: c}
 		c.nodes = append(c.nodes, n)
 		if id := c.Network.NamespaceID(name); id != "" {
-			if err := c.janitor.note("net", id); err != nil {
+			if err := c.janitor.addDuty("net", id); err != nil {
 				return err
 			}
 		}
@@ -100,13 +105,14 @@ func (c *Cluster) make() (err error) {
 	return nil
 }
 
-// makeDisk makes the data folder of a node: on a disk of its own, or else a plain one.
+// makeDisk makes the data folder of a node: on a disk of its own, or else a plain one. The data folder
+// is a folder on the disk, and not its root: the root has lost+found, and the file of Ext4.Fill.
 func (c *Cluster) makeDisk(n *Node) error {
 	dir := filepath.Join(c.base, n.Name)
 	reason := error(nil)
 	if !c.options.PlainFolders {
 		// The janitor must know the mount before it exists.
-		if err := c.janitor.note("mount", dir); err != nil {
+		if err := c.janitor.addDuty("mount", dir); err != nil {
 			return err
 		}
 		if n.disk, reason = faults.NewExt4(filepath.Join(c.base, n.Name+".image"), dir, c.options.DiskSize); reason == nil {
@@ -211,8 +217,8 @@ func (c *Cluster) Interrupt() (end func()) {
 	}
 }
 
-// close ends all processes and cleans up. After a failure it shows the logs.
-func (c *Cluster) close() {
+// cleanUp ends all processes and cleans up. After a failure it shows the logs.
+func (c *Cluster) cleanUp() {
 	if c.t.Failed() {
 		for _, n := range c.nodes {
 			c.t.Logf("the end of the log of node %s:\n%s", n.Name, n.logTail())
@@ -231,7 +237,7 @@ func (c *Cluster) close() {
 	if err := c.Network.Close(); err != nil {
 		c.t.Error(err)
 	}
-	if err := c.janitor.finish(Patience); err != nil {
+	if err := c.janitor.cleanUp(Patience); err != nil {
 		c.t.Error(err)
 	}
 }

@@ -147,7 +147,7 @@ func TestNetworkFaultsReachNodes(t *testing.T) {
 	eachForm(t, func(t *testing.T, c *clustertest.Cluster) {
 		c.LaunchAll()
 		_, address := c.Node("n2").Endpoint(clustertest.ClusterPort)
-		c.Network.Isolate("n2")
+		c.Network.IsolateNode("n2")
 		if name, ok := ask(c, c.Node("n1"), testenv.Patience, "/greet", "address", address); ok {
 			t.Errorf("an isolated node answers %q", name)
 		}

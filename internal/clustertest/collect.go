@@ -29,6 +29,9 @@ func (c *Cluster) SetLease(lease time.Duration) {
 
 // History returns what is known so far. The records are read from one node, which must be ready.
 // digests are those of all replicas, or nil.
+//
+// Call it when the clients have ended and the cluster has recovered: a change after the records were
+// read would look like one that the service has forgotten.
 func (c *Cluster) History(node string, digests []history.Digest) (*history.History, error) {
 	records, err := c.readRecords(node)
 	if err != nil {
@@ -53,11 +56,12 @@ func (c *Cluster) History(node string, digests []history.Digest) (*history.Histo
 	return h, nil
 }
 
-// readRecords reads the documents of all runs.
+// readRecords reads the documents of all runs. Its calls are not recorded: they belong to no moment of
+// the round.
 func (c *Cluster) readRecords(node string) (records []history.Record, err error) {
 	reader := c.NewClient(-1)
 	defer reader.Close()
-	api := reader.to(node)
+	api := reader.apiOf(node)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*Patience)
 	defer cancel()
 	for s, err := range api.Runs(ctx, client.ListOptions{All: true}) {
@@ -91,7 +95,7 @@ func recordOf(run *client.Run) history.Record {
 func (c *Cluster) AwaitFinished(node string, limit time.Duration) error {
 	waiter := c.NewClient(-1)
 	defer waiter.Close()
-	api := waiter.to(node)
+	api := waiter.apiOf(node)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	for {
@@ -106,7 +110,7 @@ func (c *Cluster) AwaitFinished(node string, limit time.Duration) error {
 		if err == nil && unfinished == "" {
 			return nil
 		}
-		pause(ctx, 50*time.Millisecond)
+		sleepContext(ctx, 50*time.Millisecond)
 		if ctx.Err() != nil {
 			return fmt.Errorf("after %v at node %s: %s (%w)", limit, node, unfinished, errors.Join(err, ctx.Err()))
 		}

@@ -4,6 +4,7 @@
 //	cluster.go   Cluster: the nodes with their network, disks and clean-up
 //	node.go      Node: one process; kills, stops, power cuts, a wiped folder
 //	boot.go      the boot ID of a node, which a power cut changes
+//	members.go   the arguments of a member; command lines of users
 //	client.go    Client: calls that are recorded for the history
 //	collect.go   what the history needs at the end: records, marks, interruptions
 //	plan.go      a plan of random faults from a seed
@@ -36,7 +37,7 @@
 //
 // # To write a test
 //
-//	c := clustertest.New(t, clustertest.Options{Binary: …, Arguments: …})
+//	c := clustertest.New(t, clustertest.Options{Binary: …, Arguments: (*clustertest.Node).MemberArguments})
 //	c.LaunchAll()
 //	… clients call, a plan runs …
 //	c.Network.Heal()
@@ -44,5 +45,5 @@
 //	c.AwaitFinished("n1", limit)
 //	c.Check("n1", digests, history.Options{})
 //
-// Reading order: cluster.go, node.go, client.go, collect.go, plan.go.
+// Reading order: cluster.go, node.go, members.go, client.go, collect.go, plan.go.
 package clustertest

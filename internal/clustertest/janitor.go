@@ -10,7 +10,8 @@ import (
 )
 
 // janitor is a process that cleans up when its input ends, and so also when this process dies. It is
-// a shell, because the test binary may be gone by then.
+// a shell, because the test binary may be gone by then. The usual end of a test goes the same way, so
+// that this way is tried each time.
 type janitor struct {
 	cmd   *exec.Cmd
 	input io.WriteCloser
@@ -72,19 +73,19 @@ func startJanitor(base string) (*janitor, error) {
 	if err := j.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the janitor: %w", err)
 	}
-	return j, j.note("base", base)
+	return j, j.addDuty("base", base)
 }
 
-// note tells the janitor about a thing: a net (as /proc/PID/ns/net reads), a mount or the base.
-func (j *janitor) note(kind, value string) error {
+// addDuty tells the janitor about a thing: a net (as /proc/PID/ns/net reads), a mount or the base.
+func (j *janitor) addDuty(kind, value string) error {
 	if _, err := fmt.Fprintf(j.input, "%s %s\n", kind, value); err != nil {
 		return fmt.Errorf("tell the janitor: %w", err)
 	}
 	return nil
 }
 
-// finish makes the janitor clean up, and waits for it.
-func (j *janitor) finish(limit time.Duration) error {
+// cleanUp makes the janitor clean up, and waits for it.
+func (j *janitor) cleanUp(limit time.Duration) error {
 	j.input.Close()
 	ended := make(chan error, 1)
 	go func() { ended <- j.cmd.Wait() }()

@@ -58,7 +58,7 @@ func (n *Node) Launch(arguments ...string) error {
 		Data:   n.data,
 		Listen: listen,
 		Env:    n.cluster.options.Env,
-		Enter:  n.enter,
+		Enter:  n.enterNode,
 	}
 	if n.cluster.options.Arguments != nil {
 		cfg.Args = n.cluster.options.Arguments(n)
@@ -78,19 +78,19 @@ func (n *Node) Launch(arguments ...string) error {
 	return nil
 }
 
-// enter moves the calling thread to the node: to its place in the network, and to its boot ID.
-func (n *Node) enter() error {
-	if err := n.cluster.Network.Enter(n.Name); err != nil {
+// enterNode moves the calling thread to the node: to its place in the network, and to its boot ID.
+func (n *Node) enterNode() error {
+	if err := n.cluster.Network.EnterPlace(n.Name); err != nil {
 		return err
 	}
 	if n.boot != nil {
-		return n.boot.enter()
+		return n.boot.coverFile()
 	}
 	return nil
 }
 
-// current returns the newest server process; nil before the first launch.
-func (n *Node) current() *testenv.Server {
+// currentServer returns the newest server process; nil before the first launch.
+func (n *Node) currentServer() *testenv.Server {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.server
@@ -98,7 +98,7 @@ func (n *Node) current() *testenv.Server {
 
 // IsRunning reports whether the server process exists, also when it is frozen.
 func (n *Node) IsRunning() bool {
-	s := n.current()
+	s := n.currentServer()
 	if s == nil {
 		return false
 	}
@@ -111,12 +111,12 @@ func (n *Node) IsRunning() bool {
 }
 
 // Server is the newest server process of the node; nil before the first launch.
-func (n *Node) Server() *testenv.Server { return n.current() }
+func (n *Node) Server() *testenv.Server { return n.currentServer() }
 
 // AwaitReady waits until /ready answers 200, as clients reach it. A server that exits is an error
 // with its log.
 func (n *Node) AwaitReady(limit time.Duration) error {
-	s := n.current()
+	s := n.currentServer()
 	client := n.cluster.HTTPClient(n.Name)
 	defer client.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -175,7 +175,7 @@ func (c *Cluster) HTTPClient(node string) *http.Client {
 
 // Signal sends a signal to the server process alone.
 func (n *Node) Signal(signal syscall.Signal) error {
-	s := n.current()
+	s := n.currentServer()
 	if s == nil {
 		return fmt.Errorf("node %s was not launched", n.Name)
 	}
@@ -184,7 +184,7 @@ func (n *Node) Signal(signal syscall.Signal) error {
 
 // Kill ends the server process by SIGKILL. Its worker and tasks live on.
 func (n *Node) Kill() {
-	if s := n.current(); s != nil {
+	if s := n.currentServer(); s != nil {
 		s.Kill()
 	}
 }
@@ -192,7 +192,7 @@ func (n *Node) Kill() {
 // Stop ends the server process by SIGTERM, and after limit by SIGKILL with an error. It returns the
 // exit code, which is -1 if the process was not yet ready to handle the signal.
 func (n *Node) Stop(limit time.Duration) (code int, took time.Duration, err error) {
-	code, took, err = n.current().Stop(limit)
+	code, took, err = n.currentServer().Stop(limit)
 	if err != nil {
 		err = fmt.Errorf("node %s: %w", n.Name, err)
 	}
@@ -204,8 +204,8 @@ func (n *Node) Stop(limit time.Duration) (code int, took time.Duration, err erro
 func (n *Node) KillMachine() error {
 	defer n.cluster.Interrupt()()
 	n.Kill()
-	for {
-		processes := n.processes()
+	for { // again: one that was about to fork has left a child
+		processes := n.livingProcesses()
 		if len(processes) == 0 {
 			return nil
 		}
@@ -220,8 +220,8 @@ func (n *Node) KillMachine() error {
 	}
 }
 
-// processes returns the living processes of the node, except its server without namespaces.
-func (n *Node) processes() []int {
+// livingProcesses returns the living processes of the node, except its server without namespaces.
+func (n *Node) livingProcesses() []int {
 	processes, ok := n.cluster.Network.Processes(n.Name)
 	if !ok {
 		processes = testenv.Workers(n.data)
@@ -250,9 +250,10 @@ func (n *Node) Thaw() error {
 	return n.signalAll(syscall.SIGCONT)
 }
 
+// signalAll signals all processes of the node. The server belongs to them in both forms of the network.
 func (n *Node) signalAll(signal syscall.Signal) error {
-	processes := n.processes()
-	if s := n.current(); s != nil && n.IsRunning() && !slices.Contains(processes, s.PID()) {
+	processes := n.livingProcesses()
+	if s := n.currentServer(); s != nil && n.IsRunning() && !slices.Contains(processes, s.PID()) {
 		processes = append(processes, s.PID())
 	}
 	for _, pid := range processes {
@@ -265,9 +266,13 @@ func (n *Node) signalAll(signal syscall.Signal) error {
 
 // CutPower cuts the power of the node: what was not synced is lost, and all processes end. The node
 // can be launched again after that, with another boot ID.
+//
+// The disk goes first. Until the processes end, a moment later, their writes fail, and they may still
+// tell others about that: so an answer can come out that a real power failure would have stopped, but
+// never one about data that is lost.
 func (n *Node) CutPower() error {
 	if n.disk == nil {
-		return n.unsupported("cut the power")
+		return n.unsupportedError("cut the power")
 	}
 	if err := n.disk.CutPower(); err != nil {
 		return err
@@ -275,7 +280,7 @@ func (n *Node) CutPower() error {
 	if err := n.KillMachine(); err != nil {
 		return err
 	}
-	return errors.Join(n.boot.change(), n.disk.Remount(Patience))
+	return errors.Join(n.boot.renew(), n.disk.Remount(Patience))
 }
 
 // Wipe empties the disk of the node, whose processes have ended: it comes back as a new one.
@@ -292,7 +297,7 @@ func (n *Node) Wipe() error {
 // FillDisk takes the room of the disk, except left bytes. FreeDisk gives it back.
 func (n *Node) FillDisk(left int64) error {
 	if n.disk == nil {
-		return n.unsupported("fill the disk")
+		return n.unsupportedError("fill the disk")
 	}
 	return n.disk.Fill(left)
 }
@@ -300,7 +305,7 @@ func (n *Node) FillDisk(left int64) error {
 // FreeDisk gives back the room that FillDisk took.
 func (n *Node) FreeDisk() error {
 	if n.disk == nil {
-		return n.unsupported("free the disk")
+		return n.unsupportedError("free the disk")
 	}
 	return n.disk.Free()
 }
@@ -309,7 +314,7 @@ func (n *Node) FreeDisk() error {
 // node needs RepairDisk before its next launch.
 func (n *Node) FailDisk() error {
 	if n.disk == nil {
-		return n.unsupported("make the disk read-only")
+		return n.unsupportedError("make the disk read-only")
 	}
 	return n.disk.FailReadOnly()
 }
@@ -318,18 +323,19 @@ func (n *Node) FailDisk() error {
 // a restart of the machine, so the boot ID changes.
 func (n *Node) RepairDisk() error {
 	if n.disk == nil {
-		return n.unsupported("mount the disk")
+		return n.unsupportedError("mount the disk")
 	}
 	if err := n.KillMachine(); err != nil {
 		return err
 	}
-	return errors.Join(n.boot.change(), n.disk.Remount(Patience))
+	return errors.Join(n.boot.renew(), n.disk.Remount(Patience))
 }
 
-// StallDisk makes all writes wait until ResumeDisk.
+// StallDisk makes all writes wait until ResumeDisk. Signals do not end a process that waits for its
+// disk, also not SIGKILL: resume the disk before the node is killed.
 func (n *Node) StallDisk() error {
 	if n.disk == nil {
-		return n.unsupported("stall the disk")
+		return n.unsupportedError("stall the disk")
 	}
 	return n.disk.Stall()
 }
@@ -337,7 +343,7 @@ func (n *Node) StallDisk() error {
 // ResumeDisk ends a stall.
 func (n *Node) ResumeDisk() error {
 	if n.disk == nil {
-		return n.unsupported("resume the disk")
+		return n.unsupportedError("resume the disk")
 	}
 	return n.disk.Resume()
 }
@@ -349,16 +355,17 @@ func (n *Node) SlowDisk(ctx context.Context, stalled, between time.Duration) err
 		if err := n.StallDisk(); err != nil {
 			return err
 		}
-		pause(ctx, stalled)
+		sleepContext(ctx, stalled)
 		if err := n.ResumeDisk(); err != nil {
 			return err
 		}
-		pause(ctx, between)
+		sleepContext(ctx, between)
 	}
 	return nil
 }
 
-func (n *Node) unsupported(what string) error {
+// unsupportedError is that of a fault which needs a disk of the node's own.
+func (n *Node) unsupportedError(what string) error {
 	return fmt.Errorf("node %s: %s: the data folder is a plain one: %w", n.Name, what, errors.ErrUnsupported)
 }
 
@@ -390,8 +397,8 @@ func (n *Node) logTail() string {
 	return text[max(0, len(text)-maxLogTail):]
 }
 
-// pause waits for d, or for the end of the context.
-func pause(ctx context.Context, d time.Duration) {
+// sleepContext waits for d, or for the end of the context.
+func sleepContext(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -2,11 +2,14 @@ package clustertest_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -72,6 +75,35 @@ func TestSingleNodeHistory(t *testing.T) {
 		})
 	}
 	t.Run("wiped", func(t *testing.T) { checkThatLossIsFound(t, bin) })
+	t.Run("members", func(t *testing.T) { checkMemberArguments(t, bin) })
+}
+
+// checkMemberArguments looks at the arguments of the members of a cluster: each has a certificate of
+// its own from the same authority, and all have the same list.
+func checkMemberArguments(t *testing.T, bin string) {
+	c := clustertest.New(t, clustertest.Options{Binary: bin})
+	lists, authorities := map[string]bool{}, map[string]bool{}
+	for _, n := range c.Nodes() {
+		args := n.MemberArguments()
+		if flagOf(args, "--node") != n.Name {
+			t.Errorf("the arguments of %s: %q", n.Name, args)
+		}
+		list := flagOf(args, "--cluster")
+		if _, dial := n.Endpoint(clustertest.ClusterPort); !strings.Contains(list, n.Name+"="+dial) {
+			t.Errorf("node %s, at %s, is not in the list %s", n.Name, dial, list)
+		}
+		lists[list] = true
+		dir := flagOf(args, "--tls-dir")
+		authority, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+		mustDo(t, err)
+		authorities[string(authority)] = true
+		if _, err := tls.LoadX509KeyPair(filepath.Join(dir, "node.pem"), filepath.Join(dir, "node-key.pem")); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(lists) != 1 || len(authorities) != 1 {
+		t.Errorf("the members have %d lists and %d authorities", len(lists), len(authorities))
+	}
 }
 
 // checkThatLossIsFound uses a node that loses its disk: it forgets what it has acknowledged, and
@@ -105,6 +137,11 @@ func checkThatLossIsFound(t *testing.T, bin string) {
 	}
 	submit(keyed, "key")
 	mustDo(t, c.AwaitFinished("n1", clustertest.Patience))
+	output, err := c.RunCommand(t.Context(), "ls", "--all", "--server", n.URL())
+	mustDo(t, err)
+	if !strings.Contains(output, "keyed") {
+		t.Errorf("the command line lists\n%s", output)
+	}
 	h, err := c.History("n1", nil)
 	mustDo(t, err)
 	found := map[string]bool{}

@@ -8,7 +8,7 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// keyState is what the service knows of an idempotency key.
+// keyState is what the service knows of an idempotency key. A key that was never used is the zero value.
 type keyState struct {
 	isUsed   bool
 	document string // the tag of the document that has the key

@@ -31,7 +31,8 @@ type Recorder struct {
 // NewRecorder returns a recorder that reads the times from now, usually Clock.
 func NewRecorder(now func() time.Duration) *Recorder { return &Recorder{now: now} }
 
-// PendingOperation is an operation without an answer.
+// PendingOperation is an operation without an answer. It names the place of the operation in the
+// recorder's list, since the list may move when it grows.
 type PendingOperation struct {
 	recorder *Recorder
 	index    int

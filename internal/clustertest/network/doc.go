@@ -17,7 +17,7 @@
 //
 // Duties of the caller:
 //
-//  1. A process of a place is started on a thread that Enter has moved there, with a main process ID
+//  1. A process of a place is started on a thread that EnterPlace has moved there, with a main process ID
 //     that SetProcess makes known.
 //  2. A process listens at the listen address of Endpoint, and tells others the dial address. They
 //     differ in the form with proxies.

@@ -48,18 +48,18 @@ func newNamespace(address netip.Prefix) (ns *namespace, err error) {
 	return ns, nil
 }
 
-// enter moves the calling thread into the namespace.
-func (ns *namespace) enter() error {
+// join moves the calling thread into the namespace.
+func (ns *namespace) join() error {
 	if err := unix.Setns(int(ns.handle.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter the network namespace: %w", err)
 	}
 	return nil
 }
 
-// do runs fn on a thread in the namespace.
-func (ns *namespace) do(fn func() error) error {
+// runInside runs fn on a thread in the namespace.
+func (ns *namespace) runInside(fn func() error) error {
 	return testenv.OnOwnThread(func() error {
-		if err := ns.enter(); err != nil {
+		if err := ns.join(); err != nil {
 			return err
 		}
 		return fn()
@@ -91,6 +91,8 @@ func openDevice(address netip.Prefix) (*os.File, error) {
 	return os.NewFile(uintptr(fd), deviceName), nil
 }
 
+// configureDevice makes the descriptor a device, gives it an address, and sets it up. The ioctls are
+// those of netdevice(7). A namespace begins with a loopback device that is down.
 func configureDevice(fd int, address netip.Prefix) error {
 	device, err := unix.NewIfreq(deviceName)
 	if err != nil {

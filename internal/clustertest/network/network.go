@@ -46,7 +46,7 @@ type Options struct {
 type Network struct {
 	places      []string
 	description string
-	form        form
+	form        networkForm
 
 	mu     sync.Mutex
 	faults map[link]Faults // of the disturbed links
@@ -55,14 +55,14 @@ type Network struct {
 // link is one direction between two places.
 type link struct{ from, to string }
 
-// form is one of the two ways to make a network.
-type form interface {
-	// endpoint returns where a process of the place listens for a port, and where others dial it.
-	endpoint(place string, port int) (listen, dial string, err error)
-	enter(place string) error
+// networkForm is one of the two ways to make a network.
+type networkForm interface {
+	// endpointOf returns where a process of the place listens for a port, and where others dial it.
+	endpointOf(place string, port int) (listen, dial string, err error)
+	enterPlace(place string) error
 	setProcess(place string, pid int)
 	namespaceID(place string) string
-	dial(ctx context.Context, from, to string, port int) (net.Conn, error)
+	dialPlace(ctx context.Context, from, to string, port int) (net.Conn, error)
 	setFaults(from, to string, f Faults)
 	close() error
 }
@@ -80,7 +80,7 @@ func Open(nodes []string, o Options) *Network {
 	} else {
 		n.description = "TCP proxies on the loopback device, as requested"
 	}
-	n.form = newProxies(o.Seed)
+	n.form = newProxyForm(o.Seed)
 	return n
 }
 
@@ -101,14 +101,14 @@ func (n *Network) Places() []string { return slices.Clone(n.places) }
 // the one where processes of other places reach it. Any number names a port; the addresses have the
 // same one only in the form with namespaces.
 func (n *Network) Endpoint(node string, port int) (listen, dial string, err error) {
-	return n.form.endpoint(node, port)
+	return n.form.endpointOf(node, port)
 }
 
-// Enter moves the calling thread to a place, for a process to be started on it. The caller has
+// EnterPlace moves the calling thread to a place, for a process to be started on it. The caller has
 // locked its goroutine to the thread (runtime.LockOSThread) and never unlocks it, so that the thread
 // ends with the goroutine and is not used for anything else. In the form with proxies the
 // thread stays where it is.
-func (n *Network) Enter(place string) error { return n.form.enter(place) }
+func (n *Network) EnterPlace(place string) error { return n.form.enterPlace(place) }
 
 // SetProcess makes the process ID of a node known, so that its connections are attributed to its
 // place.
@@ -138,7 +138,7 @@ func (n *Network) Processes(place string) (pids []int, ok bool) {
 
 // Dial connects from a place to a port of a node, over the disturbed link.
 func (n *Network) Dial(ctx context.Context, from, to string, port int) (net.Conn, error) {
-	return n.form.dial(ctx, from, to, port)
+	return n.form.dialPlace(ctx, from, to, port)
 }
 
 // Close ends the network. Connections break.
@@ -195,8 +195,8 @@ func (n *Network) Partition(groups ...[]string) {
 	})
 }
 
-// Isolate cuts a node off from all other nodes. Clients still reach it.
-func (n *Network) Isolate(node string) {
+// IsolateNode cuts a node off from all other nodes. Clients still reach it.
+func (n *Network) IsolateNode(node string) {
 	others := slices.DeleteFunc(n.Places(), func(p string) bool { return p == node || p == ClientPlace })
 	n.Partition([]string{node}, others)
 }

@@ -76,7 +76,7 @@ func open(t *testing.T, proxies bool) *network.Network {
 func inPlace(t *testing.T, n *network.Network, place string, fn func() error) {
 	t.Helper()
 	err := testenv.OnOwnThread(func() error {
-		if err := n.Enter(place); err != nil {
+		if err := n.EnterPlace(place); err != nil {
 			return err
 		}
 		return fn()
@@ -210,7 +210,7 @@ func TestPartition(t *testing.T) {
 func TestIsolate(t *testing.T) {
 	eachForm(t, func(t *testing.T, n *network.Network) {
 		inner, outer := dial(t, n, "n3", "n2"), dial(t, n, "n1", "n2")
-		n.Isolate("n2")
+		n.IsolateNode("n2")
 		for _, conn := range []net.Conn{inner, outer} {
 			if err := echo(conn, "x", short); err == nil {
 				t.Error("a node reaches the isolated one")
@@ -464,7 +464,7 @@ func TestProcessesAreAttributed(t *testing.T) {
 func TestNetworksDoNotCollide(t *testing.T) {
 	eachForm(t, func(t *testing.T, first *network.Network) {
 		second := open(t, !first.HasPackets())
-		first.Isolate("n1")
+		first.IsolateNode("n1")
 		if err := echo(dial(t, second, "n2", "n1"), "x", testenv.Patience); err != nil {
 			t.Errorf("the second network has the faults of the first: %v", err)
 		}

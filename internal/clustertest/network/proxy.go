@@ -12,11 +12,17 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
-// proxies is the form on the loopback device: one proxy for each port of a node.
-type proxies struct {
+// proxyForm is the form on the loopback device: one proxy for each port of a node.
+//
+// A connection has two goroutines for each direction: one reads, one writes when the delay is over.
+// Its order of bytes is kept. Faults of single packets have no counterpart here.
+//
+// Its lock is held over resets, which do not block, and over no read or write.
+type proxyForm struct {
 	mu        sync.Mutex
 	rng       *rand.Rand
 	faults    map[link]Faults
@@ -48,8 +54,8 @@ type proxiedConn struct {
 	client, server net.Conn
 }
 
-func newProxies(seed uint64) *proxies {
-	return &proxies{
+func newProxyForm(seed uint64) *proxyForm {
+	return &proxyForm{
 		rng:       rand.New(rand.NewPCG(seed, 0)),
 		faults:    map[link]Faults{},
 		changed:   make(chan struct{}),
@@ -60,20 +66,20 @@ func newProxies(seed uint64) *proxies {
 	}
 }
 
-func (p *proxies) enter(string) error { return nil }
+func (p *proxyForm) enterPlace(string) error { return nil }
 
-func (p *proxies) namespaceID(string) string { return "" }
+func (p *proxyForm) namespaceID(string) string { return "" }
 
-func (p *proxies) setProcess(place string, pid int) {
+func (p *proxyForm) setProcess(place string, pid int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.processes[pid] = place
 }
 
-// endpoint makes the proxy of a port when it is first asked for. The kernel chooses both numbers.
+// endpointOf makes the proxy of a port when it is first asked for. The kernel chooses both numbers.
 // The number for the process is free at present; another program could take it before the process
 // listens, which then says so.
-func (p *proxies) endpoint(place string, port int) (listen, dial string, err error) {
+func (p *proxyForm) endpointOf(place string, port int) (listen, dial string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	key := placePort{place, port}
@@ -91,22 +97,22 @@ func (p *proxies) endpoint(place string, port int) (listen, dial string, err err
 	}
 	made := &proxyPort{listener, free.Addr().String()}
 	p.ports[key] = made
-	p.goroutines.Go(func() { p.accept(place, made) })
+	p.goroutines.Go(func() { p.acceptConns(place, made) })
 	return made.target, listener.Addr().String(), nil
 }
 
-func (p *proxies) accept(place string, port *proxyPort) {
+func (p *proxyForm) acceptConns(place string, port *proxyPort) {
 	for {
 		conn, err := port.listener.Accept()
 		if err != nil {
 			return
 		}
-		p.goroutines.Go(func() { p.serve(place, port, conn) })
+		p.goroutines.Go(func() { p.serveConn(place, port, conn) })
 	}
 }
 
-// serve passes the bytes of one connection on, in both directions.
-func (p *proxies) serve(place string, port *proxyPort, conn net.Conn) {
+// serveConn passes the bytes of one connection on, in both directions.
+func (p *proxyForm) serveConn(place string, port *proxyPort, conn net.Conn) {
 	c := &proxiedConn{from: p.placeOf(conn.RemoteAddr().(*net.TCPAddr).Port), to: place, client: conn}
 	// A packet of the handshake would be lost in either direction.
 	there, back := p.faultsOf(link{c.from, c.to}), p.faultsOf(link{c.to, c.from})
@@ -114,12 +120,12 @@ func (p *proxies) serve(place string, port *proxyPort, conn net.Conn) {
 		c.server, _ = net.DialTimeout("tcp4", port.target, 5*time.Second)
 	}
 	if c.server == nil || !p.addConn(c) {
-		c.reset()
+		c.resetBoth()
 		return
 	}
 	var both sync.WaitGroup
-	both.Go(func() { p.pump(c, link{c.from, c.to}, c.client, c.server) })
-	both.Go(func() { p.pump(c, link{c.to, c.from}, c.server, c.client) })
+	both.Go(func() { p.passBytes(c, link{c.from, c.to}, c.client, c.server) })
+	both.Go(func() { p.passBytes(c, link{c.to, c.from}, c.server, c.client) })
 	both.Wait()
 	p.mu.Lock()
 	delete(p.conns, c)
@@ -128,7 +134,8 @@ func (p *proxies) serve(place string, port *proxyPort, conn net.Conn) {
 	c.server.Close()
 }
 
-func (p *proxies) addConn(c *proxiedConn) bool {
+// addConn makes a connection known to setFaults and close. It reports false after close.
+func (p *proxyForm) addConn(c *proxiedConn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed {
@@ -137,8 +144,8 @@ func (p *proxies) addConn(c *proxiedConn) bool {
 	return !p.closed
 }
 
-// reset closes both ends without the usual end of a stream, as a broken connection ends.
-func (c *proxiedConn) reset() {
+// resetBoth closes both ends without the usual end of a stream, as a broken connection ends.
+func (c *proxiedConn) resetBoth() {
 	for _, end := range []net.Conn{c.client, c.server} {
 		if tcp, ok := end.(*net.TCPConn); ok && tcp != nil {
 			_ = tcp.SetLinger(0)
@@ -147,22 +154,22 @@ func (c *proxiedConn) reset() {
 	}
 }
 
-// chunk is bytes on their way through a proxy.
-type chunk struct {
+// delayedBytes is bytes on their way through a proxy.
+type delayedBytes struct {
 	due  time.Time
 	data []byte
 }
 
-// pump passes the bytes of one direction on, each when its delay is over. It holds bytes back while
+// passBytes passes the bytes of one direction on, each when its delay is over. It holds bytes back while
 // the link is cut.
-func (p *proxies) pump(c *proxiedConn, l link, from, to net.Conn) {
-	chunks := make(chan chunk, 64)
+func (p *proxyForm) passBytes(c *proxiedConn, l link, from, to net.Conn) {
+	chunks := make(chan delayedBytes, 64)
 	var writer sync.WaitGroup
 	writer.Go(func() {
 		for next := range chunks {
 			p.waitForDelivery(l, next.due)
 			if _, err := to.Write(next.data); err != nil {
-				c.reset()
+				c.resetBoth()
 			}
 		}
 		if tcp, ok := to.(*net.TCPConn); ok {
@@ -173,11 +180,11 @@ func (p *proxies) pump(c *proxiedConn, l link, from, to net.Conn) {
 		data := make([]byte, 32<<10)
 		n, err := from.Read(data)
 		if n > 0 {
-			chunks <- chunk{p.dueTime(l), data[:n]}
+			chunks <- delayedBytes{p.dueTime(l), data[:n]}
 		}
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
-				c.reset()
+				c.resetBoth()
 			}
 			break
 		}
@@ -186,7 +193,8 @@ func (p *proxies) pump(c *proxiedConn, l link, from, to net.Conn) {
 	writer.Wait()
 }
 
-func (p *proxies) dueTime(l link) time.Time {
+// dueTime returns when bytes that have just been read may be written.
+func (p *proxyForm) dueTime(l link) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f := p.faults[l]
@@ -198,7 +206,7 @@ func (p *proxies) dueTime(l link) time.Time {
 }
 
 // waitForDelivery waits until due, and until the link is not cut. Closing the proxies ends it.
-func (p *proxies) waitForDelivery(l link, due time.Time) {
+func (p *proxyForm) waitForDelivery(l link, due time.Time) {
 	for {
 		p.mu.Lock()
 		cut, closed, changed := p.faults[l].Cut, p.closed, p.changed
@@ -220,14 +228,14 @@ func (p *proxies) waitForDelivery(l link, due time.Time) {
 	}
 }
 
-func (p *proxies) faultsOf(l link) Faults {
+func (p *proxyForm) faultsOf(l link) Faults {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.faults[l]
 }
 
 // setFaults resets the connections between two places when both directions are cut.
-func (p *proxies) setFaults(from, to string, f Faults) {
+func (p *proxyForm) setFaults(from, to string, f Faults) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.faults[link{from, to}] = f
@@ -237,21 +245,27 @@ func (p *proxies) setFaults(from, to string, f Faults) {
 	}
 	for c := range p.conns {
 		if c.from == from && c.to == to || c.from == to && c.to == from {
-			c.reset()
+			c.resetBoth()
 		}
 	}
 }
 
-func (p *proxies) wakeLocked() {
+// wakeLocked makes all waiting writers look at the faults again.
+func (p *proxyForm) wakeLocked() {
 	close(p.changed)
 	p.changed = make(chan struct{})
 }
 
-// dial notes the local port before it connects, so that the proxy knows who it is.
-func (p *proxies) dial(ctx context.Context, from, to string, port int) (net.Conn, error) {
-	_, address, err := p.endpoint(to, port)
+// dialPlace notes the local port before it connects, so that the proxy knows who it is. A proxy always
+// accepts. So it looks first whether the process listens: a client then learns that its call was
+// never sent, as it does without a proxy.
+func (p *proxyForm) dialPlace(ctx context.Context, from, to string, port int) (net.Conn, error) {
+	target, address, err := p.endpointOf(to, port)
 	if err != nil {
 		return nil, err
+	}
+	if !isListening(target) {
+		return nil, &net.OpError{Op: "dial", Net: "tcp4", Err: syscall.ECONNREFUSED}
 	}
 	for {
 		local, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -273,7 +287,7 @@ func (p *proxies) dial(ctx context.Context, from, to string, port int) (net.Conn
 }
 
 // placeOf finds the place of the process that connects from a local port; "" if it is not known.
-func (p *proxies) placeOf(port int) string {
+func (p *proxyForm) placeOf(port int) string {
 	p.mu.Lock()
 	if place, ok := p.own[port]; ok {
 		delete(p.own, port)
@@ -303,23 +317,54 @@ func (p *proxies) placeOf(port int) string {
 // socketOf returns the name of the socket that is connected from a local port of 127.0.0.1, as links
 // in /proc/PID/fd spell it.
 func socketOf(port int) (string, error) {
-	text, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		return "", err
-	}
-	local := fmt.Sprintf("0100007F:%04X", port) // in the byte order of the machine; see proc(5)
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) > 9 && f[1] == local {
-			if _, err := strconv.ParseUint(f[9], 10, 64); err == nil && f[9] != "0" {
-				return "socket:[" + f[9] + "]", nil
-			}
+	name := ""
+	err := eachSocket(port, func(state, inode string) {
+		if state != socketListens && inode != "0" {
+			name = "socket:[" + inode + "]"
 		}
+	})
+	if err == nil && name == "" {
+		err = fmt.Errorf("port %d has no socket", port)
 	}
-	return "", fmt.Errorf("port %d has no socket", port)
+	return name, err
 }
 
-func (p *proxies) close() error {
+// isListening reports whether a process listens at an address of 127.0.0.1, without a connection that
+// the process would see.
+func isListening(address string) (listens bool) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		return false
+	}
+	err = eachSocket(number, func(state, _ string) { listens = listens || state == socketListens })
+	return err == nil && listens
+}
+
+// socketListens is TCP_LISTEN, as /proc/net/tcp spells it.
+const socketListens = "0A"
+
+// eachSocket yields the state and the inode of the sockets with a local port of 127.0.0.1, as
+// /proc/net/tcp shows them (proc(5)). An inode of 0 belongs to a closed socket.
+func eachSocket(port int, yield func(state, inode string)) error {
+	text, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		return err
+	}
+	// The address is in the byte order of the machine: a big-endian one has 7F000001.
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) > 9 && (f[1] == fmt.Sprintf("0100007F:%04X", port) || f[1] == fmt.Sprintf("7F000001:%04X", port)) {
+			yield(f[3], f[9])
+		}
+	}
+	return nil
+}
+
+func (p *proxyForm) close() error {
 	p.mu.Lock()
 	p.closed = true
 	p.wakeLocked()
@@ -327,7 +372,7 @@ func (p *proxies) close() error {
 		port.listener.Close()
 	}
 	for c := range p.conns {
-		c.reset()
+		c.resetBoth()
 	}
 	p.mu.Unlock()
 	p.goroutines.Wait()

@@ -16,6 +16,13 @@ import (
 
 // packetSwitch is the form with namespaces. One goroutine for each place reads the packets that its
 // processes send, and one writes the packets that are due later.
+//
+// The order of packets on a link is kept, whatever their jitter: TCP takes packets out of order for
+// signs of loss, and a real network seldom has them. Reorder makes exceptions. Packets of different
+// links may overtake each other.
+//
+// One lock serves all links. It is held over the write to a device, which takes microseconds and
+// does not block: so packets without delay keep their order, too.
 type packetSwitch struct {
 	places []*namespace // place i has the address 10.77.0.(i+1)
 	names  []string
@@ -101,13 +108,13 @@ func (s *packetSwitch) readPackets(from int) {
 		if err != nil {
 			return
 		}
-		s.forward(from, packet[:n])
+		s.forwardPacket(from, packet[:n])
 	}
 }
 
-// forward sends one packet on. It drops packets for unknown addresses, and what is not IPv4: the
+// forwardPacket sends one packet on. It drops packets for unknown addresses, and what is not IPv4: the
 // kernel looks for IPv6 routers.
-func (s *packetSwitch) forward(from int, packet []byte) {
+func (s *packetSwitch) forwardPacket(from int, packet []byte) {
 	if len(packet) < 20 || packet[0]>>4 != 4 {
 		return
 	}
@@ -120,11 +127,11 @@ func (s *packetSwitch) forward(from int, packet []byte) {
 	defer s.mu.Unlock()
 	key := [2]int{from, to}
 	f := s.faults[key]
-	if f.Cut || s.chance(f.Loss) {
+	if f.Cut || s.drawChance(f.Loss) {
 		return
 	}
 	copies := 1
-	if s.chance(f.Duplicate) {
+	if s.drawChance(f.Duplicate) {
 		copies = 2
 	}
 	now := time.Now()
@@ -133,7 +140,7 @@ func (s *packetSwitch) forward(from int, packet []byte) {
 		if f.Jitter > 0 {
 			due = due.Add(time.Duration(s.rng.Int64N(int64(f.Jitter))))
 		}
-		if s.chance(f.Reorder) {
+		if s.drawChance(f.Reorder) {
 			due = due.Add(time.Duration(s.rng.Int64N(int64(reorderDelay))))
 		} else {
 			if last := s.lastDue[key]; last.After(due) {
@@ -142,16 +149,19 @@ func (s *packetSwitch) forward(from int, packet []byte) {
 			s.lastDue[key] = due
 		}
 		if due.After(now) {
-			s.delay(due, to, packet)
+			s.delayPacket(due, to, packet)
 		} else {
-			s.deliver(to, packet)
+			s.deliverPacket(to, packet)
 		}
 	}
 }
 
-func (s *packetSwitch) chance(share float64) bool { return share > 0 && s.rng.Float64() < share }
+// drawChance decides by lot. It draws only for real shares, so the seed alone decides on the packets of
+// a disturbed link, as far as the timing of the programs repeats.
+func (s *packetSwitch) drawChance(share float64) bool { return share > 0 && s.rng.Float64() < share }
 
-func (s *packetSwitch) delay(due time.Time, to int, packet []byte) {
+// delayPacket keeps a copy of a packet until it is due.
+func (s *packetSwitch) delayPacket(due time.Time, to int, packet []byte) {
 	s.number++
 	heap.Push(&s.delayed, delayedPacket{due, s.number, to, slices.Clone(packet)})
 	if s.delayed[0].number == s.number {
@@ -162,9 +172,9 @@ func (s *packetSwitch) delay(due time.Time, to int, packet []byte) {
 	}
 }
 
-// deliver writes a packet to a device. A packet that the device does not take is lost, as on a real
+// deliverPacket writes a packet to a device. A packet that the device does not take is lost, as on a real
 // network: a device refuses packets while it is closed.
-func (s *packetSwitch) deliver(to int, packet []byte) { _, _ = s.places[to].device.Write(packet) }
+func (s *packetSwitch) deliverPacket(to int, packet []byte) { _, _ = s.places[to].device.Write(packet) }
 
 // writeDelayed writes the packets that are due, until the switch stops.
 func (s *packetSwitch) writeDelayed() {
@@ -180,7 +190,7 @@ func (s *packetSwitch) writeDelayed() {
 		s.mu.Lock()
 		for len(s.delayed) > 0 && !s.delayed[0].due.After(time.Now()) {
 			p := heap.Pop(&s.delayed).(delayedPacket)
-			s.deliver(p.to, p.data)
+			s.deliverPacket(p.to, p.data)
 		}
 		if len(s.delayed) > 0 {
 			timer.Reset(time.Until(s.delayed[0].due))
@@ -189,7 +199,7 @@ func (s *packetSwitch) writeDelayed() {
 	}
 }
 
-func (s *packetSwitch) index(place string) int {
+func (s *packetSwitch) placeIndex(place string) int {
 	i := slices.Index(s.names, place)
 	if i < 0 {
 		panic(fmt.Sprintf("network: unknown place %q", place))
@@ -197,8 +207,10 @@ func (s *packetSwitch) index(place string) int {
 	return i
 }
 
+// setFaults changes what happens to later packets. A cut also drops the delayed packets of the link:
+// no packet of it arrives once this has returned.
 func (s *packetSwitch) setFaults(from, to string, f Faults) {
-	key := [2]int{s.index(from), s.index(to)}
+	key := [2]int{s.placeIndex(from), s.placeIndex(to)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults[key] = f
@@ -210,24 +222,24 @@ func (s *packetSwitch) setFaults(from, to string, f Faults) {
 	}
 }
 
-func (s *packetSwitch) endpoint(place string, port int) (listen, dial string, err error) {
-	address := net.JoinHostPort(placeAddress(s.index(place)).String(), strconv.Itoa(port))
+func (s *packetSwitch) endpointOf(place string, port int) (listen, dial string, err error) {
+	address := net.JoinHostPort(placeAddress(s.placeIndex(place)).String(), strconv.Itoa(port))
 	return address, address, nil
 }
 
-func (s *packetSwitch) enter(place string) error { return s.places[s.index(place)].enter() }
+func (s *packetSwitch) enterPlace(place string) error { return s.places[s.placeIndex(place)].join() }
 
 func (s *packetSwitch) setProcess(string, int) {}
 
-func (s *packetSwitch) namespaceID(place string) string { return s.places[s.index(place)].id }
+func (s *packetSwitch) namespaceID(place string) string { return s.places[s.placeIndex(place)].id }
 
-// dial opens the socket in the namespace: a socket belongs to that of the thread that makes it.
-func (s *packetSwitch) dial(ctx context.Context, from, to string, port int) (conn net.Conn, err error) {
-	_, address, err := s.endpoint(to, port)
+// dialPlace opens the socket in the namespace: a socket belongs to that of the thread that makes it.
+func (s *packetSwitch) dialPlace(ctx context.Context, from, to string, port int) (conn net.Conn, err error) {
+	_, address, err := s.endpointOf(to, port)
 	if err != nil {
 		return nil, err
 	}
-	err = s.places[s.index(from)].do(func() (err error) {
+	err = s.places[s.placeIndex(from)].runInside(func() (err error) {
 		var d net.Dialer
 		conn, err = d.DialContext(ctx, "tcp4", address)
 		return err
