@@ -65,7 +65,7 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
-		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
+		return notReady(err)
 	}
 	b := &batch{ctx: contextOf(ctx), s: s, key: key, strict: strict, permit: s.permitOf(ctx), lineBudget: s.newBudgetShare(ctx), windowBudget: s.newBudgetShare(ctx)}
 	if s.cfg.Access.Audit != nil {

@@ -90,7 +90,8 @@ type Logs interface {
 
 // Health tells whether the engine works.
 type Health interface {
-	// Ready is nil when requests are served, or the reason why not.
+	// Ready is nil when requests are served, or the reason why not: by this server, or where PartitionOf
+	// names a partition, by its engine here.
 	Ready(ctx context.Context) error
 	// AcceptsRuns is nil, or why Submit would refuse every new run: storage failed, the disk is low,
 	// or the engine starts or shuts down.

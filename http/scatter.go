@@ -251,7 +251,7 @@ func (f *forwarder) serverState(ctx *fasthttp.RequestCtx) error {
 		return q.ask(q.ctx, partition, &part{method: fasthttp.MethodGet, path: serverStatePath, isRepeatable: true, limit: maxStateAnswer},
 			func(ctx context.Context) error {
 				if err := f.s.engine.Ready(ctx); err != nil {
-					return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
+					return notReady(err)
 				}
 				reasons[partition] = f.s.engine.Paused(ctx)
 				return nil

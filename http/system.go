@@ -27,11 +27,20 @@ import (
 // included (TestContractRoutes).
 func (s *Server) ready(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
-		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
+		return notReady(err)
 	}
 	ctx.Response.Header.SetContentType(jsonType)
 	ctx.Response.AppendBodyString(`{ "msg": "Ya like DAGs?"}`)
 	return nil
+}
+
+// notReady is the answer of a server that does not serve requests yet or any more. Where another node of a
+// cluster does, it has the code for that.
+func notReady(err error) error {
+	if isNotLeader(err) {
+		return err
+	}
+	return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 }
 
 // healthz is GET /healthz: 200 while everything works. A problem of the present (Healthy) is named
@@ -54,7 +63,7 @@ func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
 // serverState is GET /v1/server/state: PAUSED while no task starts.
 func (s *Server) serverState(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
-		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
+		return notReady(err)
 	}
 	answerServerState(ctx, []string{s.engine.Paused(contextOf(ctx))})
 	return nil
@@ -129,7 +138,7 @@ func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 		return &refusal{fasthttp.StatusForbidden, "cross-site request: the browser does not name the page that asks for a backup: use `caravan backup` or another program"}
 	}
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
-		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
+		return notReady(err)
 	}
 	ctx.Response.Header.SetContentType("application/octet-stream")
 	if ctx.IsHead() {
