@@ -29,6 +29,13 @@ type Options struct {
 	Names  []string // of the nodes; default n1, n2, n3
 	Binary string   // that is started; required
 
+	// Members is how many of the nodes form the cluster, the first ones; default all. The others join
+	// later: LaunchAll leaves them out, and a test launches them.
+	Members int
+
+	// Faulty says that Binary has the build tag faults, for Node.SetClock and Node.FailCalls.
+	Faulty bool
+
 	// Arguments returns the arguments of `serve` for a node, beyond --listen and --data. All nodes
 	// exist when it is called, so it may use their endpoints.
 	Arguments func(*Node) []string
@@ -69,6 +76,9 @@ func New(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	if len(o.Names) == 0 {
 		o.Names = []string{"n1", "n2", "n3"}
+	}
+	if o.Members == 0 {
+		o.Members = len(o.Names)
 	}
 	if o.DiskSize == 0 {
 		o.DiskSize = 512 << 20
@@ -154,15 +164,16 @@ func (c *Cluster) Node(name string) *Node {
 // removed with the cluster.
 func (c *Cluster) Dir() string { return c.base }
 
-// LaunchAll starts all nodes and waits until they are ready. It ends the test if one is not.
+// LaunchAll starts the members and waits until they are ready. It ends the test if one is not.
 func (c *Cluster) LaunchAll() {
 	c.t.Helper()
-	for _, n := range c.nodes {
+	members := c.nodes[:c.options.Members]
+	for _, n := range members {
 		if err := n.Launch(); err != nil {
 			c.t.Fatal(err)
 		}
 	}
-	for _, n := range c.nodes {
+	for _, n := range members {
 		if err := n.AwaitReady(Patience); err != nil {
 			c.t.Fatal(err)
 		}
@@ -170,10 +181,14 @@ func (c *Cluster) LaunchAll() {
 }
 
 // Revive launches the nodes whose servers have ended, and waits until all are ready. A server may
-// still be about to end because of a former fault; then it is launched again.
+// still be about to end because of a former fault; then it is launched again. Nodes that were never
+// launched are left alone.
 func (c *Cluster) Revive() error {
 	const launches = 3
 	for _, n := range c.nodes {
+		if n.Server() == nil {
+			continue
+		}
 		for launch := 1; ; launch++ {
 			if !n.IsRunning() {
 				if err := n.Launch(); err != nil {

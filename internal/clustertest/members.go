@@ -14,11 +14,12 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// MemberArguments returns the arguments that make the node a member of the cluster of all nodes, for
-// Options.Arguments: its name, the list of members, and the folder of its certificate. The first call
-// creates the certificates with the binary under test.
+// MemberArguments returns the arguments that make the node a member of the cluster, for
+// Options.Arguments: its name, the list of the first members (--cluster) or their addresses (--join),
+// and the folder of its certificate. The first call creates all certificates with the binary under
+// test.
 //
-// The list has the dial addresses. In the form of the network with proxies a member listens elsewhere
+// The addresses are those that others dial. In the form of the network with proxies a member listens elsewhere
 // (Node.Endpoint), and needs further arguments that say so.
 func (n *Node) MemberArguments() []string {
 	c := n.cluster
@@ -27,17 +28,19 @@ func (n *Node) MemberArguments() []string {
 			c.t.Fatal(err)
 		}
 	})
-	return []string{"--node", n.Name, "--cluster", c.memberList(), "--tls-dir", c.certificateFolder(n.Name)}
-}
-
-// memberList is the list of all nodes: n1=HOST:PORT,n2=HOST:PORT.
-func (c *Cluster) memberList() string {
-	var members []string
-	for _, n := range c.nodes {
-		_, dial := n.Endpoint(ClusterPort)
-		members = append(members, n.Name+"="+dial)
+	var list, addresses []string
+	isFirst := false
+	for _, member := range c.nodes[:c.options.Members] {
+		_, dial := member.Endpoint(ClusterPort)
+		list = append(list, member.Name+"="+dial)
+		addresses = append(addresses, dial)
+		isFirst = isFirst || member == n
 	}
-	return strings.Join(members, ",")
+	arguments := []string{"--node", n.Name, "--tls-dir", c.certificateFolder(n.Name)}
+	if isFirst {
+		return append(arguments, "--cluster", strings.Join(list, ","))
+	}
+	return append(arguments, "--join", strings.Join(addresses, ","))
 }
 
 // certificateFolder lies outside of the data folder, so that a wiped node keeps its certificate.

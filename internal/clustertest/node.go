@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -59,6 +60,9 @@ func (n *Node) Launch(arguments ...string) error {
 		Listen: listen,
 		Env:    n.cluster.options.Env,
 		Enter:  n.enterNode,
+	}
+	if n.cluster.options.Faulty {
+		cfg.Env = append(slices.Clone(cfg.Env), "CARAVAN_FAULT_CLOCK="+n.clockFile())
 	}
 	if n.cluster.options.Arguments != nil {
 		cfg.Args = n.cluster.options.Arguments(n)
@@ -283,7 +287,33 @@ func (n *Node) CutPower() error {
 	return errors.Join(n.boot.renew(), n.disk.Remount(Patience))
 }
 
-// Wipe empties the disk of the node, whose processes have ended: it comes back as a new one.
+// clockFile has the duration by which the wall clock of the node is wrong.
+func (n *Node) clockFile() string { return filepath.Join(n.cluster.base, n.Name+".clock") }
+
+// SetClock makes the wall clock of the node's engine wrong by offset, at once and after a launch, too.
+// The times of submissions stay right: they are of the HTTP server. It needs Options.Faulty.
+func (n *Node) SetClock(offset time.Duration) error {
+	if !n.cluster.options.Faulty {
+		return fmt.Errorf("node %s: set the clock: the binary is without the tag faults: %w", n.Name, errors.ErrUnsupported)
+	}
+	next := n.clockFile() + ".new"
+	if err := os.WriteFile(next, []byte(offset.String()), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, n.clockFile())
+}
+
+// FailCalls makes calls of the file system fail in the node's server and worker; no faults end that.
+// It needs Options.Faulty.
+func (n *Node) FailCalls(calls ...faults.Fault) error {
+	if !n.cluster.options.Faulty {
+		return fmt.Errorf("node %s: fail calls: the binary is without the tag faults: %w", n.Name, errors.ErrUnsupported)
+	}
+	return faults.WriteScript(n.data+".faults", calls...)
+}
+
+// Wipe empties the disk of the node, whose processes have ended. A launch makes a new node of it, which
+// may need arguments that say so: Launch takes them.
 func (n *Node) Wipe() error {
 	if n.IsRunning() {
 		return fmt.Errorf("node %s runs: its data folder cannot be removed", n.Name)

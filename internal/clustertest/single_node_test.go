@@ -11,12 +11,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/caravan-dag/caravan/client"
 	"github.com/caravan-dag/caravan/internal/clustertest"
 	"github.com/caravan-dag/caravan/internal/clustertest/history"
+	"github.com/caravan-dag/caravan/internal/faults"
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
@@ -81,16 +83,18 @@ func TestSingleNodeHistory(t *testing.T) {
 // checkMemberArguments looks at the arguments of the members of a cluster: each has a certificate of
 // its own from the same authority, and all have the same list.
 func checkMemberArguments(t *testing.T, bin string) {
-	c := clustertest.New(t, clustertest.Options{Binary: bin})
+	c := clustertest.New(t, clustertest.Options{Names: []string{"n1", "n2", "n3", "n4"}, Members: 3, Binary: bin})
 	lists, authorities := map[string]bool{}, map[string]bool{}
-	for _, n := range c.Nodes() {
+	fourth := c.Node("n4").MemberArguments()
+	for _, n := range c.Nodes()[:3] {
 		args := n.MemberArguments()
 		if flagOf(args, "--node") != n.Name {
 			t.Errorf("the arguments of %s: %q", n.Name, args)
 		}
 		list := flagOf(args, "--cluster")
-		if _, dial := n.Endpoint(clustertest.ClusterPort); !strings.Contains(list, n.Name+"="+dial) {
-			t.Errorf("node %s, at %s, is not in the list %s", n.Name, dial, list)
+		_, dial := n.Endpoint(clustertest.ClusterPort)
+		if !strings.Contains(list, n.Name+"="+dial) || !strings.Contains(flagOf(fourth, "--join"), dial) {
+			t.Errorf("node %s, at %s, is not in the list %s or in the arguments %q", n.Name, dial, list, fourth)
 		}
 		lists[list] = true
 		dir := flagOf(args, "--tls-dir")
@@ -100,6 +104,12 @@ func checkMemberArguments(t *testing.T, bin string) {
 		if _, err := tls.LoadX509KeyPair(filepath.Join(dir, "node.pem"), filepath.Join(dir, "node-key.pem")); err != nil {
 			t.Error(err)
 		}
+	}
+	if flagOf(fourth, "--cluster") != "" || flagOf(fourth, "--node") != "n4" {
+		t.Errorf("the arguments of a node that joins: %q", fourth)
+	}
+	if err := c.Node("n1").SetClock(time.Hour); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("the clock of a released binary is set: %v", err)
 	}
 	if len(lists) != 1 || len(authorities) != 1 {
 		t.Errorf("the members have %d lists and %d authorities", len(lists), len(authorities))
@@ -153,6 +163,47 @@ func checkThatLossIsFound(t *testing.T, bin string) {
 			t.Errorf("the rule %s does not find it, only %v do", rule, found)
 		}
 	}
+}
+
+// TestFaultyBinary: a binary with the tag faults has the clock and the errors of calls that a test
+// sets, for one node.
+func TestFaultyBinary(t *testing.T) {
+	bin, err := testenv.BuildAs(t.TempDir(), false, "", "faults")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := clustertest.New(t, clustertest.Options{Names: []string{"n1", "n2"}, Binary: bin, Faulty: true,
+		Arguments: func(*clustertest.Node) []string { return []string{"--insecure"} }})
+	first, second := c.Node("n1"), c.Node("n2")
+	mustDo(t, first.SetClock(time.Hour))
+	c.LaunchAll()
+	user := c.NewClient(1)
+	defer user.Close()
+	begin := time.Now()
+	for _, n := range c.Nodes() {
+		_, err := user.Submit(n.Name, c.NewDocument("at "+n.Name, map[string]clustertest.Task{"a": {}}), "")
+		mustDo(t, err)
+		mustDo(t, c.AwaitFinished(n.Name, clustertest.Patience))
+		h, err := c.History(n.Name, nil)
+		mustDo(t, err)
+		changes := h.Records[0].StateChanges // the first is of the HTTP server, which has the real time
+		ahead := time.Unix(0, changes[len(changes)-1].Nanos).Sub(begin)
+		if isAhead := ahead > 50*time.Minute; isAhead != (n == first) {
+			t.Errorf("the clock of node %s is %v ahead", n.Name, ahead)
+		}
+	}
+	mustDo(t, first.FailCalls(faults.Fault{Op: faults.Write, Path: "0*", Err: syscall.EIO}))
+	for _, n := range c.Nodes() {
+		if _, err := user.Submit(n.Name, c.NewDocument("more at "+n.Name, map[string]clustertest.Task{"a": {}}), ""); (err != nil) != (n == first) {
+			t.Errorf("node %s: a submission: %v", n.Name, err)
+		}
+	}
+	testenv.Receive(t, "the end of the node whose disk fails", first.Server().Ended())
+	if !second.IsRunning() {
+		t.Error("the other node has ended, too")
+	}
+	mustDo(t, first.FailCalls())
+	mustDo(t, c.Revive())
 }
 
 // describeHistory logs what a round was worth, and fails one in which little happened.

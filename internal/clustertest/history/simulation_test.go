@@ -18,7 +18,6 @@ type simulation struct {
 	runs     []*simulatedRun
 	keys     map[string]*simulatedRun
 	marks    []Mark
-	streams  []Stream
 }
 
 type scheduled struct {
