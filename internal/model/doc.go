@@ -66,7 +66,8 @@
 //     workers have reported without it, it has not begun, and is ordered under its number
 //     (ResumeHearsAll).
 //  7. The same holds in one epoch, for an attempt that was ordered to a worker: if the first report of
-//     a later session does not have it, it has not begun.
+//     a later session does not have it, it has not begun. Such an attempt may also be revoked by an
+//     entry: the task is ready again, for an attempt of the same number.
 //  8. An attempt is lost if a worker that may have it is silent or dead (SilentIsLost), or reports an
 //     incomplete memory without the attempt (TornJournalProvesNothing). Its number is used up: when
 //     the loss is committed, the task is ready for its next attempt.
@@ -125,6 +126,14 @@
 // Other rules that are missing here are not needed for these promises: that a worker writes an end to
 // its journal before it tells the end saves work when both die, and the attempt would be lost
 // otherwise.
+//
+// # Placed grants
+//
+// The variant Model.PlacedGrants keeps the promises with less: the row of a grant names the worker, that
+// is this process of it, which alone may be given the attempt. Another worker needs another entry. So
+// workers are not registered, a new leader waits for the one worker that the row names and not for
+// all, and the note of the highest epoch need not survive the worker. All other rules are needed as
+// before. A worker that does not answer then holds up its own attempts only.
 //
 // # What the model leaves out
 //

@@ -36,6 +36,9 @@ func (m *Model) leaseMargin() uint8 {
 type Model struct {
 	Rules Rules
 	Scope Scope
+	// PlacedGrants is set for the variant in which a grant names the worker (package doc, Placed
+	// grants).
+	PlacedGrants bool
 }
 
 var _ System[State, Step] = (*Model)(nil)
@@ -50,7 +53,9 @@ func (m *Model) Initial() State {
 			s.Workers[w] = Worker{Phase: workerAbsent}
 			continue
 		}
-		s.Committed.Registered[w] = 1
+		if !m.PlacedGrants || m.Scope.Settled && w == 0 {
+			s.Committed.Registered[w] = 1
+		}
 	}
 	for n := range s.Nodes {
 		if !m.Rules.Has(TakeoverReadsAll) {
@@ -173,7 +178,7 @@ func (m *Model) isPowerless(s *State, n int) bool {
 		if !hears(w) && registered != 0 && !e.Fresh && e.Sessions[w].State != sessionHeard && m.Rules.Has(ResumeHearsAll) {
 			return true
 		}
-		some = some || hears(w)
+		some = some || hears(w) && (registered != 0 || !m.PlacedGrants)
 	}
 	return !some
 }

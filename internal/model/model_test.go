@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -42,6 +43,12 @@ func scopeOf(t *testing.T, name string) Scope {
 	return Scope{}
 }
 
+// shortScopes are those that are checked with -short, as a sample.
+var shortScopes = []string{"takeovers", "engine and worker", "leases and frozen workers"}
+
+// shortReason is why tests are skipped with -short.
+const shortReason = "-short takes a sample: each check is one goroutine, so the race detector only makes it slow"
+
 // countingModel counts how often each step was possible.
 type countingModel struct {
 	Model
@@ -64,8 +71,8 @@ func TestProtocolHolds(t *testing.T) {
 		for _, scope := range scopes {
 			t.Run(scope.Name, func(t *testing.T) {
 				t.Parallel()
-				if testing.Short() && scope.Name == "longer leases" {
-					t.Skip("the largest scope; the race detector makes it ten times as slow and has nothing to find in it")
+				if testing.Short() && !slices.Contains(shortScopes, scope.Name) {
+					t.Skip(shortReason)
 				}
 				m := &countingModel{Model: Model{Rules: AllRules, Scope: scope}}
 				r, err := Explore(m, stateLimit)
@@ -84,8 +91,11 @@ func TestProtocolHolds(t *testing.T) {
 			})
 		}
 	})
-	// These two exist only without LeaseFromSending and TakeoverReadsAll.
-	steps[stepSendFrame], steps[stepCatchUp] = 1, 1
+	if testing.Short() {
+		return
+	}
+	// These exist only without LeaseFromSending, without TakeoverReadsAll, and with PlacedGrants.
+	steps[stepSendFrame], steps[stepCatchUp], steps[stepPlaceGrant] = 1, 1, 1
 	for kind := stepNone + 1; kind < stepCount; kind++ {
 		if steps[kind] == 0 {
 			t.Errorf("never happens: %s", stepTexts[kind])
@@ -133,6 +143,9 @@ var neededRules = []struct {
 // TestEveryRuleIsNeeded leaves each rule out and expects a counterexample. The counterexamples are in
 // testdata/counterexamples.txt, in the order of the rules: they say what each rule is for.
 func TestEveryRuleIsNeeded(t *testing.T) {
+	if testing.Short() {
+		t.Skip(shortReason)
+	}
 	const file = "testdata/counterexamples.txt"
 	texts := make([]string, len(neededRules))
 	covered := map[Rule]bool{}
@@ -195,6 +208,66 @@ func TestRulesThatCoverForEachOther(t *testing.T) {
 			}
 		})
 	}
+}
+
+// longScope is the largest scope.
+const longScope = "longer leases"
+
+// TestPlacedGrantsHold visits the scopes with grants that name the worker.
+func TestPlacedGrantsHold(t *testing.T) {
+	if testing.Short() {
+		t.Skip(shortReason)
+	}
+	for _, scope := range scopes {
+		if scope.Name == longScope {
+			continue // its faults are those of "leases"
+		}
+		t.Run(scope.Name, func(t *testing.T) {
+			t.Parallel()
+			r, err := Explore(&Model{Rules: AllRules, Scope: scope, PlacedGrants: true}, stateLimit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Violation != "" {
+				t.Errorf("%s:\n%s%v", r.Violation, traceText(r.Trace), r.Last)
+			}
+		})
+	}
+}
+
+// TestRulesOfPlacedGrants leaves rules out of the variant. It has no registrations, and it holds without
+// the note that survives the worker.
+func TestRulesOfPlacedGrants(t *testing.T) {
+	if testing.Short() {
+		t.Skip(shortReason)
+	}
+	for _, needed := range neededRules {
+		if needed.rules[0] == RegisterWorkers || needed.rules[0] == NoteIsDurable {
+			continue
+		}
+		t.Run(fmt.Sprint(needed.rules[0], " ", needed.scope), func(t *testing.T) {
+			t.Parallel()
+			m := &Model{Rules: AllRules.Without(needed.rules...), Scope: scopeOf(t, needed.scope), PlacedGrants: true}
+			r, err := Explore(m, stateLimit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Violation == "" {
+				t.Errorf("the protocol holds without %v: they are redundant, or the scope is too small", needed.rules)
+			}
+		})
+	}
+	t.Run("without the note", func(t *testing.T) {
+		t.Parallel()
+		m := &Model{Rules: AllRules.Without(NoteIsDurable), Scope: Scope{Faults: Faults{Elections: 1, Kills: 1}}, PlacedGrants: true}
+		r, err := Explore(m, stateLimit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Violation != "" {
+			t.Errorf("%s:\n%s%v", r.Violation, traceText(r.Trace), r.Last)
+		}
+	})
 }
 
 // traceText numbers the steps of a trace.

@@ -42,9 +42,11 @@ const (
 
 // Rows are what a partition has stored.
 type Rows struct {
-	Attempt    uint8 // from 1
-	Phase      TaskPhase
-	Registered [workerCount]uint8 // the newest registered incarnation of each worker; 0 = not registered
+	Attempt uint8 // from 1
+	Phase   TaskPhase
+	// Registered is the newest registered incarnation of each worker; 0 = not registered. With placed
+	// grants it has only the worker that the grant names.
+	Registered [workerCount]uint8
 }
 
 // hasEnd reports whether the rows have the end, or the loss, of an attempt.
@@ -72,6 +74,7 @@ const (
 	proposalGrant
 	proposalEnd
 	proposalLoss
+	proposalRevocation // the attempt has not begun, and its number is free again
 	proposalRegistration
 )
 

@@ -47,6 +47,8 @@ const (
 	stepLead
 	stepHear
 	stepGrant
+	stepPlaceGrant
+	stepRevoke
 	stepOrder
 	stepEnd
 	stepHearLoss
@@ -94,6 +96,8 @@ var stepTexts = [stepCount]string{
 	stepLead:        "{node} (epoch {epoch}) opens session {session} with {worker}: Lead is sent",
 	stepHear:        "{node} (epoch {epoch}) hears the first report of session {session} with {worker}",
 	stepGrant:       "{node} (epoch {epoch}) proposes the grant of attempt {attempt}",
+	stepPlaceGrant:  "{node} (epoch {epoch}) proposes the grant of attempt {attempt} to {worker}",
+	stepRevoke:      "{node} (epoch {epoch}) knows that attempt {attempt} has not begun, and proposes its revocation",
 	stepOrder:       "{node} (epoch {epoch}) orders attempt {attempt} on session {session} with {worker}",
 	stepEnd:         "{node} (epoch {epoch}) hears from {worker} that attempt {attempt} has ended, and proposes the end",
 	stepHearLoss:    "{node} (epoch {epoch}) hears from {worker} that attempt {attempt} is lost, and proposes the loss",
@@ -127,7 +131,7 @@ var stepTexts = [stepCount]string{
 // entryTexts name the entry under way.
 var entryTexts = [...]string{
 	proposalGrant: "the grant of an attempt", proposalEnd: "the end of an attempt", proposalLoss: "the loss of an attempt",
-	proposalRegistration: "the registration of a worker",
+	proposalRevocation: "the revocation of an attempt", proposalRegistration: "the registration of a worker",
 }
 
 // String says in a sentence what happened.

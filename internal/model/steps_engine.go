@@ -11,7 +11,7 @@ func (m *Model) engineSteps(s *State, n int, do tryStep) {
 	// It does not act on the task while it waits for the outcome of a proposal about it.
 	waits := e.Unsure || s.Nodes[n].Leads == s.Term && s.Proposed.Epoch == e.Epoch && s.Proposed.Kind != proposalRegistration && m.Rules.Has(CommitBeforeOrder)
 
-	if e.Rows.Phase == taskReady && proposes {
+	if e.Rows.Phase == taskReady && proposes && !m.PlacedGrants {
 		do(at.withKind(stepGrant), func(s *State) { m.proposeRows(s, n, proposalGrant) })
 	}
 	if e.Rows.Phase == taskGranted && proposes && m.knowsLoss(s, e) {
@@ -24,6 +24,9 @@ func (m *Model) engineSteps(s *State, n int, do tryStep) {
 			}
 			m.proposeRows(s, n, proposalLoss)
 		})
+	}
+	if e.Rows.Phase == taskGranted && e.Place == 0 && proposes && m.mayOrder(s, e) {
+		do(at.withKind(stepRevoke), func(s *State) { m.proposeRows(s, n, proposalRevocation) })
 	}
 	for w := range s.Workers {
 		at := at.withWorker(w)
@@ -47,7 +50,11 @@ func (m *Model) engineSteps(s *State, n int, do tryStep) {
 		if session.State != sessionHeard {
 			continue
 		}
-		if e.Rows.Phase == taskGranted && e.Place == 0 && !waits && m.mayOrder(s, e) {
+		named := e.Rows.Registered[w] == worker.Incarnation
+		if m.PlacedGrants && proposes && connected && e.Rows.Phase == taskReady {
+			do(at.withKind(stepPlaceGrant), func(s *State) { m.proposeRows(s, n, proposalGrant, w) })
+		}
+		if e.Rows.Phase == taskGranted && e.Place == 0 && !waits && (named || !m.PlacedGrants) && m.mayOrder(s, e) {
 			do(at.withKind(stepOrder), func(s *State) {
 				e := &s.Nodes[n].Engine
 				e.Place, e.Fresh = uint8(w+1), true
@@ -86,6 +93,12 @@ func (m *Model) proposeRows(s *State, n int, kind proposalKind, worker ...int) {
 	switch kind {
 	case proposalGrant:
 		rows.Phase = taskGranted
+		for _, w := range worker {
+			rows.Registered = [workerCount]uint8{}
+			rows.Registered[w] = s.Workers[w].Incarnation
+		}
+	case proposalRevocation:
+		rows.Phase = taskReady
 	case proposalEnd:
 		rows.Phase = taskCompleted
 	case proposalLoss:
@@ -102,7 +115,7 @@ func (m *Model) proposeRows(s *State, n int, kind proposalKind, worker ...int) {
 	s.Proposed = Proposal{Kind: kind, Epoch: e.Epoch, Rows: rows}
 	switch {
 	case kind == proposalGrant && !m.Rules.Has(CommitBeforeOrder):
-		e.Rows.Phase, e.Place, e.Fresh, e.Verdict = taskGranted, 0, true, undisputed
+		e.Rows, e.Place, e.Fresh, e.Verdict = rows, 0, true, undisputed
 	case kind == proposalEnd && !m.Rules.Has(AcknowledgeAfterCommit):
 		e.Rows.Phase = taskCompleted
 	}
@@ -112,7 +125,7 @@ func (m *Model) proposeRows(s *State, n int, kind proposalKind, worker ...int) {
 // rules any, or whether that is not asked for.
 func (m *Model) isRegistered(e *Engine, worker *Worker, w int) bool {
 	switch {
-	case !m.Rules.Has(RegisterWorkers):
+	case !m.Rules.Has(RegisterWorkers) || m.PlacedGrants:
 		return true
 	case !m.Rules.Has(RegisterIncarnations):
 		return e.Rows.Registered[w] != 0

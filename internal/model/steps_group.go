@@ -121,6 +121,9 @@ func (m *Model) applyRows(s *State) (written bool) {
 		s.Committed.Registered = p.Rows.Registered
 	} else {
 		s.Committed.Attempt, s.Committed.Phase = p.Rows.Attempt, p.Rows.Phase
+		if m.PlacedGrants {
+			s.Committed.Registered = p.Rows.Registered
+		}
 	}
 	if before.ended() && (s.Committed.Attempt != before.Attempt || s.Committed.Phase != before.Phase) {
 		s.Broken = FinalEnd
@@ -162,12 +165,15 @@ func (m *Model) learnRegistrations(e *Engine, registered [workerCount]uint8) {
 // learnOutcome brings the engine to the rows of its committed proposal.
 func (m *Model) learnOutcome(e *Engine, p Proposal) {
 	e.Rows.Attempt, e.Rows.Phase = p.Rows.Attempt, p.Rows.Phase
+	if m.PlacedGrants {
+		e.Rows.Registered = p.Rows.Registered
+	}
 	switch p.Kind {
 	case proposalGrant:
 		if m.Rules.Has(CommitBeforeOrder) { // else it has done so when it proposed
 			e.Place, e.Fresh, e.Verdict = 0, true, undisputed
 		}
-	case proposalLoss, proposalEnd:
+	case proposalLoss, proposalRevocation, proposalEnd:
 		e.Place, e.Fresh, e.Verdict = 0, false, undisputed
 	}
 }
@@ -189,7 +195,7 @@ func (m *Model) beginEngine(s *State, n int) {
 		if !m.Rules.Has(RegisterWorkers) {
 			e.Rows.Registered[w] = s.Workers[w].Incarnation // the workers that there are at this moment
 		}
-		if e.Rows.Registered[w] != 0 && m.Rules.Has(FullWaitAtTakeover) {
+		if (e.Rows.Registered[w] != 0 || m.PlacedGrants) && m.Rules.Has(FullWaitAtTakeover) {
 			e.Wait[w] = m.silenceTicks()
 		}
 	}
