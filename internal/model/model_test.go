@@ -235,8 +235,8 @@ func TestPlacedGrantsHold(t *testing.T) {
 	}
 }
 
-// TestRulesOfPlacedGrants leaves rules out of the variant. It has no registrations, and it holds without
-// the note that survives the worker.
+// TestRulesOfPlacedGrants leaves rules out of the variant. Workers are not registered there, and the
+// variant holds without the note that survives the worker.
 func TestRulesOfPlacedGrants(t *testing.T) {
 	if testing.Short() {
 		t.Skip(shortReason)
