@@ -30,6 +30,7 @@ var plainPackages = []string{
 	"cluster",
 	"cluster/raftlog",
 	"cluster/raftlog/raftlogtest",
+	"cluster/router",
 	"cmd/caravan",
 	"dag",
 	"dag/dagtest",

@@ -35,6 +35,7 @@ var may = map[string][]string{
 	"client":                  {},
 	"cluster":                 {"actors", "cluster/raftlog", "http", "internal/clustertls", "internal/vfs", "messages", "persistence"},
 	"cluster/raftlog":         {"internal/vfs"},
+	"cluster/router":          {"cluster", "cluster/raftlog", "dag", "http", "internal/clustertls", "messages"},
 	"cmd/caravan":             {"*"},
 
 	"actors/query":     {"actors/replay", "actors/watch", "dag", "messages", "persistence", "internal/idtable", "internal/outputs"},

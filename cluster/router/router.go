@@ -1,0 +1,79 @@
+package router
+
+import (
+	"context"
+	"net"
+
+	"github.com/caravan-dag/caravan/cluster"
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/http"
+)
+
+// Member is the node as this package needs it: a *cluster.Member.
+type Member interface {
+	cluster.Directory
+	// Cluster returns the ID of the cluster.
+	Cluster() cluster.ID
+	// Nodes returns all nodes of the cluster.
+	Nodes() []cluster.Node
+	// Status returns the state of this node's replica of a partition.
+	Status(partition int) cluster.Status
+}
+
+var _ Member = (*cluster.Member)(nil)
+
+// Router is the cluster of a node, for package http.
+type Router struct{ member Member }
+
+var _ http.Cluster = (*Router)(nil)
+
+// New returns the router of a member.
+func New(m Member) *Router { return &Router{m} }
+
+// Self returns the ID of this node.
+func (r *Router) Self() string { return string(r.member.Self()) }
+
+// Partitions returns the number of partitions.
+func (r *Router) Partitions() uint64 { return uint64(r.member.Partitions()) }
+
+// Leader returns the node that leads a partition, and whether its engine serves here.
+func (r *Router) Leader(partition uint64) (node string, isHere bool) {
+	if _, _, ok := r.member.Engine(int(partition)); ok {
+		return r.Self(), true
+	}
+	l, _ := r.member.Leader(int(partition))
+	return string(l.Node), false
+}
+
+// Changed returns a channel that is closed when an answer of Leader may have changed.
+func (r *Router) Changed() <-chan struct{} { return r.member.Changed() }
+
+// Dial connects to the entrance for nodes of another one.
+func (r *Router) Dial(ctx context.Context, node string) (net.Conn, error) {
+	return r.member.Dial(ctx, raftlog.NodeID(node), cluster.HTTPProtocol)
+}
+
+// Status returns the cluster as this node sees it.
+func (r *Router) Status(context.Context) http.ClusterStatus {
+	s := http.ClusterStatus{ID: r.member.Cluster().String(), Node: r.Self()}
+	for _, n := range r.member.Nodes() {
+		s.Nodes = append(s.Nodes, http.NodeStatus{ID: string(n.ID), Name: n.Name, Address: n.Address})
+	}
+	for p := range r.member.Partitions() {
+		replica := r.member.Status(p)
+		status := http.PartitionStatus{Applied: replica.Applied}
+		if l, ok := r.member.Leader(p); ok {
+			status.Leader, status.Term = string(l.Node), l.Term
+		}
+		for _, match := range replica.Match {
+			if match < replica.Last {
+				status.Lag = max(status.Lag, replica.Last-match)
+			}
+		}
+		if _, epoch, ok := r.member.Engine(p); ok {
+			status.Lease = r.member.HasLease(p, epoch)
+		}
+		s.Partitions = append(s.Partitions, status)
+	}
+	return s
+}
