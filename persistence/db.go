@@ -72,6 +72,7 @@ type DB struct {
 	timestamps *readTimestamps
 	verifier   tableVerifier
 	metrics    *verifyMetrics
+	unverified bool // Config.Unverified
 
 	writer   *rowWriter
 	localLog *localLog // the commit log of a single node; nil for a replica
@@ -140,7 +141,7 @@ func openDBOnce(c Config, local bool) (*DB, error) {
 	}
 	db := &DB{
 		dir: c.Dir, log: c.Logger, failure: newFailure(), timestamps: newReadTimestamps(),
-		limits: badgerguard.TransactionLimits(c.memTable),
+		limits: badgerguard.TransactionLimits(c.memTable), unverified: c.Unverified,
 	}
 	var log *commitlog.Log
 	logBytes, flushed := db.memTableBytes, c.Synced > 0

@@ -90,7 +90,7 @@
 // TestReplicasEndEqual to the first four together, and the tests of timestamps.go to the second.
 //
 // These files use Badger: attempts.go, backup.go, commit.go, db.go, delete.go, documents.go,
-// finished_index.go, iterators.go, list.go, local_log.go, meta.go, offline.go, read.go,
+// finished_index.go, iterators.go, lead.go, list.go, local_log.go, meta.go, offline.go, read.go,
 // replica.go, replica_copy.go, row_writer.go, rows.go, snapshot.go and staged_batch.go.
 //
 // These files use package badgerguard alone: mutation.go, run_store.go and verify.go.

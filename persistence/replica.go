@@ -37,7 +37,7 @@ import (
 //     know, the term is over for this node: the next store leads a later term. So the group is either
 //     applied before that store begins, or never.
 //  5. End the process when Failed is closed: the disk is in doubt. Do not lead with a replica that is
-//     Damaged, if another one can: reads miss the rows of a damaged block, and a store decides by them.
+//     Damaged, if another one can: reads miss the rows of a damaged block.
 //  6. Where several DBs share a disk, set Config.HardFreeBytes of each to what all of them may need
 //     at once. By default a DB reserves only what it needs itself, and so does InstallCopy.
 //  7. To replace a replica by a copy: close its store; InstallCopy in a folder of another name; OpenDB

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
+	"github.com/dgraph-io/badger/v4"
 )
 
 // TestRottenBlockRefusesACopy: the rows of a block that has rotted are missing for an iterator, which
@@ -23,24 +25,7 @@ func TestRottenBlockRefusesACopy(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	tables, err := filepath.Glob(filepath.Join(db.dir, "*.sst"))
-	if err != nil || len(tables) == 0 {
-		t.Fatal("no table", err)
-	}
-	f, err := os.OpenFile(tables[0], os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt(bytes.Repeat([]byte{0x55}, 100), info.Size()/2); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
+	damageTable(t, db, db.badger.Tables()[0])
 	db.badger.CacheMaxCost(0, 0) // forget the block
 	v, err := db.View()
 	if err != nil {
@@ -59,6 +44,21 @@ func TestRottenBlockRefusesACopy(t *testing.T) {
 	}
 	if err := db.Close(); err == nil {
 		t.Error("Close does not report the damage")
+	}
+}
+
+// damageTable overwrites some bytes in the middle of a table.
+func damageTable(t testing.TB, db *DB, table badger.TableInfo) {
+	t.Helper()
+	f, err := os.OpenFile(badgerguard.Path(db.dir, table.ID), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(bytes.Repeat([]byte{0x55}, 100), int64(table.OnDiskSize)/2); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

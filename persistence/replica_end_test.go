@@ -17,6 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
+	"github.com/dgraph-io/badger/v4"
 )
 
 // leadReplica opens a new replica of a new log, and the store of its first term.
@@ -538,6 +539,54 @@ func TestLeadHasTablesVerified(t *testing.T) {
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDamagedReplicaDoesNotLead: the rows of a block that has rotted since the open are missing without an
+// error. A store that decides by them could give a new run the ID of one that exists. Tables that have
+// rows of single runs only are not waited for.
+func TestDamagedReplicaDoesNotLead(t *testing.T) {
+	log, db, s := leadReplica(t, Config{})
+	tableOf := func(singleRuns bool) *badger.TableInfo {
+		for _, table := range db.badger.Tables() {
+			if (table.Right[0] < typeKey) == singleRuns {
+				return &table
+			}
+		}
+		return nil
+	}
+	for n := 0; tableOf(true) == nil || tableOf(false) == nil; n++ { // the first one has the format
+		if err := s.commitRows(largeRows(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := db.verifyOpenTables(t.Context()); err != nil { // as the verifier does once a minute
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	damageTable(t, db, *tableOf(true))
+	s, err := db.Lead(log.takeOver(db), Config{})
+	if err != nil {
+		t.Fatalf("rows of single runs are damaged: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	damageTable(t, db, *tableOf(false))
+	var damage *badgerguard.Damage
+	if s, err := db.Lead(log.takeOver(db), Config{}); err == nil {
+		s.Close()
+		t.Error("a damaged replica leads")
+	} else if !errors.Is(err, ErrLost) || !errors.As(err, &damage) {
+		t.Errorf("the error does not say why another replica should lead: %v", err)
+	}
+	if err := db.Err(); err != nil {
+		t.Errorf("the replica does not go on: %v", err)
+	}
+	if err := db.Damaged(); err == nil {
+		t.Error("the damage is not reported")
 	}
 }
 

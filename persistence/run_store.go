@@ -112,6 +112,9 @@ func (s *RunStore) start(c Config) error {
 	}
 	s.timestamps.beginStore(c.Numbering)
 	err := s.db.Err()
+	if err == nil && s.replicated {
+		err = s.db.verifyIndexTables()
+	}
 	if err == nil {
 		err = s.recover(c)
 	}
