@@ -28,6 +28,84 @@ func TestUnresolvedProposalsHoldTheNextEngine(t *testing.T) {
 	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
 }
 
+// TestLeadershipThatComesBackUnnoticed: a node that loses and wins the leadership between two looks of its
+// host gets a new engine. The one of the former term has no lease, and does not know what the leader in
+// between has written.
+func TestLeadershipThatComesBackUnnoticed(t *testing.T) {
+	c := startCluster(t, 1)
+	accepted := [][]messages.RunID{c.mustSubmit(0, 3)}
+	leader, _ := c.leaderOf(0)
+	m := leader.running()
+	h := m.hosts[0]
+	h.stop() // from here on the test looks
+	reconcile := func() (epoch uint64) {
+		t.Helper()
+		testenv.EventuallyWithin(t, patience, "this node leads", func() bool {
+			node, _, ok := h.group.Leader()
+			return ok && node == h.self
+		})
+		if err := h.reconcile(); err != nil {
+			t.Fatal(err)
+		}
+		_, epoch, _ = m.Engine(0)
+		return epoch
+	}
+	first := reconcile()
+	if err := h.group.Transfer(""); err != nil {
+		t.Fatal(err)
+	}
+	next, _ := c.leaderOf(0, leader)
+	accepted[0] = append(accepted[0], c.mustSubmit(0, 3)...)
+	if err := next.running().hosts[0].group.Transfer(h.self); err != nil {
+		t.Fatal(err)
+	}
+	testenv.EventuallyWithin(t, patience, "the leadership is back", func() bool {
+		node, _, ok := h.group.Leader()
+		return ok && node == h.self
+	})
+	if _, epoch, ok := m.Engine(0); !ok || epoch != first {
+		t.Fatalf("the engine of epoch %d has ended by itself: %d", first, epoch)
+	}
+	if m.HasLease(0, first) {
+		t.Error("the engine of a former term has a lease")
+	}
+	if second := reconcile(); second <= first {
+		t.Errorf("the engine of epoch %d follows that of epoch %d", second, first)
+	}
+	c.checkRuns(accepted)
+	if err := h.endEngine(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLeaderThatIsCutOffHasNoLease: its engine may be there for a moment longer, and its answers are not sent.
+func TestLeaderThatIsCutOffHasNoLease(t *testing.T) {
+	c := startCluster(t, 1)
+	leader, epoch := c.leaderOf(0)
+	h := leader.running().hosts[0]
+	h.mu.Lock() // the host cannot end the engine
+	leader.isolate()
+	begin := time.Now()
+	for time.Since(begin) < c.settings.ReadLease || leader.running().HasLease(0, epoch) {
+		if time.Since(begin) > patience {
+			t.Fatal("the lease does not end")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	c.leaderOf(0, leader)
+	if leader.running().HasLease(0, epoch) {
+		t.Error("two nodes have a lease")
+	}
+	if _, e, ok := leader.running().Engine(0); !ok || e != epoch {
+		t.Error("the engine has ended, and the test shows nothing")
+	}
+	h.mu.Unlock()
+	testenv.EventuallyWithin(t, patience, "the engine ends", func() bool {
+		_, _, ok := leader.running().Engine(0)
+		return !ok
+	})
+}
+
 // TestEvictedEngine: an engine whose rows are about to be replaced ends at once, in the middle of its work and
 // also while its proposals cannot be committed; the next one begins when it is allowed.
 func TestEvictedEngine(t *testing.T) {
