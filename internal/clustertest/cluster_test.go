@@ -366,6 +366,7 @@ const crashVariable = "CLUSTERTEST_CRASH"
 // TestCrashingChild is the child of TestCleanUp.
 func TestCrashingChild(t *testing.T) {
 	how, plain := strings.CutSuffix(os.Getenv(crashVariable), ", plain")
+	how, stalled := strings.CutSuffix(how, ", stalled")
 	if how == "" {
 		t.Skip("it is a part of TestCleanUp")
 	}
@@ -375,6 +376,12 @@ func TestCrashingChild(t *testing.T) {
 	for _, n := range c.Nodes() {
 		for _, pid := range append(testenv.Workers(n.Data()), n.Server().PID()) {
 			fmt.Println("process", pid)
+		}
+	}
+	if stalled && c.Capabilities().Disks {
+		mustDo(t, c.Node("n1").StallDisk())
+		if text, ok := ask(c, c.Node("n1"), short, "/write", "name", "x", "text", "x"); ok {
+			t.Fatalf("a stalled disk writes: %s", text)
 		}
 	}
 	switch how {
@@ -392,13 +399,13 @@ func TestCrashingChild(t *testing.T) {
 
 // TestCleanUp: the processes, mounts and files of a cluster go away, however its test ends.
 func TestCleanUp(t *testing.T) {
-	for _, how := range []string{"end", "panic", "panic elsewhere", "exit", "kill", "kill, plain"} {
+	for _, how := range []string{"end", "panic", "panic elsewhere", "exit", "kill", "kill, plain", "end, stalled", "kill, stalled"} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			cmd := exec.Command(os.Args[0], "-test.run", "^TestCrashingChild$", "-test.v")
 			cmd.Env = append(os.Environ(), crashVariable+"="+how)
 			out, err := cmd.CombinedOutput()
-			if (err == nil) != (how == "end") {
+			if (err == nil) != strings.HasPrefix(how, "end") {
 				t.Fatalf("the child: %v\n%s", err, out)
 			}
 			base, processes := "", []string{}

@@ -17,9 +17,9 @@ type janitor struct {
 	input io.WriteCloser
 }
 
-// janitorScript reads one thing on each line. Then it kills the processes in the network namespaces
-// and those that name the base folder in their arguments, unmounts, and removes the folder. It looks
-// for processes again after each kill, because they may have started others.
+// janitorScript reads one thing on each line. Then it resumes stalled disks, kills the processes in
+// the network namespaces and those that name the base folder in their arguments, unmounts, and removes
+// the folder. It looks for processes again after each kill, because they may have started others.
 const janitorScript = `
 trap '' HUP INT TERM
 nets=' ' base=
@@ -29,6 +29,10 @@ while read -r kind value; do
 	mount) set -- "$@" "$value" ;;
 	base) base=$value ;;
 	esac
+done
+# A process that waits for a stalled disk cannot be killed.
+for dir in "$@"; do
+	fsfreeze -u "$dir" 2>/dev/null
 done
 round=0
 while [ $round -lt 50 ]; do
@@ -51,7 +55,6 @@ while [ $round -lt 50 ]; do
 	sleep 0.02
 done
 for dir in "$@"; do
-	fsfreeze -u "$dir" 2>/dev/null
 	umount -l "$dir" 2>/dev/null
 done
 rm -rf -- "$base"
