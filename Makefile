@@ -20,7 +20,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery open views memory growth fairness metg
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-e2e test-slurm test-browser race check fmt vet lint tidy rules generated tools cover fuzz \
+.PHONY: help build demo demo-cluster test test-unit test-e2e test-slurm test-browser race check fmt vet lint tidy rules generated tools cover fuzz \
 	bench bench-smoke bench-report bench-peers clean $(WORKLOADS:%=bench-%)
 
 help: ## list these targets
@@ -32,6 +32,9 @@ build: ## build bin/caravan: static, with version, commit and date
 
 demo: build ## start a server, run examples/quickstart.json, print the record, clean up
 	@sh examples/demo.sh bin/caravan
+
+demo-cluster: build ## start three nodes, run many tasks, lose the leader with its folder, show the end
+	@sh examples/demo-cluster.sh bin/caravan
 
 # The tests of a package run in a random order, which finds those that need another one to run first.
 # A failure prints the seed; SHUFFLE=SEED repeats that order.

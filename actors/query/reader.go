@@ -24,6 +24,9 @@ type Reader struct {
 	Numbering messages.Numbering
 	NextID    func() messages.RunID
 	Stopped   <-chan struct{} // closed when waits end
+	// Node is this node in records of attempts, if Outputs has the output of its attempts alone. ""
+	// = Outputs has all.
+	Node string
 
 	finished finishedRuns
 }
@@ -160,11 +163,16 @@ func (r *Reader) Attempt(id messages.RunID, task, attempt uint32) (found *messag
 	return found, err
 }
 
-// Output opens a stream of an ended attempt. The caller closes it.
+// Output opens a stream of an ended attempt. The caller closes it. Output in a file of another node is
+// NotFound.
 func (r *Reader) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
 	out := rec.Stdout
 	if stream == messages.Stderr {
 		out = rec.Stderr
+	}
+	if r.Node != "" && rec.Node != r.Node && out.Inline == nil && out.Head+out.Tail > 0 {
+		return nil, &messages.Error{Code: messages.NotFound,
+			Text: fmt.Sprintf("run %d: the output of task %d, attempt %d is on node %s, and can be read while that node leads", id, rec.Task, rec.Attempt, rec.Node)}
 	}
 	log, err := r.Outputs.Log(outputs.ID{
 		Key: messages.AttemptKey{Run: id, Task: rec.Task, Attempt: rec.Attempt}, Stream: stream,

@@ -52,6 +52,7 @@ func TestCommands(t *testing.T) {
 		"GET /v1/dagrun/5/summary":                                     `500 {"error":"internal error: see the server's log"}`,
 		"GET /v1/dagrun/6/summary":                                     `503 {"error":"overloaded"}`,
 		"GET /v1/dagrun/0/task/a/log?follow=1&stream=stdout":           "",
+		"GET /v1/cluster":                                              `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1"},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
 	}
 	for _, tc := range []struct {
 		name string
@@ -101,6 +102,14 @@ func TestCommands(t *testing.T) {
 		{"restart", "restart 7 --server $", 0, "", "", "PATCH /v1/dagrun/7/state/QUEUED"},
 		{"wait", "wait 0 --server $", 0, "run 0 COMPLETED: 25 COMPLETED, took 19.4s\n", "~25 of 25 tasks ended", ""},
 		{"wait as json", "wait 8 -o json --server $", 4, "~\"state\": \"KILLED\"", "~run 8", ""},
+
+		{"cluster status", "cluster status --server $", 0, "cluster ab, seen by n2\n\n" +
+			"NODE  ADDRESS  LEADS\nn1    h:1      0\nn2    -        -\n\n" +
+			"PARTITION  LEADER  TERM  APPLIED  LAG\n0          n1      3     12       0\n1          -       0     5        0\n", "", "GET /v1/cluster"},
+		{"cluster status as json", "cluster status -o json --server $", 0, "~\"leader\": \"n1-7\",", "", ""},
+		{"cluster", "cluster", 0, "~status", "", ""},
+		{"cluster command that is none", "cluster stats", 2, "", "~unknown command \"stats\": did you mean status?", ""},
+		{"cluster status of nobody", "cluster status --server NOWHERE", 7, "", "~no server answers", ""},
 
 		{"no command", "", 0, "~Available Commands", "", ""},
 		{"unknown command", "frob", 2, "", "caravan: unknown command \"frob\"; `caravan help` lists them\n", ""},

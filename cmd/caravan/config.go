@@ -16,6 +16,7 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
 
+	"github.com/caravan-dag/caravan/cluster"
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
@@ -50,6 +51,11 @@ type Config struct {
 	TLSClientCA    string // authority that must have signed every client certificate
 	Insecure       bool   // allow listening beyond the loopback address without authentication
 	AuditLog       string // "" = no audit log
+	Node           string // name of this node of a cluster; "" = a single server. checkNode checks it with the next two
+	Nodes          []cluster.NodeAddress
+	ClusterListen  string // host:port; "" = the node's own address in Nodes
+	Partitions     int    // of a cluster
+	TLSDir         string // certificates of nodes
 	Umask          string // umask of tasks, octal: that of the launching shell; "" = this process's. Not an option
 	HeapFloor      int64  // heap size in bytes below which the collector stays idle; 0 = by percent alone
 	LogLevel       slog.Level

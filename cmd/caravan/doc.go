@@ -27,6 +27,7 @@
 //	salvage            the same, then what was left out     salvageReport
 //	backup -           the backup                           -
 //	restore            -                                    -
+//	cluster status     facts, then two tables               GET /v1/cluster
 //	token new          the secret                           -
 //	tls init, node, …  -                                    -
 //	version            "caravan v1.2.3 …"                   {"version", …, "server": {…}}
@@ -88,7 +89,10 @@
 //	outputs        output files (internal/outputs)
 //	engine         executors, then the actors of unfinished runs (actors)
 //
-// Both functions say what another order would break. The worker is not in the list: it is a process
+// A node of a cluster (`serve --node`) has replicas in place of the store, and its engines come and go
+// with its leaderships: startNode (node.go).
+//
+// These functions say what another order would break. The worker is not in the list: it is a process
 // of its own that the engine's executor starts or finds (executor/remote), in a session of its own,
 // so that signals to the server's process group do not reach it. serve detaches from it, and its
 // tasks go on; run closes it, and its tasks end.

@@ -83,7 +83,7 @@ func newProgram(stdin string) *program {
 		Zone:      time.UTC,
 		Terminal:  func(any) bool { return false },
 		Signals:   p.signals,
-		OpenServer: func(Config, net.Listener, *slog.Logger) (server, error) {
+		OpenServer: func(context.Context, Config, net.Listener, *slog.Logger) (server, error) {
 			return nil, fmt.Errorf("no server is to be opened here")
 		},
 	}

@@ -72,15 +72,15 @@ func openListeners(c Config, log *slog.Logger) (_ *listeners, err error) {
 	return d, nil
 }
 
-// checkOutsideData refuses a token file or an audit log inside a data folder, for the reason that
-// checkOutsideDataFolders gives. The server's own data folder may not exist yet, so it is compared
-// by its path; other data folders are recognized by their content.
+// checkOutsideData refuses a token file, an audit log or a folder of certificates inside a data
+// folder, for the reason that checkOutsideDataFolders gives. The server's own data folder may not exist
+// yet, so it is compared by its path; other data folders are recognized by their content.
 func checkOutsideData(c Config) error {
 	data, err := resolveLinks(c.Data)
 	if err != nil {
 		return nil // opening the data folder reports the cause
 	}
-	for _, file := range []struct{ option, path string }{{"token-file", c.TokenFile}, {"audit-log", c.AuditLog}} {
+	for _, file := range []struct{ option, path string }{{"token-file", c.TokenFile}, {"audit-log", c.AuditLog}, {"tls-dir", c.TLSDir}} {
 		if file.path == "" {
 			continue
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // option is one configurable setting. It has the same name everywhere: --kill-grace,
@@ -102,6 +103,19 @@ func serverOptions(hw machine) []option {
 			func(c *Config, s string) (err error) { c.Insecure, err = parseSwitch(s); return err }, false},
 		{"audit-log", "file", "log of changes and refused requests, as JSON lines; reopened at SIGHUP", "",
 			func(c *Config, s string) error { c.AuditLog = s; return nil }, false},
+		{"node", "name", "name of this node: the server is a node of a cluster", "",
+			func(c *Config, s string) (err error) { c.Node, err = parseNodeName(s); return err }, false},
+		{"cluster", "nodes", "first nodes of the cluster, the same list on each: NAME=HOST:PORT", "",
+			func(c *Config, s string) (err error) { c.Nodes, err = parseNodes(s); return err }, false},
+		{"cluster-listen", "address", "address to listen on for other nodes, host:port; default: this node's in --cluster", "",
+			func(c *Config, s string) (err error) { c.ClusterListen, err = parseClusterListen(s); return err }, false},
+		{"partitions", "number", "parts of the runs of a cluster, each led by one node; fixed by the first start", "1",
+			func(c *Config, s string) (err error) {
+				c.Partitions, err = parseCount(s, 1, messages.MaxPartitions)
+				return err
+			}, false},
+		{"tls-dir", "folder", "certificate of this node, and the authority of the cluster; see caravan tls node. Reloaded when it changes", "",
+			func(c *Config, s string) error { c.TLSDir = s; return nil }, false},
 		{"log-level", "level", "debug, info, warn or error", "info",
 			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }, false},
 		{"log-format", "format", "text or json", "text",
@@ -148,7 +162,9 @@ func (t *optionValue) Set(s string) error {
 
 // isList reports whether an option of this kind has several values: separated by commas, by
 // repeating the flag, or as a sequence in the configuration file.
-func isList(kind string) bool { return kind == "names" || kind == "origins" || kind == "addresses" }
+func isList(kind string) bool {
+	return kind == "names" || kind == "origins" || kind == "addresses" || kind == "nodes"
+}
 
 // optionNames lists the names of options, for suggestions.
 func optionNames(all []option) []string {

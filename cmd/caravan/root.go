@@ -48,7 +48,7 @@ func (m *Main) newRootCommand() *cobra.Command {
 		m.serveCommand(), m.checkCommand(), m.salvageCommand(), m.runCommand(), m.submitCommand(), m.validateCommand(),
 		m.lsCommand(), m.getCommand(), m.logsCommand(), m.eventsCommand(), m.waitCommand(),
 		m.killCommand(), m.stateCommand("pause", client.Paused), m.stateCommand("resume", client.Running),
-		m.stateCommand("restart", client.Queued), m.versionCommand(), m.tokenCommand(), m.tlsCommand(), m.completionCommand(), m.workerCommand(),
+		m.stateCommand("restart", client.Queued), m.versionCommand(), m.tokenCommand(), m.tlsCommand(), m.clusterCommand(), m.completionCommand(), m.workerCommand(),
 		m.backupCommand(), m.restoreCommand(),
 	)
 	for _, cmd := range root.Commands() {

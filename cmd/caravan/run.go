@@ -63,11 +63,11 @@ func (m *Main) runCommand() *cobra.Command {
 	}
 	// The options left out here are about an address, or about more than one run. --token-file and
 	// --insecure are flags of the client instead. The environment and the file may still set such
-	// an option, because a server on the machine shares them: those about addresses and a pause then
-	// have no effect, and those about runs hold for this server, too.
+	// an option, because a server on the machine shares them: those about addresses, a cluster and a
+	// pause then have no effect, and those about runs hold for this server, too.
 	own := slices.DeleteFunc(slices.Clone(all), func(o option) bool {
 		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "retain-keys", "allow-host", "cors-origin",
-			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log"}, o.name)
+			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log", "node", "cluster", "cluster-listen", "partitions", "tls-dir"}, o.name)
 	})
 	addOptionFlags(cmd.Flags(), own)
 	completeOptions(cmd)
@@ -118,6 +118,7 @@ func (m *Main) runCommand() *cobra.Command {
 			return err
 		}
 		config.Data = data // CARAVAN_DATA is the folder of a server that may be running
+		config.Node, config.Nodes, config.TLSDir = "", nil, ""
 		if config.Paused {
 			config.Paused = false
 			fmt.Fprintf(m.Stderr, "caravan: paused (from the environment or the configuration file): no effect, because a paused server would never start the graph\n")
@@ -195,7 +196,7 @@ func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, stri
 		defer func() { err = errors.Join(err, os.RemoveAll(temporary.Name()), temporary.Close()) }()
 	}
 	l := fasthttputil.NewInmemoryListener()
-	srv, err := m.startServer(config, l, newLogger(m.Stderr, config.LogFormat, config.LogLevel))
+	srv, err := m.startServer(ctx, config, l, newLogger(m.Stderr, config.LogFormat, config.LogLevel))
 	if err != nil {
 		return err
 	}

@@ -174,6 +174,16 @@ func TestRunIgnoresAPauseOfTheEnvironment(t *testing.T) {
 	}
 }
 
+// A cluster in the environment is about a server of this machine: run never becomes a node of it.
+func TestRunIgnoresAClusterOfTheEnvironment(t *testing.T) {
+	p := newProgram("{}")
+	p.env["CARAVAN_NODE"], p.env["CARAVAN_CLUSTER"], p.env["CARAVAN_TLS_DIR"] = "n1", threeNodes, "x"
+	s := opens(p, newAPI(t, runTable("COMPLETED")))
+	if c := p.run("run", "-", "--server", nowhere(t)); c != 0 || s.config.Node != "" || s.config.Nodes != nil || s.config.TLSDir != "" {
+		t.Errorf("exit %d, opened with %+v: %s", c, s.config, p.errs)
+	}
+}
+
 func TestRunRefusesWrongUsage(t *testing.T) {
 	graph := file(t, "g.json", "{}")
 	for _, tc := range []struct {

@@ -53,6 +53,9 @@ func (m *Main) serveCommand() *cobra.Command {
 		if c.Paused && c.Resume {
 			return usageErrorf("--paused and --resume cannot be combined")
 		}
+		if err := checkNode(c); err != nil {
+			return err
+		}
 		c.HeapFloor = tuneRuntime(hw, m.LookupEnv)
 		if m.CatchSignals != nil {
 			m.CatchSignals() // a broken log pipe must not end the server
@@ -87,11 +90,19 @@ func (m *Main) runServer(ctx context.Context, c Config) error {
 	d.logAddresses(c, newLogger(m.Stderr, c.LogFormat, slog.LevelInfo))
 	start := time.Now()
 	defer m.reloadOnHangup(d)()
-	srv, err := m.startServer(c, d, log)
+	srv, err := m.startServer(ctx, c, d, log)
 	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
+			log.Info("stopped", "before", "the cluster was formed")
+			return nil
+		}
 		return err
 	}
-	log.Info("ready", "after", time.Since(start).Round(time.Millisecond).String(),
+	started := "ready"
+	if c.Node != "" {
+		started = "joined the cluster" // it is ready when it knows a leader
+	}
+	log.Info(started, "after", time.Since(start).Round(time.Millisecond).String(),
 		"cores", float64(c.CPUMillis)/1000, "memoryMB", float64(c.MemoryBytes)/(1<<20))
 	// A signal that arrived during the start has ended ctx by now: then the server stops at once, and
 	// what it recovered is closed in order.
@@ -142,18 +153,19 @@ func (m *Main) reloadOnHangup(d *listeners) (stop func()) {
 // -9. Acknowledged runs and running tasks are safe.
 var errForcedStop = errors.New("stopped at once by a second signal; running work was abandoned")
 
-// startServer starts a server and returns when it is ready. The second signal ends the wait with
+// startServer starts a server and returns when it is ready. The first signal ends the wait of a node for
+// the other nodes of a new cluster. The second signal ends the wait with
 // errForcedStop: opening cannot be cancelled, because the recovery of a large data folder may be deep
 // inside a read. The server that opens after that is abandoned, and dies with the process, as by a
 // kill -9. It answers into a channel of its own, so that it does not write what the caller reads.
-func (m *Main) startServer(c Config, l net.Listener, log *slog.Logger) (server, error) {
+func (m *Main) startServer(ctx context.Context, c Config, l net.Listener, log *slog.Logger) (server, error) {
 	type result struct {
 		srv server
 		err error
 	}
 	opened := make(chan result, 1)
 	go func() {
-		srv, err := m.OpenServer(c, l, log)
+		srv, err := m.OpenServer(ctx, c, l, log)
 		opened <- result{srv, err}
 	}()
 	select {

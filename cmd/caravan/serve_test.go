@@ -30,7 +30,7 @@ type stub struct {
 // opens gives the program a stub and returns the stub.
 func opens(p *program, a *api) *stub {
 	s := &stub{failed: make(chan struct{})}
-	p.OpenServer = func(c Config, l net.Listener, _ *slog.Logger) (server, error) {
+	p.OpenServer = func(_ context.Context, c Config, l net.Listener, _ *slog.Logger) (server, error) {
 		if s.err != nil {
 			l.Close()
 			return nil, s.err
@@ -199,7 +199,7 @@ func TestStopServerHasADeadline(t *testing.T) {
 	p := newProgram("")
 	p.forced = context.Background()
 	s := opens(p, newAPI(t, nil))
-	srv, err := p.OpenServer(Config{}, mustListen(t), nil)
+	srv, err := p.OpenServer(t.Context(), Config{}, mustListen(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,17 +220,17 @@ func TestStartServerGivesUpAtTheSecondSignal(t *testing.T) {
 	s := opens(p, newAPI(t, nil))
 	open := p.OpenServer
 	opening, goOn, opened := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	p.OpenServer = func(c Config, l net.Listener, log *slog.Logger) (server, error) {
+	p.OpenServer = func(ctx context.Context, c Config, l net.Listener, log *slog.Logger) (server, error) {
 		defer close(opened)
 		close(opening)
 		<-goOn
-		return open(c, l, log)
+		return open(ctx, c, l, log)
 	}
 	go func() {
 		<-opening
 		force()
 	}()
-	srv, err := p.startServer(Config{}, mustListen(t), nil)
+	srv, err := p.startServer(t.Context(), Config{}, mustListen(t), nil)
 	close(goOn)
 	testenv.Receive(t, "the server is open", opened)
 	if srv != nil || err != errForcedStop {

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,6 +22,7 @@ import (
 	"github.com/caravan-dag/caravan/http"
 	"github.com/caravan-dag/caravan/internal/datafolder"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/persistence"
 )
 
@@ -48,33 +48,35 @@ type server interface {
 const maxGenerated = 8 << 20
 
 // opener starts a server that answers on l and closes l in the end, also after an error. It returns
-// when the server is ready; until then requests are answered with 503. It cannot be interrupted.
-type opener func(c Config, l net.Listener, log *slog.Logger) (server, error)
+// when the server is ready, or when a node has joined its cluster; until then requests are answered with
+// 503. ctx ends the wait for other nodes. Otherwise it cannot be interrupted.
+type opener func(ctx context.Context, c Config, l net.Listener, log *slog.Logger) (server, error)
 
 // localServer is the server of this process: one data folder, with the engine and the HTTP server
 // on it. startLocalServer sets all parts, in the order of the fields, before it returns; they do not
 // change after that, so every goroutine may read them.
 type localServer struct {
-	folder  *datafolder.Folder
-	http    *http.Server
+	folder *datafolder.Folder
+	*requestServer
 	store   *persistence.RunStore
 	outputs *outputs.Store
 	engine  *actors.Node
-	log     *slog.Logger
-
-	serveDone chan struct{} // closed when serveHTTP has returned
-	serveErr  error         // result of serveHTTP; read it after serveDone
-	failed    chan struct{} // closed by watchFailures when err is set; stays open if the server just closes
-	err       error         // read it after failed
 }
 
 // openServer is the opener of the program. It hides this process from tasks before the first of them
 // can run.
-func openServer(c Config, l net.Listener, log *slog.Logger) (server, error) {
+func openServer(ctx context.Context, c Config, l net.Listener, log *slog.Logger) (server, error) {
 	hideProcessFromTasks(log)
+	if c.Node != "" {
+		n, err := startNode(ctx, c, l, log)
+		if err != nil {
+			return nil, err // a nil interface, not an interface around a nil pointer
+		}
+		return n, nil
+	}
 	n, err := startLocalServer(c, l, log)
 	if err != nil {
-		return nil, err // a nil interface, not an interface around a nil pointer
+		return nil, err
 	}
 	return n, nil
 }
@@ -103,25 +105,15 @@ const preparedThreads = 24
 // shutDown closes the parts, and says why in its order.
 func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServer, err error) {
 	executor.ReserveThreads(preparedThreads)
-	n := &localServer{log: log, serveDone: make(chan struct{}), failed: make(chan struct{})}
+	n := &localServer{requestServer: newRequestServer(log)}
 	var undo []func() error // what closes the parts that are open, in their order
 	defer func() {
 		for i := len(undo) - 1; err != nil && i >= 0; i-- {
 			err = errors.Join(err, undo[i]())
 		}
 	}()
-	registry := prometheus.NewRegistry()
-	// The listeners of serve come with their rules of access. The one of run is in memory, without
-	// rules, because only its own client can connect. Both have several owners that close them.
-	var who http.Access
-	var entrances []net.Listener
-	if d, ok := l.(*listeners); ok {
-		who, entrances = d.access, d.entrances
-		registry.MustRegister(d.auditDropped)
-	} else {
-		l = &closeOnceListener{Listener: l}
-		entrances = []net.Listener{l}
-	}
+	registry := newRegistry()
+	who, entrances, l := accessOf(l, registry)
 	undo = append(undo, l.Close)
 
 	files := fileSystem(c.Data) // the operating system's, unless the binary is built to inject faults
@@ -134,73 +126,42 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	}
 	undo = append(undo, n.folder.Close)
 	data := n.folder.Path() // absolute, because the worker has another working directory
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	// The same limits hold for submissions (http) and for what generators print (engine): a graph
-	// that is accepted can run on this machine.
-	limits := dag.Limits{
-		MaxTasks: c.MaxTasks, MaxCPUMillis: c.CPUMillis, MaxMemoryBytes: c.MemoryBytes,
-		MaxStartBytes: executor.MaxArgumentBytes(),
-		Executors:     []string{"process", "noop"},
-	}
-	slurmLimits(c, &limits)
-
+	limits := limitsOf(c)
 	door, garbage := &startingEngine{}, newGCTuner(c.HeapFloor)
-	v := versionInfo()
-	n.http = http.New(http.Config{
-		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, LowerGCPressure: garbage.lowerPressure,
-		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
-		Gatherer: registry, Registerer: registry, Access: who,
-		Backup: func(ctx context.Context, w io.Writer) error { // called only after the engine is set
-			sum, err := writeBackup(ctx, w, n.folder, n.store, n.outputs)
-			if err == nil {
-				log.Info("backup written", "rows", sum.Rows, "files", sum.Files, "commit", sum.Header.Moment)
-			}
-			return err
-		},
-		MaxConns: maxConnections(descriptorLimit()), MaxPerClient: c.MaxPerClient,
-	})
-	go n.serveHTTP(entrances)
+	web := httpConfig(c, limits, registry, garbage, log)
+	web.Engine, web.Spool, web.Access = door, data, who
+	web.Backup = func(ctx context.Context, w io.Writer) error { // called only after the engine is set
+		sum, err := writeBackup(ctx, w, n.folder, n.store, n.outputs)
+		if err == nil {
+			log.Info("backup written", "rows", sum.Rows, "files", sum.Files, "commit", sum.Header.Moment)
+		}
+		return err
+	}
+	n.http = http.New(web)
+	go n.serve(entrances)
 	undo = append(undo, n.stopServing)
 
-	if n.store, err = persistence.OpenStore(persistence.Config{
-		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified, SoftFreeFloor: minFreeForRuns, FS: files,
-	}); err != nil {
+	storage := storageConfig(c, files, log)
+	storage.Dir, storage.Registerer = n.folder.DB(), registry
+	if n.store, err = persistence.OpenStore(storage); err != nil {
 		return nil, err
 	}
 	undo = append(undo, n.store.Close)
-	if n.outputs, err = outputs.OpenFS(files, n.folder.Output()); err != nil {
-		return nil, fmt.Errorf("data folder %s: %w", data, err)
+	if n.outputs, err = openOutputs(files, n.folder); err != nil {
+		return nil, err
 	}
-	// As the disk fills, output stops before the journal does: see minFreeForRuns.
-	n.outputs.KeepFree(outputs.JournalReserve)
 	undo = append(undo, n.outputs.Close)
 	if err := n.folder.MarkUsed(); err != nil {
 		return nil, err
 	}
 
-	host, _ := os.Hostname() // the node in records of attempts; without one the field is left out
-	n.engine, err = actors.Start(n.withSlurm(c, actors.Config{
-		Store: n.store, Outputs: n.outputs, KeepUnknownOutputs: c.Unverified,
-		Executors: map[string]func(executor.Sink) (executor.Executor, error){
-			// The worker gets its settings in a file of its folder, and the arguments below. A
-			// worker of a former server that differs in the settings, or in the version, is
-			// drained: its attempts end there, and new ones start in a new worker.
-			"process": func(sink executor.Sink) (executor.Executor, error) {
-				return workers.New(workers.Config{
-					Dir: n.folder.Worker(), Args: []string{"worker", "--data", data},
-					Sink: sink, CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, Logger: log, FS: files,
-					Settings: worker.Settings{
-						Version: v.Version + " " + v.Commit, DataFolderID: n.folder.ID().String(), Outputs: n.folder.Output(), Node: host,
-						MaxCapture: maxGenerated, Grace: timeoutGrace(c), EnforceMemory: c.EnforceMemory, Umask: c.Umask,
-					},
-				})
-			},
-			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink.Report), nil },
-		},
-		CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, KillGrace: c.KillGrace, Limits: limits, LowerGCPressure: garbage.lowerPressure,
-		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, RetainKeys: c.RetainKeys, Clock: engineClock(), Logger: log, Registerer: registry,
-		Paused: n.folder.Paused(), SavePaused: n.folder.SetPaused,
-	}))
+	engine := engineConfig(c, limits, garbage, log)
+	engine.Store, engine.Outputs, engine.Registerer = n.store, n.outputs, registry
+	engine.Paused, engine.SavePaused = n.folder.Paused(), n.folder.SetPaused
+	engine.Executors["process"] = func(sink executor.Sink) (executor.Executor, error) {
+		return workers.New(workerConfig(c, n.folder, files, sink, log))
+	}
+	n.engine, err = actors.Start(n.withSlurm(c, engine))
 	if err != nil {
 		return nil, err
 	}
@@ -208,8 +169,98 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 		log.Warn("paused: no task starts until `caravan resume --all` or a start with --resume", "reason", reason)
 	}
 	door.setEngine(n.engine)
-	go n.watchFailures()
+	go n.watchEngine(n.engine)
 	return n, nil
+}
+
+// newRegistry returns the metrics of a server, with those of Go's runtime and of the process.
+func newRegistry() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
+}
+
+// accessOf returns the rules of access of a listener, the listeners that it consists of, and the listener
+// itself as one that may be closed by several owners. The listeners of serve come with their rules. The
+// one of run is in memory, without rules, because only its own client can connect.
+func accessOf(l net.Listener, registry *prometheus.Registry) (who http.Access, entrances []net.Listener, all net.Listener) {
+	if d, ok := l.(*listeners); ok {
+		registry.MustRegister(d.auditDropped)
+		return d.access, d.entrances, l
+	}
+	l = &closeOnceListener{Listener: l}
+	return who, []net.Listener{l}, l
+}
+
+// limitsOf returns the limits of runs. The same ones hold for submissions (http) and for what generators
+// print (engine): a graph that is accepted can run on this machine.
+func limitsOf(c Config) dag.Limits {
+	limits := dag.Limits{
+		MaxTasks: c.MaxTasks, MaxCPUMillis: c.CPUMillis, MaxMemoryBytes: c.MemoryBytes,
+		MaxStartBytes: executor.MaxArgumentBytes(),
+		Executors:     []string{"process", "noop"},
+	}
+	slurmLimits(c, &limits)
+	return limits
+}
+
+// httpConfig returns the configuration of the HTTP server. The caller sets Engine, Spool and Access.
+func httpConfig(c Config, limits dag.Limits, registry *prometheus.Registry, garbage *gcTuner, log *slog.Logger) http.Config {
+	v := versionInfo()
+	return http.Config{
+		Limits: limits, MaxBody: c.MaxBody, Logger: log, LowerGCPressure: garbage.lowerPressure,
+		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
+		Gatherer: registry, Registerer: registry,
+		MaxConns: maxConnections(descriptorLimit()), MaxPerClient: c.MaxPerClient,
+	}
+}
+
+// storageConfig returns the configuration of the store. The caller sets where it is.
+func storageConfig(c Config, files vfs.FS, log *slog.Logger) persistence.Config {
+	return persistence.Config{Logger: log, Unverified: c.Unverified, SoftFreeFloor: minFreeForRuns, FS: files}
+}
+
+// openOutputs opens the output of tasks. As the disk fills, output stops before the journal does: see
+// minFreeForRuns.
+func openOutputs(files vfs.FS, folder *datafolder.Folder) (*outputs.Store, error) {
+	store, err := outputs.OpenFS(files, folder.Output())
+	if err != nil {
+		return nil, fmt.Errorf("data folder %s: %w", folder.Path(), err)
+	}
+	store.KeepFree(outputs.JournalReserve)
+	return store, nil
+}
+
+// engineConfig returns the configuration of an engine. The caller sets Store, Outputs and Registerer, and
+// adds the executor of processes.
+func engineConfig(c Config, limits dag.Limits, garbage *gcTuner, log *slog.Logger) actors.Config {
+	return actors.Config{
+		KeepUnknownOutputs: c.Unverified,
+		Executors: map[string]func(executor.Sink) (executor.Executor, error){
+			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink.Report), nil },
+		},
+		CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, KillGrace: c.KillGrace, Limits: limits, LowerGCPressure: garbage.lowerPressure,
+		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, RetainKeys: c.RetainKeys, Clock: engineClock(), Logger: log,
+	}
+}
+
+// workerConfig returns the configuration of the executor of processes. The worker gets its settings in a
+// file of its folder, and the arguments below. A worker of a former server that differs in the settings,
+// or in the version, is drained: its attempts end there, and new ones start in a new worker.
+func workerConfig(c Config, folder *datafolder.Folder, files vfs.FS, sink executor.Sink, log *slog.Logger) workers.Config {
+	v := versionInfo()
+	place := c.Node // the node in records of attempts; without one the field is left out
+	if place == "" {
+		place, _ = os.Hostname()
+	}
+	return workers.Config{
+		Dir: folder.Worker(), Args: []string{"worker", "--data", folder.Path()},
+		Sink: sink, CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, Logger: log, FS: files,
+		Settings: worker.Settings{
+			Version: v.Version + " " + v.Commit, DataFolderID: folder.ID().String(), Outputs: folder.Output(), Node: place,
+			MaxCapture: maxGenerated, Grace: timeoutGrace(c), EnforceMemory: c.EnforceMemory, Umask: c.Umask,
+		},
+	}
 }
 
 // timeoutGrace returns the time between SIGTERM and SIGKILL after the timeout of a task. It is that
@@ -221,68 +272,6 @@ func timeoutGrace(c Config) time.Duration { return max(c.KillGrace, 1) }
 // stops last: so runs that were accepted can still end and be recorded. It is an eighth above the
 // reserve for the journal: 1.4 GiB on a large disk.
 func minFreeForRuns(total int64) int64 { return outputs.JournalReserve(total) / 8 * 9 }
-
-// closeOnceListener is a listener that several owners may close: the HTTP server, and
-// startLocalServer after a failed start. Only the first call returns the error.
-type closeOnceListener struct {
-	net.Listener
-	close sync.Once
-}
-
-func (o *closeOnceListener) Close() (err error) {
-	o.close.Do(func() { err = o.Listener.Close() })
-	return err
-}
-
-// serveHTTP answers requests until the listeners close or one of them fails. It runs on a goroutine
-// of its own for the life of the server. After a failure the other listeners go on until Shutdown,
-// so that clients there are still answered while the server stops.
-func (n *localServer) serveHTTP(entrances []net.Listener) {
-	defer close(n.serveDone)
-	ended := make(chan error, len(entrances))
-	for _, l := range entrances {
-		go func() { ended <- n.http.Serve(l) }()
-	}
-	for range entrances {
-		if err := <-ended; err != nil {
-			n.serveErr = fmt.Errorf("listener: %w", err)
-			return
-		}
-	}
-}
-
-// stopServing ends the HTTP server of a start that has failed. All requests were answered with 503,
-// or are slow to arrive, so it closes their connections at once.
-func (n *localServer) stopServing() error {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel() // do not wait for requests in flight
-	if err := n.http.Shutdown(ctx); err != nil && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
-}
-
-// watchFailures merges the failures of the engine, which include those of the store, and of the HTTP
-// server. The first one counts. Its goroutine ends with the HTTP server.
-func (n *localServer) watchFailures() {
-	select {
-	case <-n.engine.Failed():
-		n.err = n.engine.Err()
-		close(n.failed)
-	case <-n.serveDone:
-		if n.serveErr != nil {
-			n.err = n.serveErr
-			close(n.failed)
-		}
-	}
-}
-
-func (n *localServer) Failed() <-chan struct{} { return n.failed }
-func (n *localServer) Err() error              { return n.err }
-
-// drainTimeout is how long requests in flight may take when the server closes. The rest of its time,
-// of stopTimeout, is for the attempts and the last commits.
-const drainTimeout = 3 * time.Second
 
 // Close implements server. It stops requests first, then attempts, then storage.
 func (n *localServer) Close(ctx context.Context) error { return n.shutDown(ctx, n.engine.Close) }
@@ -303,17 +292,8 @@ func (n *localServer) Detach(ctx context.Context) error { return n.shutDown(ctx,
 //
 // ctx bounds the first two steps. The store finishes the commit that it is writing.
 func (n *localServer) shutDown(ctx context.Context, engine func(context.Context) error) error {
-	drain, cancel := context.WithTimeout(ctx, drainTimeout)
-	defer cancel()
-	served := n.http.Shutdown(drain)
-	if errors.Is(served, context.DeadlineExceeded) {
-		// A slow reader causes this. It breaks no promise: what was asked for may have taken
-		// effect, as with any connection that breaks.
-		n.log.Warn("requests in flight were cut off", "after", drainTimeout.String())
-		served = nil
-	}
 	return errors.Join(
-		wrapClose("requests", served),
+		n.drain(ctx),
 		wrapClose("engine", engine(ctx)),
 		wrapClose("storage", n.store.Close()),
 		wrapClose("outputs", n.outputs.Close()),

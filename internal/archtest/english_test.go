@@ -76,7 +76,7 @@ var plainPackages = []string{
 // plainPages are the Markdown pages that follow it. The list only grows.
 var plainPages = []string{
 	"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md",
-	"bench/report/README.md", "docs/cli.md", "docs/operations.md", "docs/rest.md", "docs/security.md", "docs/semantics.md", "docs/slurm.md",
+	"bench/report/README.md", "docs/cli.md", "docs/cluster.md", "docs/operations.md", "docs/rest.md", "docs/security.md", "docs/semantics.md", "docs/slurm.md",
 	"examples/README.md",
 }
 

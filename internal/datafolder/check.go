@@ -49,7 +49,7 @@ func userName(uid int) string {
 // seconds at each start, and their folder is closed to others.
 func checkedDepth(name string) int {
 	switch name {
-	case dbName, workerName:
+	case dbName, clusterName, workerName:
 		return 3
 	case outputName:
 		return 1
@@ -118,7 +118,7 @@ func ignoreNotExist(err error) error {
 // isKnownName reports whether DATA/name is part of a data folder.
 func isKnownName(name string) bool {
 	switch strings.TrimSuffix(name, newSuffix) {
-	case identityName, copyName, dbName, outputName, workerName, slurmName, asideName:
+	case identityName, copyName, dbName, clusterName, outputName, workerName, slurmName, asideName:
 		return true
 	}
 	return false
@@ -130,6 +130,8 @@ func missingPartError(name string) error {
 	switch name {
 	case dbName:
 		return fmt.Errorf("%s/ is missing: it held all runs. Put it back, or restore a backup into a new folder", name)
+	case clusterName:
+		return fmt.Errorf("%s/ is missing: it held the replicas of this node. Put it back: without it the node must not come back under its name", name)
 	case outputName:
 		return fmt.Errorf("%s/ is missing: it held the output of tasks. Put it back; if it is lost, create an empty one to continue without it", name)
 	}
@@ -141,7 +143,7 @@ func missingPartError(name string) error {
 // start with an empty store and give the IDs of acknowledged runs to new ones. Such a folder is
 // what a mount that failed, or a half finished copy, leaves. copied says that the folder is a copy.
 func (f *Folder) checkComplete(copied bool) error {
-	for _, name := range []string{dbName, outputName, workerName} {
+	for _, name := range f.parts() {
 		info, err := os.Lstat(f.pathOf(name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -154,6 +156,9 @@ func (f *Folder) checkComplete(copied bool) error {
 		case !info.IsDir():
 			return fmt.Errorf("%s is not a folder", name)
 		}
+	}
+	if f.isNode {
+		return nil
 	}
 	list, err := os.ReadDir(f.pathOf(dbName))
 	if err == nil && len(list) == 0 {
@@ -175,7 +180,7 @@ func (f *Folder) checkNew() error {
 	for _, e := range list {
 		name := e.Name()
 		switch name {
-		case dbName, outputName, workerName:
+		case dbName, clusterName, outputName, workerName:
 			inside, err := os.ReadDir(f.pathOf(name))
 			if err != nil {
 				return err

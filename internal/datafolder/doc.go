@@ -2,7 +2,8 @@
 // folder that is damaged, incomplete, accessible to others, or not a data folder at all.
 //
 //	DATA/identity, identity.copy   the identity of this folder, twice (identity.go)
-//	DATA/db/                       the store
+//	DATA/db/                       the store of a single server
+//	DATA/cluster/                  the replicas of a node of a cluster, in place of db/ (node.go)
 //	DATA/output/                   output of tasks
 //	DATA/worker/                   folders of workers: sockets and journals
 //	DATA/slurm/                    attempts that are jobs of Slurm, if the server has it

@@ -21,6 +21,7 @@ const (
 	copyName     = "identity.copy"
 	newSuffix    = ".new" // of an identity file that is being written
 	dbName       = "db"
+	clusterName  = "cluster"
 	outputName   = "output"
 	workerName   = "worker"
 	slurmName    = "slurm"
@@ -37,6 +38,8 @@ type Options struct {
 	// copy is paused without it, unless Resume is set.
 	Resume bool
 	Pause  string
+	// Node opens the folder of a node of a cluster: see Folder.Cluster.
+	Node bool
 	// FS is the file system for the identity files; nil = the operating system's.
 	FS vfs.FS
 
@@ -64,6 +67,7 @@ type Folder struct {
 	fs            vfs.FS
 	log           *slog.Logger
 	isCopy        bool
+	isNode        bool    // of a cluster: Options.Node
 	identityStale bool    // an identity file must be rewritten; used while the folder is opened
 	problems      []error // by Inspect
 
@@ -102,6 +106,9 @@ func Inspect(path string) (*Folder, error) {
 	note(err)
 	if err == nil && !found {
 		note(fmt.Errorf("%s is missing", identityName))
+	}
+	if _, err := os.Lstat(f.Cluster()); err == nil {
+		return nil, errors.Join(f.wrapError(errNodeFolder()), f.Close())
 	}
 	note(f.checkOwners())
 	if f.identity.state == statePartial {
@@ -144,7 +151,7 @@ func openLocked(path string, how int, create bool, o *Options) (*Folder, error) 
 	if err != nil {
 		return nil, wrap(err)
 	}
-	f := &Folder{path: real, dir: dir, fs: o.FS, log: o.Logger}
+	f := &Folder{path: real, dir: dir, fs: o.FS, log: o.Logger, isNode: o.Node}
 	if err := acquireLock(dir, how); err != nil {
 		return nil, errors.Join(f.wrapError(err), f.Close())
 	}
@@ -163,9 +170,10 @@ func (f *Folder) pathOf(name string) string { return filepath.Join(f.path, name)
 //	identity           state     location   then
 //	missing            -         -          new folder: parts, identity
 //	there              partial   any        error: a restore was interrupted
+//	there              any       another    error in the folder of a node
 //	there              new, used another    copy: new ID, worker/ aside, paused
 //	there              used      the same   all parts must be there
-//	there              new       the same   db/ is emptied
+//	there              new       the same   db/ is emptied; cluster/ is left alone
 func (f *Folder) prepare(o *Options) error {
 	info, err := f.dir.Stat()
 	if err != nil {
@@ -173,6 +181,9 @@ func (f *Folder) prepare(o *Options) error {
 	}
 	found, err := f.readIdentity()
 	if err != nil {
+		return err
+	}
+	if err := f.checkKind(); err != nil {
 		return err
 	}
 	if !found {
@@ -202,6 +213,9 @@ func (f *Folder) prepare(o *Options) error {
 	case f.identity.state == statePartial:
 		return errPartial
 	case !f.identity.location.matches(now):
+		if f.isNode {
+			return errCopyOfNode
+		}
 		if err := f.adoptCopy(&next); err != nil {
 			return err
 		}
@@ -233,7 +247,7 @@ var errPartial = errors.New("a restore into it was interrupted; remove it and st
 
 // createParts creates the folders in DATA and makes their names durable.
 func (f *Folder) createParts() error {
-	for _, name := range []string{dbName, outputName, workerName} {
+	for _, name := range f.parts() {
 		if err := os.Mkdir(f.pathOf(name), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
@@ -247,7 +261,7 @@ func (f *Folder) createParts() error {
 // resetUnused restarts a folder that has not acknowledged anything: it removes the database that a
 // crash has left.
 func (f *Folder) resetUnused() error {
-	if err := f.createParts(); err != nil {
+	if err := f.createParts(); err != nil || f.isNode {
 		return err
 	}
 	list, err := os.ReadDir(f.pathOf(dbName))

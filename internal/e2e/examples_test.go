@@ -97,14 +97,27 @@ func substitutePython(t *testing.T, text string) string {
 // process or file.
 func TestDemo(t *testing.T) {
 	t.Parallel()
+	runDemo(t, "demo.sh", "COMPLETED", "simple_1", "works on job 2", `"dagStateChanges"`)
+}
+
+// TestDemoCluster runs the script of the cluster's demo: the run survives the loss of the leader and its
+// folder.
+func TestDemoCluster(t *testing.T) {
+	t.Parallel()
+	runDemo(t, "demo-cluster.sh", "which leads, is lost", "201 COMPLETED", "The fan-out has 200 COMPLETED tasks of 200, each once.")
+}
+
+// runDemo runs a script of the examples. It must succeed, print all of want, and leave no process or file.
+func runDemo(t *testing.T, script string, want ...string) {
+	t.Helper()
 	tmp := t.TempDir()
-	cmd := exec.Command("sh", filepath.Join(examples(t), "demo.sh"), e2etest.Binary())
+	cmd := exec.Command("sh", filepath.Join(examples(t), script), e2etest.Binary())
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"COMPLETED", "simple_1", "works on job 2", `"dagStateChanges"`} {
+	for _, want := range want {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the demo does not show %s:\n%s", want, out)
 		}

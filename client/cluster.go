@@ -1,0 +1,51 @@
+package client
+
+import (
+	"context"
+	"net/http"
+)
+
+// Cluster is a cluster as the node that answers sees it. A node that is cut off from the others answers,
+// too.
+type Cluster struct {
+	ID         string             `json:"id"`
+	Node       string             `json:"node"` // the ID of the node that answers
+	Nodes      []ClusterNode      `json:"nodes"`
+	Partitions []ClusterPartition `json:"partitions"` // by number
+}
+
+// ClusterNode is a node of a cluster. Its ID is that of its folder, its name that of the configuration.
+type ClusterNode struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Address string `json:"address"` // host:port for other nodes; "" = unknown
+}
+
+// ClusterPartition is a partition of the runs, as the replica of the answering node knows it.
+type ClusterPartition struct {
+	Partition uint64 `json:"partition"`
+	Leader    string `json:"leader"`  // the ID of a node; "" = unknown
+	Term      uint64 `json:"term"`    // of that leader
+	Applied   uint64 `json:"applied"` // the log entry up to which the replica has the rows
+	Lag       uint64 `json:"lag"`     // committed entries that the replica has yet to apply
+	Lease     bool   `json:"lease"`   // the answering node leads, and may answer reads
+}
+
+// NameOf returns the name of a node, or its ID when the cluster does not list it.
+func (c *Cluster) NameOf(id string) string {
+	for _, n := range c.Nodes {
+		if n.ID == id && n.Name != "" {
+			return n.Name
+		}
+	}
+	return id
+}
+
+// Cluster returns the cluster of the server. A server that is not a node of one is an ErrNotFound.
+func (c *Client) Cluster(ctx context.Context) (*Cluster, error) {
+	out := new(Cluster)
+	if err := c.callJSON(ctx, &call{method: http.MethodGet, path: "/v1/cluster", isRepeatable: true}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/caravan-dag/caravan/client"
+)
+
+// clusterCommand groups the commands about a cluster. Alone it prints its help.
+func (m *Main) clusterCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "cluster",
+		Short: "Show the state of a cluster",
+		Args:  cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			return cmd.Help()
+		},
+	}
+	cmd.AddCommand(m.clusterStatusCommand())
+	return cmd
+}
+
+// clusterStatusCommand shows a cluster as one of its nodes sees it. It has the exit code 0 whatever it
+// shows: a node that is cut off answers, too.
+func (m *Main) clusterStatusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the nodes of a cluster, and which of them lead",
+		Long: "Status shows the cluster as the node at --server sees it: the nodes, and of each partition of the runs\n" +
+			"the leader with its term, the last log entry that this node has applied, and how many committed ones\n" +
+			"it has yet to apply.",
+		Args: argCount(0, 0, "no arguments"),
+	}
+	r := m.addServerFlags(m.addOutputFlag(cmd))
+	cmd.ValidArgsFunction = cobra.NoFileCompletions
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := r.newClient()
+		if err != nil {
+			return err
+		}
+		found, err := c.Cluster(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if m.jsonOutput {
+			return m.printJSON(found)
+		}
+		return m.printCluster(found)
+	}
+	return cmd
+}
+
+// printCluster prints a cluster as two tables:
+//
+//	cluster 5b0e…, seen by n1
+//
+//	NODE  ADDRESS          LEADS
+//	n1    127.0.0.1:2504   0
+//	n2    127.0.0.1:2505   -
+//
+//	PARTITION  LEADER  TERM  APPLIED  LAG
+//	0          n1      3     1042     0
+func (m *Main) printCluster(c *client.Cluster) error {
+	leads := map[string][]string{}
+	for _, p := range c.Partitions {
+		leads[p.Leader] = append(leads[p.Leader], strconv.FormatUint(p.Partition, 10))
+	}
+	fmt.Fprintf(m.Stdout, "cluster %s, seen by %s\n\n", printable(c.ID), printable(c.NameOf(c.Node)))
+	plain := func(s string) string { return s }
+	nodes := newTable(m.Stdout, plain, "NODE", "ADDRESS", "LEADS")
+	for _, n := range c.Nodes {
+		if err := nodes.add(c.NameOf(n.ID), orDash(n.Address), orDash(strings.Join(leads[n.ID], ","))); err != nil {
+			return err
+		}
+	}
+	if err := nodes.flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(m.Stdout)
+	partitions := newTable(m.Stdout, plain, "PARTITION", "LEADER", "TERM", "APPLIED", "LAG")
+	for _, p := range c.Partitions {
+		err := partitions.add(strconv.FormatUint(p.Partition, 10), orDash(c.NameOf(p.Leader)), strconv.FormatUint(p.Term, 10),
+			strconv.FormatUint(p.Applied, 10), strconv.FormatUint(p.Lag, 10))
+		if err != nil {
+			return err
+		}
+	}
+	return partitions.flush()
+}

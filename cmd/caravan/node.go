@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/cluster"
+	"github.com/caravan-dag/caravan/cluster/router"
+	"github.com/caravan-dag/caravan/executor"
+	workers "github.com/caravan-dag/caravan/executor/remote"
+	"github.com/caravan-dag/caravan/http"
+	"github.com/caravan-dag/caravan/internal/clustertls"
+	"github.com/caravan-dag/caravan/internal/datafolder"
+	"github.com/caravan-dag/caravan/internal/outputs"
+)
+
+// node is the server of one node of a cluster: a data folder with the replicas of the node, and the HTTP
+// server in front of the whole cluster. startNode sets all parts, in the order of the fields, before it
+// returns; they do not change after that.
+type node struct {
+	folder *datafolder.Folder
+	*requestServer
+	outputs   *outputs.Store
+	processes *executor.Shared // tasks of all partitions that are led here
+	member    *cluster.Member
+	engine    *router.Engine
+}
+
+// startNode joins the cluster and serves. It takes the steps of startLocalServer, with these differences:
+//
+//	certificates  before all else: a mistake in them must leave the data folder as it is.
+//	port          of the cluster, before the data folder, for the reason of the other listeners.
+//	MarkUsed      before the member opens: from its first vote on, an empty folder is a lost one.
+//	processes     before the member, whose engines get fronts of it. Until an engine takes a partition over,
+//	              the tasks of a former server of this folder go on.
+//	member        In the first start of a cluster it waits for all other nodes, or for the end of ctx.
+//	entrance      for requests that other nodes forward: it needs the member's port. The last step.
+//
+// shutDown closes the parts.
+func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
+	executor.ReserveThreads(preparedThreads)
+	n := &node{requestServer: newRequestServer(log)}
+	var undo []func() error // what closes the parts that are open, in their order
+	defer func() {
+		for i := len(undo) - 1; err != nil && i >= 0; i-- {
+			err = errors.Join(err, undo[i]())
+		}
+	}()
+	registry := newRegistry()
+	who, entrances, l := accessOf(l, registry)
+	undo = append(undo, l.Close)
+	credentials, err := openCredentials(c, log)
+	if err != nil {
+		return nil, err
+	}
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "caravan_node_certificate_end_seconds", Help: "When the certificate of this node ends, in seconds since 1970.",
+	}, func() float64 { return float64(credentials.Expires().Unix()) }))
+	listener, err := listenAsNode(c)
+	if err != nil {
+		return nil, err
+	}
+	port := &closeOnceListener{Listener: listener} // the member closes it, too
+	undo = append(undo, port.Close)
+
+	files := fileSystem(c.Data)
+	if n.folder, err = datafolder.Open(c.Data, datafolder.Options{Logger: log, FS: files, Node: true}); err != nil {
+		return nil, err
+	}
+	undo = append(undo, n.folder.Close)
+	limits, garbage := limitsOf(c), newGCTuner(c.HeapFloor)
+	door, directory := &startingEngine{}, &startingCluster{partitions: uint64(c.Partitions)}
+	web := httpConfig(c, limits, registry, garbage, log)
+	web.Engine, web.Cluster, web.Spool, web.Access = door, directory, n.folder.Path(), who
+	n.http = http.New(web)
+	go n.serve(entrances)
+	undo = append(undo, n.stopServing)
+
+	if n.outputs, err = openOutputs(files, n.folder); err != nil {
+		return nil, err
+	}
+	undo = append(undo, n.outputs.Close)
+	if err := n.folder.MarkUsed(); err != nil {
+		return nil, err
+	}
+	n.processes, err = executor.NewShared(uint64(c.Partitions), func(sink executor.Sink) (executor.Partitioned, error) {
+		return workers.New(workerConfig(c, n.folder, files, sink, log))
+	})
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, n.processes.Detach)
+
+	n.member, err = cluster.Open(ctx, cluster.Config{
+		Name: c.Node, Nodes: c.Nodes, Partitions: c.Partitions, Dir: n.folder.Cluster(),
+		Listener: port, Credentials: credentials,
+		Engine: func(partition int) actors.Config {
+			engine := engineConfig(c, limits, garbage, log)
+			engine.Outputs, engine.Node = n.outputs, c.Node
+			engine.Executors["process"] = n.processes.Front(uint64(partition))
+			return engine
+		},
+		Storage: storageConfig(c, files, log), Fatal: n.fail, Registerer: registry, Logger: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, n.member.Close)
+	n.engine = router.NewEngine(n.member, n.health)
+	undo = append(undo, func() error { n.engine.Close(); return nil })
+	entrance, err := router.NewEntrance(n.member)
+	if err != nil {
+		return nil, err
+	}
+	directory.set(router.New(n.member))
+	door.setEngine(n.engine)
+	go n.serveNodes(entrance)
+	return n, nil
+}
+
+// openCredentials reads the certificate of the node. A mistake in the files is one of the user.
+func openCredentials(c Config, log *slog.Logger) (*clustertls.Credentials, error) {
+	credentials, err := clustertls.Open(c.TLSDir, clustertls.Node, log)
+	if err != nil {
+		return nil, usageErrorf("--tls-dir: %w", err)
+	}
+	if self := credentials.Self(); self.Name != c.Node {
+		return nil, usageErrorf("--tls-dir: %s has the certificate of %s, and this is node %s", c.TLSDir, self, c.Node)
+	}
+	return credentials, nil
+}
+
+// listenAsNode listens for other nodes: on --cluster-listen, or else on the address that the list has for
+// this node.
+func listenAsNode(c Config) (net.Listener, error) {
+	address := c.ClusterListen
+	for _, node := range c.Nodes {
+		if node.Name == c.Node && address == "" {
+			address = node.Address
+		}
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen for other nodes: %w", err)
+	}
+	return l, nil
+}
+
+// serveNodes answers requests that other nodes forward, until the entrance closes.
+func (n *node) serveNodes(entrance net.Listener) {
+	if err := n.http.Serve(entrance); err != nil {
+		n.fail(fmt.Errorf("entrance for other nodes: %w", err))
+	}
+}
+
+// health returns the failure that is about to end this node, or nil.
+func (n *node) health(context.Context) error {
+	select {
+	case <-n.failed:
+		return n.err
+	default:
+		return nil
+	}
+}
+
+// handOverTimeout bounds the time in which leaderships go to other nodes at a planned stop. It is within
+// stopTimeout, with time left for the requests in flight.
+const handOverTimeout = 4 * time.Second
+
+// Detach implements server. It is the planned stop: other nodes lead what this one has led, while this one
+// still forwards requests to them.
+func (n *node) Detach(ctx context.Context) error { return n.shutDown(ctx, n.processes.Detach) }
+
+// Close implements server. Unlike Detach it ends the tasks of this node.
+func (n *node) Close(ctx context.Context) error { return n.shutDown(ctx, n.processes.Close) }
+
+// shutDown closes the parts. The reasons for the order:
+//
+//	leaderships   first, while requests are served: they go on at the next leader, and callers see a pause
+//	requests      before the member: forwarded ones use its port, and handlers its engines
+//	member        before the processes and the outputs, which its engines use
+//	data folder   last, because of its lock
+//
+// ctx bounds the first two steps. All steps are carried out, also after the failure of one.
+func (n *node) shutDown(ctx context.Context, endProcesses func() error) error {
+	moved, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	if err := n.member.HandOver(moved); err != nil {
+		// The others elect a leader by themselves, as after a crash.
+		n.log.Warn("leaderships were not handed over", "err", err)
+	}
+	served := n.drain(ctx)
+	n.engine.Close()
+	return errors.Join(
+		served,
+		wrapClose("member", n.member.Close()),
+		wrapClose("processes", endProcesses()),
+		wrapClose("outputs", n.outputs.Close()),
+		wrapClose("data folder", n.folder.Close()),
+	)
+}
+
+// startingCluster stands in for the router of a node until the node has joined its cluster: no leader is
+// known then. See startingEngine.
+type startingCluster struct {
+	partitions uint64
+	router     atomic.Pointer[router.Router]
+}
+
+var _ http.Cluster = (*startingCluster)(nil)
+
+func (s *startingCluster) set(r *router.Router) { s.router.Store(r) }
+
+// Self returns the ID of this node; "" while it has not joined.
+func (s *startingCluster) Self() string {
+	if r := s.router.Load(); r != nil {
+		return r.Self()
+	}
+	return ""
+}
+
+// Partitions returns the number of partitions.
+func (s *startingCluster) Partitions() uint64 { return s.partitions }
+
+// Leader returns the leader of a partition. While the node has not joined, its own engine is told to
+// serve: it answers with 503 (startingEngine).
+func (s *startingCluster) Leader(partition uint64) (node string, isHere bool) {
+	if r := s.router.Load(); r != nil {
+		return r.Leader(partition)
+	}
+	return "", true
+}
+
+// Changed returns a channel that is closed when a leader may have changed.
+func (s *startingCluster) Changed() <-chan struct{} {
+	if r := s.router.Load(); r != nil {
+		return r.Changed()
+	}
+	return nil // no request waits: see Leader
+}
+
+// Dial connects to another node.
+func (s *startingCluster) Dial(ctx context.Context, node string) (net.Conn, error) {
+	if r := s.router.Load(); r != nil {
+		return r.Dial(ctx, node)
+	}
+	return nil, errStarting
+}
+
+// Status returns the cluster as this node sees it; an empty one while the node has not joined.
+func (s *startingCluster) Status(ctx context.Context) http.ClusterStatus {
+	if r := s.router.Load(); r != nil {
+		return r.Status(ctx)
+	}
+	return http.ClusterStatus{}
+}

@@ -1,0 +1,359 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/client"
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/testenv"
+)
+
+// clusterNode is one node of a testCluster.
+type clusterNode struct {
+	name   string
+	config testenv.Config
+	server *testenv.Server // nil while it is down
+}
+
+// testCluster is three nodes of the real binary on the loopback interface, with certificates that the
+// command line has made.
+type testCluster struct {
+	t     *testing.T
+	nodes []*clusterNode
+}
+
+// startCluster starts three nodes with further options, and returns when all of them are ready.
+func startCluster(t *testing.T, options ...string) *testCluster {
+	t.Helper()
+	c := &testCluster{t: t}
+	dir := t.TempDir()
+	ca := filepath.Join(dir, "ca")
+	command(t, "tls", "init", "--ca-dir", ca)
+	var list []string
+	for i := range 3 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, fmt.Sprintf("n%d=%s", i+1, l.Addr()))
+		l.Close()
+	}
+	for i := range 3 {
+		n := &clusterNode{name: fmt.Sprintf("n%d", i+1)}
+		certificates := filepath.Join(dir, n.name+"-tls")
+		command(t, "tls", "node", n.name, "--ca-dir", ca, "--tls-dir", certificates)
+		n.config = testenv.Config{Binary: e2etest.Binary(), Data: filepath.Join(dir, n.name), Args: append([]string{
+			"--cores", "2", "--memory-mb", "1000", "--node", n.name, "--cluster", strings.Join(list, ","), "--tls-dir", certificates}, options...)}
+		if i == 2 { // it listens on all addresses
+			_, port, err := net.SplitHostPort(list[i][len("n3="):])
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.config.Args = append([]string{"--cluster-listen", ":" + port}, n.config.Args...)
+		}
+		c.nodes = append(c.nodes, n)
+	}
+	t.Cleanup(func() {
+		for _, n := range c.nodes {
+			if n.server != nil {
+				if _, _, err := n.server.Stop(e2etest.Patience); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := testenv.EndWorkers(n.config.Data, e2etest.Patience); err != nil {
+				t.Error(err)
+			}
+			if t.Failed() && n.server != nil {
+				t.Logf("log of %s:\n%s", n.name, n.server.Log())
+			}
+		}
+	})
+	for _, n := range c.nodes {
+		c.launch(n)
+	}
+	for _, n := range c.nodes {
+		if err := n.server.AwaitReady(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c
+}
+
+// command runs the program, which must succeed.
+func command(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(e2etest.Binary(), args...).CombinedOutput(); err != nil {
+		t.Fatalf("caravan %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// launch starts a node, and does not wait for it.
+func (c *testCluster) launch(n *clusterNode) {
+	c.t.Helper()
+	var err error
+	if n.server, err = testenv.Launch(n.config); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// client returns a client of a node.
+func (c *testCluster) client(n *clusterNode) *client.Client {
+	c.t.Helper()
+	api, err := client.New(client.Config{Server: n.server.URL})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return api
+}
+
+// leader returns the node that leads, as another one knows it, and a node that does not.
+func (c *testCluster) leader(asked *clusterNode) (leads, follows *clusterNode) {
+	c.t.Helper()
+	api := c.client(asked)
+	e2etest.Eventually(c.t, "a leader is known", func() bool {
+		found, err := api.Cluster(c.t.Context())
+		if err != nil || len(found.Partitions) != 1 {
+			return false
+		}
+		leads, follows = nil, nil
+		for _, n := range c.nodes {
+			if n.name == found.NameOf(found.Partitions[0].Leader) {
+				leads = n
+			} else if n.server != nil {
+				follows = n
+			}
+		}
+		return leads != nil && leads.server != nil && follows != nil
+	})
+	return leads, follows
+}
+
+// TestClusterNode proves with the real binary what docs/cluster.md promises: a planned stop that no caller
+// notices, a crash, a node that lost its folder, and the loss of the majority.
+func TestClusterNode(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	ctx := t.Context()
+	leads, follows := c.leader(c.nodes[0])
+	api := c.client(follows)
+	run, err := api.Submit(ctx, []byte(`{"tasks":{"short":{"job":{"command":["echo","hello"]}},"long":{"job":{"command":["seq","20000"]}}}}`), client.SubmitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.Wait(ctx, run, client.WaitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+
+	// A planned stop: the others answer all the time.
+	done := make(chan error, 1)
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if _, err := api.Summary(ctx, run); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	if code, took, err := leads.server.Stop(e2etest.Patience); code != 0 || err != nil {
+		t.Errorf("exit %d after %v, %v", code, took, err)
+	}
+	close(stop)
+	if err := testenv.Receive(t, "the last answer", done); err != nil {
+		t.Errorf("a call fails during a planned stop: %v", err)
+	}
+	first := leads
+	first.server = nil
+	leads, _ = c.leader(follows)
+
+	// The output of the first node is there and not here, and that is not damage.
+	log := func(task string) (string, error) {
+		body, err := api.Log(ctx, run, task, client.LogOptions{})
+		if err != nil {
+			return "", err
+		}
+		defer body.Close()
+		text, err := io.ReadAll(body)
+		return string(text), err
+	}
+	if text, err := log("short"); err != nil || text != "hello\n" {
+		t.Errorf("short output: %q, %v", text, err)
+	}
+	if _, err := log("long"); !errors.Is(err, client.ErrNotFound) || !strings.Contains(err.Error(), "is on node "+first.name) {
+		t.Errorf("long output: %v", err)
+	}
+	c.launch(first)
+	if err := first.server.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	if backup, err := api.Backup(ctx); !errors.Is(err, client.ErrNotFound) {
+		if err == nil {
+			backup.Close()
+		}
+		t.Errorf("a backup of a node: %v", err)
+	}
+
+	// A crash with the loss of the folder: the others go on, and the node is refused.
+	lost := leads
+	lost.server.Kill()
+	if err := testenv.EndWorkers(lost.config.Data, e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(lost.config.Data); err != nil {
+		t.Fatal(err)
+	}
+	lost.server = nil
+	leads, follows = c.leader(first)
+	if s, err := c.client(follows).Summary(ctx, run); err != nil || s.State != client.Completed {
+		t.Errorf("the run after the crash: %+v, %v", s, err)
+	}
+	c.launch(lost)
+	e2etest.Eventually(t, "the node without its folder is refused", func() bool { return strings.Contains(lost.server.Log(), "the folder of that node was lost") })
+	<-lost.server.Ended()
+	if code := lost.server.ExitCode(); code != 1 {
+		t.Errorf("exit %d", code)
+	}
+	lost.server = nil
+
+	// One of three: no answer is better than an old one.
+	follows.server.Kill()
+	follows.server = nil
+	alone := c.client(leads)
+	e2etest.Eventually(t, "the last node answers 503", func() bool {
+		_, err := alone.Summary(ctx, run)
+		return errors.Is(err, client.ErrUnavailable)
+	})
+	if err := alone.Ready(ctx); !errors.Is(err, client.ErrUnavailable) {
+		t.Errorf("ready: %v", err)
+	}
+	c.launch(follows)
+	if err := follows.server.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := c.client(follows).Summary(ctx, run); err != nil || s.State != client.Completed {
+		t.Errorf("the run after the majority is back: %+v, %v", s, err)
+	}
+
+	// The folder of a node is not that of a single server.
+	if err := leads.server.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-leads.server.Ended()
+	single := exec.Command(e2etest.Binary(), "serve", "--listen", "127.0.0.1:0", "--data", leads.config.Data)
+	if out, err := single.CombinedOutput(); err == nil || !strings.Contains(string(out), "it is the folder of a node of a cluster") {
+		t.Errorf("a single server on the folder of a node: %v: %s", err, out)
+	}
+	leads.server = nil
+}
+
+// TestClusterOfSeveralPartitions proves that each node lists the runs of all partitions and finds each of
+// them, also after the loss of a node, and that the number of partitions is fixed.
+func TestClusterOfSeveralPartitions(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, "--partitions", "3")
+	ctx := t.Context()
+	runs := map[uint64]bool{}
+	parts := map[uint64]bool{}
+	for i := range 12 {
+		run, err := c.client(c.nodes[i%3]).Submit(ctx, []byte(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), client.SubmitOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs[run], parts[run%3] = true, true
+	}
+	if len(runs) != 12 || len(parts) < 2 {
+		t.Errorf("runs %v are in partitions %v", runs, parts)
+	}
+	checkAll := func(n *clusterNode) {
+		t.Helper()
+		api := c.client(n)
+		for run := range runs {
+			e2etest.Eventually(t, fmt.Sprintf("run %d is COMPLETED at %s", run, n.name), func() bool {
+				s, err := api.Summary(ctx, run)
+				return err == nil && s.State == client.Completed
+			})
+		}
+		listed := 0
+		for s, err := range api.Runs(ctx, client.ListOptions{All: true}) {
+			if err != nil || !runs[s.RunID] {
+				t.Fatalf("%s lists %+v, %v", n.name, s, err)
+			}
+			listed++
+		}
+		if listed != len(runs) {
+			t.Errorf("%s lists %d of %d runs", n.name, listed, len(runs))
+		}
+	}
+	for _, n := range c.nodes {
+		checkAll(n)
+	}
+	c.nodes[0].server.Kill()
+	for _, n := range c.nodes[1:] {
+		e2etest.Eventually(t, "all partitions have a leader", func() bool { return c.client(n).Ready(ctx) == nil })
+		checkAll(n)
+	}
+	other := c.nodes[0].config
+	other.Args = append(other.Args[:len(other.Args)-1:len(other.Args)-1], "4")
+	s, err := testenv.Launch(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-s.Ended()
+	if !strings.Contains(s.Log(), "has 3 partitions, not 4") || s.ExitCode() != 1 {
+		t.Errorf("exit %d: %s", s.ExitCode(), s.Log())
+	}
+	c.nodes[0].server = nil
+}
+
+// TestFirstStartWaitsForAllNodes proves that a node of a new cluster answers 503 until the others start,
+// and that a signal ends its wait.
+func TestFirstStartWaitsForAllNodes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ca, certificates := filepath.Join(dir, "ca"), filepath.Join(dir, "tls")
+	command(t, "tls", "init", "--ca-dir", ca)
+	command(t, "tls", "node", "n1", "--ca-dir", ca, "--tls-dir", certificates)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := free.Addr().String()
+	free.Close()
+	s, err := testenv.Launch(testenv.Config{Binary: e2etest.Binary(), Data: filepath.Join(dir, "data"), Args: []string{
+		"--node", "n1", "--cluster", "n1=" + address + ",n2=127.0.0.1:1,n3=127.0.0.1:2", "--tls-dir", certificates}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e2etest.Eventually(t, "it says for whom it waits", func() bool { return strings.Contains(s.Log(), "waiting for the other nodes") })
+	_, rest, _ := strings.Cut(s.Log(), "address=")
+	listens, _, _ := strings.Cut(rest, " ")
+	api, err := client.New(client.Config{Server: listens})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := api.Ready(t.Context()); !errors.Is(err, client.ErrUnavailable) {
+		t.Errorf("ready: %v", err)
+	}
+	if _, err := api.Summary(t.Context(), 0); !errors.Is(err, client.ErrUnavailable) {
+		t.Errorf("summary: %v", err)
+	}
+	if code, took, err := s.Stop(e2etest.Patience); code != 0 || err != nil || took > 5*time.Second {
+		t.Errorf("exit %d after %v, %v: %s", code, took, err, s.Log())
+	}
+}
