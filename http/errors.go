@@ -124,7 +124,8 @@ func writeProblem(ctx *fasthttp.RequestCtx, p problem) {
 	h.SetContentType("application/problem+json")
 	switch p.status {
 	case fasthttp.StatusServiceUnavailable, fasthttp.StatusTooManyRequests:
-		if h.Peek(fasthttp.HeaderRetryAfter) == nil {
+		// After a change whose outcome is unknown a client must look first: it may not repeat blindly.
+		if h.Peek(fasthttp.HeaderRetryAfter) == nil && p.kind == "" {
 			h.Set(fasthttp.HeaderRetryAfter, "1")
 		}
 	case fasthttp.StatusUnauthorized:

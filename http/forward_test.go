@@ -254,8 +254,8 @@ func TestLeaderLostInMidRequest(t *testing.T) {
 				switch {
 				case c.isRepeated && r.status != 200:
 					t.Errorf("%d %s", r.status, r.body)
-				case !c.isRepeated && (r.status != 503 || !strings.Contains(r.body, `"type":"outcome-unknown"`)):
-					t.Errorf("not repeated: %d %s", r.status, r.body)
+				case !c.isRepeated && (r.status != 503 || !strings.Contains(r.body, `"type":"outcome-unknown"`) || r.header.Get("Retry-After") != ""):
+					t.Errorf("not repeated: %d %v %s", r.status, r.header, r.body)
 				}
 			})
 		}

@@ -81,9 +81,9 @@ func (q *scattered) inEach(do func(partition uint64) error) error {
 type part struct {
 	method, path, query string
 	header              http.Header
-	body                []byte
-	isRepeatable        bool // although it may have been carried out
-	limit               int64
+	body                func() []byte // nil = none. It is called only when another node answers
+	isRepeatable        bool          // the part may be sent again although it may have been carried out
+	limit               int64         // of the answer, in bytes; a stream has none
 }
 
 // partAnswer is the answer of another node to a part. Its body is read, or stays open where it is a stream.
@@ -93,8 +93,13 @@ type partAnswer struct {
 	stream *partStream
 }
 
-// ask has the leader of a partition answer a part: local here, or remote with the answer of another node.
-// ctx ends the wait. As with a whole request, it is tried again until leaderWait is up.
+// ask has the leader of a partition answer a part, and returns the error of local or remote: local answers
+// on this node, with the partition in its context, and remote takes the answer of another one. When the
+// leader is lost it is asked again, so local may be called several times; its last call counts. ctx ends
+// the wait. As with a whole request, the attempts end when leaderWait is up, with 503.
+//
+// A leader that cannot be reached is not asked by way of a third node: a list that takes two hops for each
+// of its pages costs more than the node is worth that the client could ask instead.
 func (q *scattered) ask(ctx context.Context, partition uint64, p *part, local func(context.Context) error, remote func(*partAnswer) error) error {
 	f := q.f
 	retry := &forwardRetry{until: time.Now().Add(f.wait), pause: firstForwardPause}
@@ -153,8 +158,8 @@ func (q *scattered) send(ctx context.Context, node string, partition uint64, p *
 	for name, values := range p.header {
 		req.Header[name] = values
 	}
-	if len(p.body) > 0 {
-		(&forwardedBody{whole: p.body}).attach(req)
+	if p.body != nil {
+		(&forwardedBody{whole: p.body()}).attach(req)
 	}
 	var resp *http.Response
 	var err error
@@ -177,7 +182,7 @@ func (q *scattered) send(ctx context.Context, node string, partition uint64, p *
 		return nil, err
 	case cause == errShuttingDown:
 		return nil, &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
-	case cause != nil && cause != errLeaderChanged && ctx.Err() != nil:
+	case ctx.Err() != nil: // the client has left, or another part has failed
 		return nil, context.Cause(ctx)
 	case !isSent:
 		return nil, &unsentError{err}

@@ -13,6 +13,17 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
+// A batch in a cluster of several partitions. The node that reads it plans each line, as on a single node,
+// and then has the lines of a turn created: those of each partition together, all partitions at once. The
+// lines of another node travel as a batch of their own, whose answers are taken apart again, so that each
+// line of the client is answered in its place:
+//
+//	batch.next → submitAll → submitGroup   of a partition that is led here   Engine.SubmitAll
+//	                       → submitGroup   of another one   POST /v1/dagruns to its leader → resultOfLine
+//
+// When a node is lost before its answer, a group whose lines all have a key is sent again. Lines of other
+// groups are answered outcome-unknown.
+
 // submitAll creates runs. In a cluster of several partitions each goes to the partition of its key; those
 // without a key go together to a partition that is led here, if there is one.
 func (s *Server) submitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
@@ -25,7 +36,8 @@ func (s *Server) submitAll(ctx context.Context, subs []*messages.Submission) ([]
 	return s.forwarder.submitAll(ctx, subs)
 }
 
-// submitAll parts submissions by their partitions.
+// submitAll groups submissions by their partitions. The error is that of all of them; each result has its
+// own.
 func (f *forwarder) submitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
 	r, _ := ctx.(*requestContext)
 	q := &scattered{f: f, ctx: ctx}
@@ -58,15 +70,20 @@ func (f *forwarder) submitAll(ctx context.Context, subs []*messages.Submission) 
 // submitGroup creates the runs of one partition, and sets their results.
 func (q *scattered) submitGroup(partition uint64, group []int, subs []*messages.Submission, results []messages.Result[messages.RunID]) {
 	own := make([]*messages.Submission, len(group))
-	var lines bytes.Buffer
 	isKeyed := true
 	for i, at := range group {
 		own[i] = subs[at]
 		isKeyed = isKeyed && subs[at].IdempotencyKey != ""
-		appendLine(&lines, subs[at])
+	}
+	asLines := func() []byte {
+		var lines bytes.Buffer
+		for _, sub := range own {
+			appendLine(&lines, sub)
+		}
+		return lines.Bytes()
 	}
 	err := q.ask(q.ctx, partition, &part{method: fasthttp.MethodPost, path: batchPath, header: http.Header{fasthttp.HeaderContentType: {linesType}},
-		body: lines.Bytes(), isRepeatable: isKeyed, limit: maxLineAnswer * int64(len(group))},
+		body: asLines, isRepeatable: isKeyed, limit: maxLineAnswer * int64(len(group))},
 		func(ctx context.Context) error {
 			answers, err := q.f.s.engine.SubmitAll(ctx, own)
 			if err == nil {

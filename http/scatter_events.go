@@ -16,19 +16,27 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Events of the runs of several partitions. A goroutine for each partition reads its stream, and goes on at
-// the next leader when that ends. The positions of the streams are times of several clocks, and a client
-// has one: the smallest. After a new connection it gets again what the other partitions had sent after that
-// time, and misses nothing.
+// Events of the runs of several partitions:
+//
+//	partition 0, led here       followHere ─┐
+//	partition 1, at node n2     ask         ├→ pieces → appendEvents → the client
+//	partition 2, at node n3     ask        ─┘
+//
+// A goroutine for each partition reads its stream, and goes on at the next leader when that ends, after the
+// position that it had reached. A partition that is without a leader for a while is silent, and catches up.
+//
+// The positions are times, of as many clocks as there are leaders. A client has one: the smallest. When it
+// connects again with that, it gets again what other partitions had sent after this time, and misses none
+// of it. No position is sent before all partitions have theirs.
 
 // allEvents merges the streams of all partitions. It is the eventSource of one request.
 type allEvents struct {
 	*scattered
 	query  messages.ListQuery
 	path   string
-	raw    string // the client's query, without its position
-	pieces chan eventPiece
-	since  []int64 // by partition: the position of its last piece; 0 = none yet
+	raw    string          // the client's query, without its position
+	pieces chan eventPiece // not buffered: a slow client slows down all streams
+	since  []int64         // by partition: the position of its last piece; 0 = none yet
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
 }

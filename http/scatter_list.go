@@ -95,7 +95,12 @@ func (l *mergedList) appendRows(dst []byte, rows []listedRun) []byte {
 }
 
 // page returns the next rows of all partitions, at most limit, and whether there are more. It leaves the
-// position of the next page in query.After.
+// position of the next page in query.After. A position is a run ID, and so has a meaning in every
+// partition, also in those that do not have that run.
+//
+// Each partition is asked for limit rows, since all of the page may come from one. A partition whose page
+// ends early, because few of the rows that it has read match, ends the merged page there: it may be empty,
+// as a page of a single node may.
 func (l *mergedList) page(limit int) (rows []listedRun, more bool, err error) {
 	parts := make([]listPart, l.f.cluster.Partitions())
 	if err := l.inEach(func(p uint64) error { return l.readPart(p, limit, &parts[p]) }); err != nil {

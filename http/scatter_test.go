@@ -29,6 +29,7 @@ type partedRuns struct {
 	paused  map[uint64]string
 	feeds   map[uint64]*fakeFeed
 	since   map[uint64][]int64
+	onCall  func(node string) // before each call; may be nil
 }
 
 // partedEngine is the engine of one node.
@@ -64,6 +65,12 @@ func newPartedCluster(t *testing.T, leaders []string, runs int, change ...func(*
 
 // partition returns the partition of a call, or an error unless the node leads it.
 func (e *partedEngine) partition(ctx context.Context) (uint64, error) {
+	e.partedRuns.mu.Lock()
+	onCall := e.onCall
+	e.partedRuns.mu.Unlock()
+	if onCall != nil {
+		onCall(e.node)
+	}
 	p, ok := PartitionOf(ctx)
 	if !ok {
 		return 0, fmt.Errorf("a call of the engine of %s has no partition", e.node)
@@ -334,6 +341,73 @@ func TestBatchOverPartitions(t *testing.T) {
 	}
 	if refused == 0 || refused > 15 {
 		t.Errorf("%d lines of partition 0 are refused", refused)
+	}
+}
+
+// TestLostNodeOfAPart: a list and lines with keys are asked for again at the next leader; lines without a
+// key have an unknown outcome.
+func TestLostNodeOfAPart(t *testing.T) {
+	for _, how := range []string{"dies", "freezes"} {
+		t.Run(how, func(t *testing.T) {
+			rig, all := newPartedCluster(t, []string{"n1", "n2"}, 4)
+			entry := rig.node("n1")
+			release := make(chan struct{})
+			// lose has the next call at n2 hang, and makes n3 the leader of partition 1 then.
+			lose := func() {
+				rig.update(func() { rig.leaders[1] = "n2" })
+				all.hangAt("n2", release, func() {
+					rig.update(func() { rig.leaders[1] = "n3" })
+					if how == "dies" {
+						rig.node("n2").conns.close(true)
+					}
+				})
+			}
+			lose()
+			if r := entry.get("/v1/dagruns?all=1&limit=10"); r.status != 200 || strings.Count(r.body, "runID") != 4 {
+				t.Errorf("a list: %d %s", r.status, r.body)
+			}
+			keys := make([]string, 2)
+			for i := 0; keys[0] == "" || keys[1] == ""; i++ {
+				key := fmt.Sprint("k", i)
+				keys[keyPartition(key, 2)] = key
+			}
+			lose()
+			line := func(key string) string { return `{"idempotencyKey":"` + key + `","spec":` + specOf(key) + "}\n" }
+			for i, answer := range entry.batch(line(keys[0]) + line(keys[1])) {
+				if !strings.Contains(answer, "runID") {
+					t.Errorf("a line with a key of partition %d: %s", i, answer)
+				}
+			}
+			// A node without a partition sends lines without a key to one of the leaders.
+			rig.update(func() { rig.leaders[0], rig.leaders[1] = "n2", "n2" })
+			all.hangAt("n2", release, func() {
+				rig.update(func() { rig.leaders[0], rig.leaders[1] = "n3", "n3" })
+				if how == "dies" {
+					rig.node("n2").conns.close(true)
+				}
+			})
+			for _, answer := range entry.batch(specOf("x") + "\n") {
+				if !strings.Contains(answer, `"type":"outcome-unknown"`) {
+					t.Errorf("a line without a key: %s", answer)
+				}
+			}
+			close(release)
+		})
+	}
+}
+
+// hangAt has the next call of the engine of a node wait until release is closed, after it was reported.
+func (a *partedRuns) hangAt(node string, release <-chan struct{}, reported func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var once sync.Once
+	a.onCall = func(at string) {
+		if at == node {
+			once.Do(func() {
+				reported()
+				<-release
+			})
+		}
 	}
 }
 
