@@ -234,12 +234,21 @@ func isNotLeader(err error) bool {
 }
 
 // forward has another node serve the request, or this one if it becomes the leader meanwhile.
-func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, partition uint64) error {
+//
+// Once a change was sent and its answer was lost, an answer that refuses the repeat says nothing about the
+// first attempt.
+func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, partition uint64) (err error) {
 	body, err := f.openBody(ctx, rt)
 	if err != nil {
 		return err
 	}
 	defer body.release()
+	lostAt := "" // the node that a change was sent to, and that did not answer
+	defer func() {
+		if lostAt != "" && (isServerError(err) || err == nil && ctx.Response.StatusCode() >= 500) {
+			err = outcomeUnknown(lostAt)
+		}
+	}()
 	hops, self := hopsOf(ctx), f.cluster.Self()
 	retry := &forwardRetry{until: time.Now().Add(f.wait), pause: firstForwardPause}
 	defer retry.end()
@@ -293,7 +302,10 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 			case errors.As(err, &lost):
 				f.outcomes.WithLabelValues("lost").Inc()
 				f.s.log.Info("http: the answer of another node was lost", "node", node, "path", string(ctx.URI().PathOriginal()), "err", err)
-				if !body.isRepeatable(ctx) {
+				if !ctx.IsGet() && !ctx.IsHead() {
+					lostAt = node
+				}
+				if lostAt != "" && (hops > 0 || !body.isRepeatable(ctx)) {
 					return outcomeUnknown(node)
 				}
 				why = fmt.Sprintf("node %s, which led partition %d, was lost", node, partition)
@@ -331,6 +343,21 @@ func (f *forwarder) relay(leader string) string {
 		}
 	}
 	return ""
+}
+
+// isServerError tells whether an error is answered with a status from 500.
+func isServerError(err error) bool {
+	var (
+		r *refusal
+		m *messages.Error
+	)
+	switch {
+	case errors.As(err, &r):
+		return r.status >= fasthttp.StatusInternalServerError
+	case errors.As(err, &m):
+		return statusOf(m.Code) >= fasthttp.StatusInternalServerError
+	}
+	return err != nil
 }
 
 // unavailable is the answer to a request that was not carried out, since no leader could be found.

@@ -262,6 +262,36 @@ func TestLeaderLostInMidRequest(t *testing.T) {
 	}
 }
 
+// TestRepeatThatFailsLeavesTheOutcomeUnknown: a submission was sent and its answer lost. What refuses the
+// repeat knows nothing about the first attempt.
+func TestRepeatThatFailsLeavesTheOutcomeUnknown(t *testing.T) {
+	for name, next := range map[string]func(*clusterRig){
+		"no leader":       func(rig *clusterRig) { rig.lead("") },
+		"a leader is ill": func(rig *clusterRig) { rig.lead("n3") },
+		"led here, ill":   func(rig *clusterRig) { rig.lead("n2") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			rig := newClusterRig(t, 3, func(c *Config) { c.leaderWait = 100 * time.Millisecond })
+			for _, id := range []string{"n2", "n3"} {
+				rig.node(id).engine.wait = func(context.Context, string) error {
+					return &messages.Error{Code: messages.Unavailable, Text: "the disk is full"}
+				}
+			}
+			first := rig.node("n1")
+			first.engine.hook = func(method string) {
+				if method == "Submit" {
+					next(rig)
+					first.conns.close(true)
+				}
+			}
+			r := rig.node("n2").do("POST", "/v1/dagrun", contractSpec, "Idempotency-Key: k")
+			if r.status != 503 || !strings.Contains(r.body, `"type":"outcome-unknown"`) {
+				t.Errorf("%d %s", r.status, r.body)
+			}
+		})
+	}
+}
+
 // TestDepartureEndsAForwardedRequest, also on the node that answers it.
 func TestDepartureEndsAForwardedRequest(t *testing.T) {
 	for name, path := range map[string]string{"long poll": "/v1/dagrun/2/state?wait=60s", "events": "/v1/dagrun/2/events", "all events": "/v1/events", "log": "/v1/dagrun/0/task/simple_0/log?follow=1"} {

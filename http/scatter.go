@@ -100,8 +100,14 @@ type partAnswer struct {
 //
 // A leader that cannot be reached is not asked by way of a third node: a list that takes two hops for each
 // of its pages costs more than the node is worth that the client could ask instead.
-func (q *scattered) ask(ctx context.Context, partition uint64, p *part, local func(context.Context) error, remote func(*partAnswer) error) error {
+func (q *scattered) ask(ctx context.Context, partition uint64, p *part, local func(context.Context) error, remote func(*partAnswer) error) (err error) {
 	f := q.f
+	lostAt := "" // as in forward
+	defer func() {
+		if lostAt != "" && isServerError(err) {
+			err = outcomeUnknown(lostAt)
+		}
+	}()
 	retry := &forwardRetry{until: time.Now().Add(f.wait), pause: firstForwardPause}
 	defer retry.end()
 	why := fmt.Sprintf("partition %d has no leader", partition)
@@ -129,6 +135,9 @@ func (q *scattered) ask(ctx context.Context, partition uint64, p *part, local fu
 			case errors.As(err, &unsent):
 				why = fmt.Sprintf("node %s, which leads partition %d, cannot be reached", node, partition)
 			case errors.As(err, &lost) && p.isRepeatable:
+				if p.method != fasthttp.MethodGet {
+					lostAt = node
+				}
 				why = fmt.Sprintf("node %s, which led partition %d, was lost", node, partition)
 				retry.until = time.Now().Add(f.wait)
 			case errors.As(err, &lost):
