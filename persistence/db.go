@@ -80,7 +80,8 @@ type DB struct {
 	replica  replicaState
 	syncMu   sync.Mutex // one Sync at a time
 
-	store atomic.Pointer[RunStore] // the store that is open over this DB; nil between two
+	store      atomic.Pointer[RunStore] // the store that is open over this DB; nil between two
+	storeCount atomic.Uint64            // stores so far, see RunStore.ordinal
 
 	// users is read-locked by Apply, Sync, attachStore and beginView, and locked by Close for a moment.
 	// It is not readers: a goroutine with a view may apply entries, while a Close waits for the view.

@@ -67,8 +67,8 @@
 //     show. TestListLearnsDeletedRuns expects them.
 //   - A damaged block is the end of the rows for its iterator, without an error: scanTxn,
 //     rowDeletions and badgerguard.Iterator ask for none, and the functions of iterators.go have no
-//     error to return. So finishedIndex is the witness of lost rows, and a backup verifies the
-//     tables last (VerifyTables). Errors of another storage engine's iterators must be asked for, and
+//     error to return. So finishedIndex is the witness of lost rows, a backup verifies the tables
+//     last (VerifyTables), and a new leader its index first (DB.verifyIndexTables). Errors of another storage engine's iterators must be asked for, and
 //     they, as those of a get (getRowTxn), must wrap ErrDamaged: only such errors are reported as damage
 //     (runReader.viewAt). A list takes the block for the end of the rows. missingReporter then names the
 //     indexed runs from there on, and confirmSuspected reads each by its key. summaryLookup.find must

@@ -590,6 +590,34 @@ func TestDamagedReplicaDoesNotLead(t *testing.T) {
 	}
 }
 
+// TestLateFailureLeavesTheNextStoreAlone: the alarm of a commit that did not end may come when its store
+// is closed, and the next one is open. Reads of that one wait for announced commits all the same.
+func TestLateFailureLeavesTheNextStoreAlone(t *testing.T) {
+	log, db, former := leadReplica(t, Config{})
+	if err := former.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := db.Lead(log.takeOver(db), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	former.stall.alarm(stallLimit)
+	if err := former.Err(); !errors.Is(err, ErrLost) {
+		t.Errorf("the former store: %v", err)
+	}
+	if err := appendAll(t, s, finishedRunBatch(0)); err != nil {
+		t.Error(err)
+	}
+	s.timestamps.mu.Lock()
+	if s.timestamps.closed {
+		t.Error("reads of the next store do not wait")
+	}
+	s.timestamps.mu.Unlock()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestViewDoesNotWaitForAClose: a Close waits for the views that are open. A view that would begin
 // meanwhile is refused at once: the goroutine that asks may have to close an open one.
 func TestViewDoesNotWaitForAClose(t *testing.T) {

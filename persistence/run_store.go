@@ -20,6 +20,7 @@ import (
 // other lock is taken: those of queue, deletedIDs and finished.
 type RunStore struct {
 	runReader
+	ordinal    uint64             // tells the stores over one DB apart, from 1
 	epoch      uint64             // see epochShift
 	numbering  messages.Numbering // of its runs
 	replicated bool               // the DB is a replica, and the epoch is the term that the store leads
@@ -80,6 +81,7 @@ func (db *DB) openStore(c Config) (*RunStore, error) {
 // those of the transaction that each commit becomes somewhere: here, or on the smallest replica.
 func (db *DB) newStore(limits badgerguard.Limits) (*RunStore, error) {
 	s := &RunStore{
+		ordinal:       db.storeCount.Add(1),
 		committerDone: make(chan struct{}), loaded: make(chan struct{}),
 		queue:     commitQueue{wake: make(chan struct{}, 1)},
 		truncator: journalTruncator{truncatedBelow: map[messages.RunID]uint64{}},
@@ -110,7 +112,7 @@ func (s *RunStore) start(c Config) error {
 		s.packer.close()
 		return err
 	}
-	s.timestamps.beginStore(c.Numbering)
+	s.timestamps.beginStore(s.ordinal, c.Numbering)
 	err := s.db.Err()
 	if err == nil && s.replicated {
 		err = s.db.verifyIndexTables()
@@ -292,7 +294,7 @@ func (s *RunStore) fail(err error) error {
 // waiting. It returns the reason that counts, and whether that is this one.
 func (s *RunStore) end(err error) (reason error, first bool) {
 	if reason, first = s.failure.set(err); first {
-		s.timestamps.stopWaiting()
+		s.timestamps.stopWaiting(s.ordinal)
 	}
 	return reason, first
 }

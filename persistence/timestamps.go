@@ -22,6 +22,7 @@ type readTimestamps struct {
 	published  uint64         // the newest commit that is durable and in Badger
 	announced  uint64         // the newest commit that a caller may know to be durable
 	closed     bool           // the store has failed: no further commit is published
+	store      uint64         // the store that began last, by RunStore.ordinal
 	active     map[uint64]int // reads under way, by their timestamps
 	unfinished unfinishedIndex
 }
@@ -34,11 +35,12 @@ func newReadTimestamps() *readTimestamps {
 
 // beginStore forgets what the store before knew: a new store reads from the published commit on,
 // and learns which runs are unfinished from the rows. All of its runs are of one partition.
-func (t *readTimestamps) beginStore(numbering messages.Numbering) {
+func (t *readTimestamps) beginStore(ordinal uint64, numbering messages.Numbering) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	rows := idtable.Spaced[rowState](numbering.Stride(), numbering.Partition)
 	t.announced, t.closed, t.unfinished = t.published, false, unfinishedIndex{rows}
+	t.store = ordinal
 }
 
 // newest returns the newest published commit.
@@ -55,10 +57,14 @@ func (t *readTimestamps) announce(commit uint64) {
 	t.announced = max(t.announced, commit)
 }
 
-// stopWaiting ends all waiting: the store has failed.
-func (t *readTimestamps) stopWaiting() {
+// stopWaiting ends all waiting: the store has failed. A former store that fails late changes nothing
+// (an alarm of its stallWatch): reads of the next one must wait for what its callers know.
+func (t *readTimestamps) stopWaiting(ordinal uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.store != ordinal {
+		return
+	}
 	t.closed = true
 	t.changed.Broadcast()
 }

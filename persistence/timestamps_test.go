@@ -193,7 +193,7 @@ func TestReadSeesAnnouncedCommits(t *testing.T) {
 	}
 	m.announce(3)
 	go func() { began <- m.acquire() }()
-	m.stopWaiting()
+	m.stopWaiting(0)
 	if at := <-began; at != 2 {
 		t.Errorf("a read of %d in a failed store, want 2", at)
 	}
