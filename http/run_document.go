@@ -300,10 +300,10 @@ func (o *outputEncoder) appendOutput(dst []byte, log messages.Log, err error) []
 }
 
 // appendUnreadable appends a marker in place of output that cannot be read. It names a damaged
-// file, and the node that has the output.
+// file.
 func appendUnreadable(dst []byte, err error) []byte {
 	var m *messages.Error
-	if errors.As(err, &m) && (m.Code == messages.Damaged || m.Code == messages.NotFound) {
+	if errors.As(err, &m) && m.Code == messages.Damaged {
 		return appendString(dst, "[caravan: output not readable: "+m.Text+"]")
 	}
 	return append(dst, `"[caravan: output not readable]"`...)
