@@ -30,8 +30,9 @@ import (
 //  1. db-<n+1> is made of the copy, durable (persistence.InstallCopy), and opened;
 //  2. replica.json names n+1: from here on the replica has the new rows, also after a crash;
 //  3. the DB of db-<n+1> takes the place of the former one;
-//  4. the former DB is closed, when its last view is, and db-<n> is removed. The open removes every other
-//     generation, whatever a crash has left.
+//  4. the former DB is closed, when its last view is, and db-<n> is removed. Several may wait for that, so
+//     each of them removes its own folder. The open removes every other generation, whatever a crash has
+//     left.
 //
 // A view that is asked of the former DB at this moment is errReplaced. An engine ends before 1
 // (evictEngine): its store is open over the DB.
@@ -386,8 +387,10 @@ func (m *machine) Restore(index uint64, r io.Reader) error {
 	former := m.db.Swap(db)
 	m.registerer.unregisterAll()
 	m.registerer = registerer
+	formerDir := m.generationFolder(next.Generation - 1)
 	m.background.Go(func() {
-		if err := errors.Join(former.Close(), m.removeOtherGenerations(next)); err != nil {
+		// A later Restore may be at work by then, or be done: no other folder is this goroutine's.
+		if err := errors.Join(former.Close(), os.RemoveAll(formerDir)); err != nil {
 			m.logger.Warn("the former rows of the replica stay until the next start", "err", err)
 		}
 	})

@@ -294,3 +294,45 @@ func TestOnlyALostLeadershipEndsAnEngineAlone(t *testing.T) {
 		t.Errorf("a lost leadership: %v", err)
 	}
 }
+
+// TestViewOutlivesTwoCopies: the rows of a second copy stay when the last reader of the rows before the first
+// one goes.
+func TestViewOutlivesTwoCopies(t *testing.T) {
+	l := &entryLog{t: t}
+	one := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)
+	defer func() { closeMachine(t, one) }()
+	dir := filepath.Join(t.TempDir(), "p", "0")
+	two := newMachine(t, dir, 0)
+	defer func() { closeMachine(t, two) }()
+	view, err := two.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		l.write(one, 5)
+		s, err := one.Snapshot(uint64(len(l.entries)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text bytes.Buffer
+		_, err = s.WriteTo(&text)
+		if err = errors.Join(err, s.Close(), two.Restore(uint64(len(l.entries)), &text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, rows, err := view.Digest(); err != nil || rows != 0 {
+		t.Errorf("the view from before has %d rows, %v", rows, err)
+	}
+	view.Close()
+	two.background.Wait()
+	if folders, _ := filepath.Glob(filepath.Join(dir, "db-*")); len(folders) != 1 {
+		t.Errorf("the folders of rows are %v", folders)
+	}
+	want := verify(t, one, uint64(len(l.entries)))
+	closeMachine(t, two)
+	two = newMachine(t, dir, 0)
+	l.replay(two, synced(t, two))
+	if got := verify(t, two, uint64(len(l.entries))); got.Digest != want.Digest {
+		t.Errorf("%d rows after a restart, want %d", got.Rows, want.Rows)
+	}
+}
