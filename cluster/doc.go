@@ -15,7 +15,7 @@
 //  3. Directory.HasLease tells whether an answer may be sent. An engine that was published may have lost
 //     its leadership a moment ago: without the lease its answers may be old.
 //  4. All listed nodes together form the cluster, once. A node that lost its folder, or a part of it, does
-//     not come back under its old ID.
+//     not come back under its old ID. A new node of its name may take its place (Config.Replace).
 //  5. An error of a disk is fatal for the process (Config.Fatal). A lost leadership ends an engine alone.
 //
 // # Duties of the caller
@@ -33,7 +33,9 @@
 //	leadership.awaitLog     one for each proposal, until the log has answered it
 //	machine.Verify       one for each digest
 //	machine.Restore      one that closes the former rows
-//	port, introducer     accept connections, and one for each greeting
+//	port, introducer,    accept connections, and one for each greeting
+//	  admitter
+//	seekAdmission        one while the node takes the place of another one
 //	raftlog, actors      their own; raftlog calls the machine on those of its library
 //
 // machine.Restore runs on a goroutine of the log, and waits until the host has ended its engine. The
@@ -50,5 +52,6 @@
 //
 // directory.go is what the rest of the program sees. host.go decides when an engine begins and ends,
 // leadership.go is one engine for one term, and machine.go the rows below it. member.go puts a node
-// together; folder.go, formation.go and port.go are its files, its first start and its connections.
+// together; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
+// of a lost node, and its connections.
 package cluster

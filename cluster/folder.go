@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
@@ -61,6 +60,10 @@ type identity struct {
 	Base uint64 `json:"base,omitempty"`
 	// Opened says that all replicas were opened once. From then on a missing one was lost.
 	Opened bool `json:"opened,omitempty"`
+	// IsReplacement says that the node is in place of a former one of its name, and IsAdmitted that it is a
+	// voter of all partitions.
+	IsReplacement bool `json:"isReplacement,omitempty"`
+	IsAdmitted    bool `json:"isAdmitted,omitempty"`
 }
 
 func (i *identity) isFormed() bool { return i.Cluster != "" }
@@ -88,13 +91,12 @@ func (i *identity) ids() (ids []raftlog.NodeID) {
 	return ids
 }
 
-// nameOf returns the name of a member, or "".
-func (i *identity) nameOf(id raftlog.NodeID) string {
-	if at := slices.IndexFunc(i.Members, func(m memberName) bool { return m.ID == id }); at >= 0 {
-		return i.Members[at].Name
-	}
-	return ""
-}
+// idDigits is the number of random hexadecimal digits of a node ID, after the name and a hyphen.
+const idDigits = 16
+
+// nameOfID returns the name of a node, or "". IDs tell names, so that every member knows where a node is
+// that came in place of another one.
+func nameOfID(id raftlog.NodeID) string { return string(id[:max(len(id)-idDigits-1, 0)]) }
 
 // folder is the folder of a member, locked for this process.
 type folder struct {
@@ -155,7 +157,7 @@ func (f *folder) newIdentity(name string) (*identity, error) {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
-	var random [8]byte
+	var random [idDigits / 2]byte
 	if _, err := rand.Read(random[:]); err != nil {
 		return nil, err
 	}

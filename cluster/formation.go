@@ -1,14 +1,11 @@
 package cluster
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -26,7 +23,8 @@ import (
 //     Only a node that was new when it introduced itself can be in this state: its ID is as old as its
 //     folder.
 //  3. A node that hears of one which has formed the cluster with another ID under its name has lost its
-//     folder, and is refused. So is one that is not listed.
+//     folder, and is refused. So is one that is not listed. With Config.Replace it takes the place of the
+//     former node instead (replacement.go).
 //
 // Two of three are not enough for rule 1: two nodes that have both lost their folders would form an empty
 // cluster and serve, while the third one has all that was acknowledged. The decision is durable in
@@ -39,9 +37,6 @@ type introduction struct {
 	// Nodes and Partitions are those of the configuration while the cluster is not formed.
 	Nodes []NodeAddress `json:"nodes"`
 }
-
-// maxIntroduction bounds an introduction, in bytes.
-const maxIntroduction = 64 << 10
 
 // RefusedError says why a node cannot be part of the cluster that its configuration lists. It does not
 // pass by itself.
@@ -127,7 +122,7 @@ func joinFormed(self, other *introduction) (*identity, error) {
 		return nil, refusedBecause("node %s is in cluster %s without a node %s", other.Name, other.Cluster, self.Name)
 	case other.Members[at].ID != self.ID:
 		return nil, refusedBecause("node %s knows %s as %s, and this folder is of %s: the folder of that node was lost. "+
-			"Its entries are lost with it, so it must not come back under its old name: it has to be replaced by a new node",
+			"Its entries are lost with it, so it must not come back by itself: start it as the replacement of the former node",
 			other.Name, self.Name, other.Members[at].ID, self.ID)
 	}
 	formed := self.identity
@@ -198,21 +193,14 @@ func (i *introducer) exchangeOver(conn net.Conn) (*introduction, error) {
 	written := make(chan error, 1)
 	go func() {
 		self := i.currentIntroduction()
-		text, err := json.Marshal(&self)
-		if err == nil {
-			_, err = conn.Write(append(text, '\n'))
-		}
-		written <- err
+		written <- writeJSONLine(conn, &self)
 	}()
-	line, err := bufio.NewReader(io.LimitReader(conn, maxIntroduction)).ReadBytes('\n')
+	var other introduction
+	err := readJSONLine(conn, &other)
 	if err != nil {
 		conn.Close()
 	}
 	if err = errors.Join(err, <-written); err != nil {
-		return nil, err
-	}
-	var other introduction
-	if err := json.Unmarshal(line, &other); err != nil {
 		return nil, err
 	}
 	if other.Format != folderFormat {
@@ -224,19 +212,19 @@ func (i *introducer) exchangeOver(conn net.Conn) (*introduction, error) {
 // introductionPause is between two rounds of introductions.
 const introductionPause = 300 * time.Millisecond
 
-// formCluster returns when the cluster is formed, with the identity that is to be made durable.
-func (i *introducer) formCluster(ctx context.Context) (*identity, error) {
+// formCluster returns when decide has an identity: that is to be made durable.
+func (i *introducer) formCluster(ctx context.Context, decide func(*introduction, map[string]*introduction) (*identity, error)) (*identity, error) {
 	self := i.currentIntroduction()
 	logged := ""
 	for {
 		others, missing := i.askAll(ctx, &self)
-		formed, err := decideFormation(&self, others)
+		formed, err := decide(&self, others)
 		if formed != nil || err != nil {
 			return formed, err
 		}
 		if text := strings.Join(missing, "; "); text != logged {
 			logged = text
-			i.logger.Info("waiting for the other nodes: a cluster is formed by all of them", "missing", text)
+			i.logger.Info("waiting for other nodes: a cluster is formed by all of them", "missing", text)
 		}
 		select {
 		case <-ctx.Done():

@@ -28,8 +28,11 @@ type Config struct {
 	// Nodes lists the first nodes of the cluster, the same on each of them. Later it says where they are:
 	// a node may change its address.
 	Nodes      []NodeAddress
-	Partitions int    // fixed when the cluster is formed
-	Dir        string // made if missing; one process at a time
+	Partitions int // fixed when the cluster is formed
+	// Replace lets a node with an empty folder take the place of the former node of its name, which has lost
+	// its folder and does not run any more. Without an effect on a folder that is in use.
+	Replace bool
+	Dir     string // made if missing; one process at a time
 
 	// Listener accepts the connections of other nodes. The member closes it, also when Open fails.
 	Listener net.Listener
@@ -70,7 +73,9 @@ type Member struct {
 	introducer *introducer
 	mux        *raftlog.Mux
 	hosts      []*host
+	admitter   *admitter
 	metrics    *partitionCollector // nil until it is registered
+	background sync.WaitGroup      // seekAdmission
 
 	mu      sync.Mutex // a leaf
 	changes chan struct{}
@@ -125,6 +130,12 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		h.isRunning = true
 		go h.run()
 	}
+	if m.admitter, err = startAdmitter(m); err != nil {
+		return nil, err
+	}
+	if m.identity.IsReplacement && !m.identity.IsAdmitted {
+		m.background.Go(m.seekAdmission)
+	}
 	return m, nil
 }
 
@@ -169,7 +180,11 @@ func (m *Member) joinCluster(ctx context.Context) error {
 		return err
 	}
 	if !id.isFormed() {
-		formed, err := m.introducer.formCluster(ctx)
+		decide := decideFormation
+		if c.Replace {
+			decide = decideReplacement
+		}
+		formed, err := m.introducer.formCluster(ctx, decide)
 		if err != nil {
 			return err
 		}
@@ -178,7 +193,7 @@ func (m *Member) joinCluster(ctx context.Context) error {
 		}
 		m.identity = formed
 		m.introducer.setIdentity(formed)
-		c.Logger.Info("the cluster is formed", "cluster", formed.Cluster, "members", len(formed.Members))
+		c.Logger.Info("the node is part of a cluster", "cluster", formed.Cluster, "members", len(formed.Members), "replacement", formed.IsReplacement)
 	}
 	if m.cluster, err = m.identity.clusterID(); err != nil {
 		return err
@@ -256,7 +271,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 	}
 	group := raftlog.Config{Group: groupNumber(partition), Node: m.identity.ID, Dir: filepath.Join(h.machine.dir, groupDir),
 		Machine: h.machine, Mux: m.mux, Settings: c.Log, Logger: h.logger}
-	if isNew {
+	if isNew && !m.identity.IsReplacement {
 		group.Bootstrap = m.identity.ids()
 	}
 	h.machine.comparableFrom.Store(math.MaxUint64) // entries come again from here on
@@ -266,7 +281,8 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 	}
 	h.machine.comparableFrom.Store(h.group.Status().Last)
 	m.hosts = append(m.hosts, h)
-	if s := h.group.Status(); !isNew && s.Last == 0 && s.Snapshot == 0 {
+	hadEntries := !isNew && (!m.identity.IsReplacement || m.identity.IsAdmitted)
+	if s := h.group.Status(); hadEntries && s.Last == 0 && s.Snapshot == 0 {
 		return fmt.Errorf("the log in %s is empty, and it had entries: they were lost. Start with an empty folder as a new node", group.Dir)
 	}
 	return nil
@@ -330,6 +346,10 @@ func (m *Member) closeParts() error {
 	if m.introducer != nil {
 		m.introducer.close()
 	}
+	if m.admitter != nil {
+		m.admitter.close()
+	}
+	m.background.Wait()
 	if m.folder != nil {
 		errs = append(errs, m.folder.close())
 	}
@@ -386,7 +406,7 @@ func (m *Member) HasLease(partition int, epoch uint64) bool {
 
 // placeOf returns the name and the address of a member, as the configuration lists them.
 func (m *Member) placeOf(id raftlog.NodeID) (NodeAddress, error) {
-	name := m.identity.nameOf(id)
+	name := nameOfID(id)
 	for _, node := range m.config.Nodes {
 		if node.Name == name {
 			return node, nil

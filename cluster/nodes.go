@@ -1,6 +1,10 @@
 package cluster
 
-import "github.com/caravan-dag/caravan/cluster/raftlog"
+import (
+	"slices"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+)
 
 // Node is a node of the cluster, for users.
 type Node struct {
@@ -9,11 +13,18 @@ type Node struct {
 	Address string // of its port, as the configuration lists it; "" = it is not listed
 }
 
-// Nodes returns all nodes of the cluster, by name.
+// Nodes returns all nodes of the cluster, by name: the members of its first partition, as this node knows
+// them, or those that formed it.
 func (m *Member) Nodes() (nodes []Node) {
-	for _, member := range m.identity.Members {
-		place, _ := m.placeOf(member.ID)
-		nodes = append(nodes, Node{ID: member.ID, Name: member.Name, Address: place.Address})
+	members := m.hosts[0].group.Members()
+	ids := slices.Concat(members.Voters, members.Learners)
+	if len(ids) == 0 {
+		ids = m.identity.ids()
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		place, _ := m.placeOf(id)
+		nodes = append(nodes, Node{ID: id, Name: nameOfID(id), Address: place.Address})
 	}
 	return nodes
 }

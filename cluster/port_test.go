@@ -161,3 +161,13 @@ func TestPortWithoutTLS(t *testing.T) {
 		}
 	}
 }
+
+// overTLSAgain makes a closed node listen at its former address.
+func (c *testCluster) overTLSAgain(n *testNode, credentials *clustertls.Credentials) {
+	c.t.Helper()
+	l, err := net.Listen("tcp", n.listener.Addr().String())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	n.listener, n.credentials = l, credentials
+}

@@ -62,6 +62,7 @@ type testNode struct {
 	listener    net.Listener
 	credentials *clustertls.Credentials
 
+	replace          bool // see Config
 	afterRestoreStep func(partition, step int) error
 
 	mu     sync.Mutex
@@ -176,7 +177,7 @@ func (n *testNode) config() Config {
 	n.registry = prometheus.NewRegistry()
 	logger := c.logger()
 	config := Config{
-		Name: n.name, Nodes: c.list(), Partitions: c.partitions, Dir: n.dir,
+		Name: n.name, Nodes: c.list(), Partitions: c.partitions, Dir: n.dir, Replace: n.replace,
 		Listener: c.network.Listen(raftlog.NodeID(n.name)), Dial: c.network.Dial(raftlog.NodeID(n.name)),
 		Engine: func(int) actors.Config {
 			return actors.Config{
