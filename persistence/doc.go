@@ -103,9 +103,9 @@
 // named *.sst.
 //
 // These tests know Badger, its files or its tombstones: bench_test.go, export_test.go,
-// finished_index_test.go, iterators_test.go, local_log_test.go, mutation_test.go, open_test.go,
-// recovery_test.go, replay_property_test.go, replica_copy_test.go, replica_end_test.go,
-// replica_test.go, timestamps_test.go and verify_test.go.
+// finished_index_test.go, iterators_test.go, lead_test.go, local_log_test.go, mutation_test.go,
+// open_test.go, recovery_test.go, replay_property_test.go, replica_copy_test.go,
+// replica_end_test.go, replica_test.go, timestamps_test.go and verify_test.go.
 //
 // Commands and the server use more of the implementation than Store: Backup with ReadView, Restore
 // and VerifyTables for backups; OpenOffline, Offline and SetNextRun for check and salvage.
