@@ -213,18 +213,29 @@ func keyPartition(key string, count uint64) uint64 {
 }
 
 // anyPartition returns a partition for a submission without a key: the next one that is led here, or else
-// the next one.
+// the next one whose leader is known.
 func (f *forwarder) anyPartition(count uint64) uint64 {
 	if count == 1 {
 		return 0
 	}
 	first := f.rotation.Add(1)
+	chosen, isChosen := first%count, false
 	for i := range count {
-		if _, isHere := f.cluster.Leader((first + i) % count); isHere {
-			return (first + i) % count
+		partition := (first + i) % count
+		leader, isHere := f.cluster.Leader(partition)
+		if isHere {
+			return partition
+		}
+		if leader != "" && !isChosen {
+			chosen, isChosen = partition, true
 		}
 	}
-	return first % count
+	return chosen
+}
+
+// hasChoice tells whether a request can be served by any partition.
+func (f *forwarder) hasChoice(ctx *fasthttp.RequestCtx, rt *route) bool {
+	return rt.servedBy == keyLeader && f.cluster.Partitions() > 1 && hopsOf(ctx) == 0 && ctx.Request.Header.Peek(idempotencyHeader) == nil
 }
 
 // isNotLeader tells whether the engine did not serve a call because another node leads.
@@ -255,7 +266,11 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 	why := fmt.Sprintf("partition %d has no leader", partition)
 	// The leader that a node has named, or a node that may reach the leader, and whether the attempt goes there.
 	hint, isHinted := "", false
-	for {
+	for attempt := 0; ; attempt++ {
+		if attempt > 0 && hint == "" && f.hasChoice(ctx, rt) {
+			partition = f.anyPartition(f.cluster.Partitions())
+			setPartition(ctx, partition)
+		}
 		changed := f.cluster.Changed()
 		node, isHere := f.cluster.Leader(partition)
 		if isHinted = hint != "" && !isHere; isHinted {

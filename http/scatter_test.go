@@ -265,6 +265,15 @@ func TestSubmissionsToPartitions(t *testing.T) {
 		}
 	}
 	all.check(t)
+	// A node that leads none of them finds one whose leader can be reached.
+	rig.update(func() { rig.leaders[0], rig.leaders[1], rig.leaders[2] = "", "n1", "n2" })
+	rig.update(func() { rig.unreachable["n1"] = true })
+	rig.node("n3").forwarder.transport.CloseIdleConnections()
+	for range 6 {
+		if r := rig.node("n3").do("POST", "/v1/dagrun", contractSpec); r.status != 200 {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+	}
 }
 
 // check: each run has the body of its submission.
