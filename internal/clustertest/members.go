@@ -19,8 +19,8 @@ import (
 // and the folder of its certificate. The first call creates all certificates with the binary under
 // test.
 //
-// The addresses are those that others dial. In the form of the network with proxies a member listens elsewhere
-// (Node.Endpoint), and needs further arguments that say so.
+// The addresses are those that others dial. In the form of the network with proxies a member listens
+// elsewhere (--cluster-listen).
 func (n *Node) MemberArguments() []string {
 	c := n.cluster
 	c.certificates.Do(func() {
@@ -37,6 +37,9 @@ func (n *Node) MemberArguments() []string {
 		isFirst = isFirst || member == n
 	}
 	arguments := []string{"--node", n.Name, "--tls-dir", c.certificateFolder(n.Name)}
+	if listen, dial := n.Endpoint(ClusterPort); listen != dial {
+		arguments = append(arguments, "--cluster-listen", listen)
+	}
 	if isFirst {
 		return append(arguments, "--cluster", strings.Join(list, ","))
 	}

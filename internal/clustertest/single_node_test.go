@@ -248,7 +248,7 @@ func startLoad(c *clustertest.Cluster, seed uint64, clients int) *load {
 func (l *load) useCluster(ctx, following context.Context, number int, rng *rand.Rand) {
 	c := l.cluster.NewClient(number)
 	defer c.Close()
-	c.CallLimit = time.Second
+	c.CallLimit = 2 * time.Second
 	var runs []uint64
 	for i := 0; ctx.Err() == nil; i++ {
 		node := l.cluster.Nodes()[rng.IntN(len(l.cluster.Nodes()))].Name
@@ -312,7 +312,11 @@ func (l *load) follow(ctx context.Context, number int, run uint64) {
 	l.followers.Go(func() {
 		c := l.cluster.NewClient(number)
 		defer c.Close()
-		_ = c.Follow(ctx, run, l.cluster.Nodes()[0].Name) // a stream without its end breaks a rule
+		var nodes []string
+		for _, n := range l.cluster.Nodes() {
+			nodes = append(nodes, n.Name)
+		}
+		_ = c.Follow(ctx, run, nodes...) // a stream without its end breaks a rule
 	})
 }
 
