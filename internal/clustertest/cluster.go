@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -180,26 +181,34 @@ func (c *Cluster) LaunchAll() {
 	}
 }
 
-// Revive launches the nodes whose servers have ended, and waits until all are ready. A server may
-// still be about to end because of a former fault; then it is launched again. Nodes that were never
-// launched are left alone.
-func (c *Cluster) Revive() error {
+// Revive launches the nodes whose servers have ended, all at a time, and waits until all are ready. A
+// server may still be about to end because of a former fault; then it is launched again. Nodes that
+// were never launched are left alone.
+func (c *Cluster) Revive() (err error) {
 	const launches = 3
-	for _, n := range c.nodes {
-		if n.Server() == nil {
-			continue
-		}
-		for launch := 1; ; launch++ {
-			if !n.IsRunning() {
+	for range launches {
+		for _, n := range c.nodes {
+			if n.Server() != nil && !n.IsRunning() {
 				if err := n.Launch(); err != nil {
 					return err
 				}
 			}
-			err := n.AwaitReady(Patience)
-			if err == nil {
-				break
-			}
-			if launch == launches || n.IsRunning() {
+		}
+		if err = c.awaitAllReady(); err == nil {
+			return nil
+		}
+		if !slices.ContainsFunc(c.nodes, func(n *Node) bool { return n.Server() != nil && !n.IsRunning() }) {
+			return err
+		}
+	}
+	return err
+}
+
+// awaitAllReady waits for all nodes that were launched. It returns at the first one that has ended.
+func (c *Cluster) awaitAllReady() error {
+	for _, n := range c.nodes {
+		if n.Server() != nil {
+			if err := n.AwaitReady(Patience); err != nil {
 				return err
 			}
 		}

@@ -41,13 +41,7 @@ func roundSeed(t *testing.T) uint64 {
 // clients use it while it is killed, cut off, and loses its power. It keeps its guarantees, so its
 // history breaks no rule.
 func TestSingleNodeHistory(t *testing.T) {
-	bin := os.Getenv("CARAVAN_BINARY")
-	if bin == "" {
-		var err error
-		if bin, err = testenv.Build(t.TempDir(), false); err != nil {
-			t.Fatal(err)
-		}
-	}
+	bin := realBinary(t)
 	for _, plain := range []bool{false, true} {
 		t.Run(fmt.Sprintf("plain=%v", plain), func(t *testing.T) {
 			seed := roundSeed(t)

@@ -12,9 +12,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
@@ -31,7 +35,38 @@ func TestMain(m *testing.M) {
 			work()
 		}
 	}
-	testenv.VerifyNoLeaks(m)
+	testenv.VerifyNoLeaks(m, goleak.Cleanup(func(code int) {
+		if dir := binaryFolder.Load(); dir != nil {
+			os.RemoveAll(*dir)
+		}
+		os.Exit(code)
+	}))
+}
+
+// binaryFolder is the folder of the binary that buildOnce has built; nil before that.
+var binaryFolder atomic.Pointer[string]
+
+// buildOnce builds the real binary for all tests that need it.
+var buildOnce = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "caravan-clustertest-")
+	if err != nil {
+		return "", err
+	}
+	binaryFolder.Store(&dir)
+	return testenv.Build(dir, false)
+})
+
+// realBinary returns the path of the binary under test.
+func realBinary(t *testing.T) string {
+	t.Helper()
+	if path := os.Getenv("CARAVAN_BINARY"); path != "" {
+		return path
+	}
+	path, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // flagOf returns the value of an argument of `serve`.
