@@ -224,7 +224,7 @@ func (i *introducer) formCluster(ctx context.Context, decide func(*introduction,
 		}
 		if text := strings.Join(missing, "; "); text != logged {
 			logged = text
-			i.logger.Info("waiting for other nodes: a cluster is formed by all of them", "missing", text)
+			i.logger.Info("waiting for the other nodes: a cluster is formed by all of them", "missing", text)
 		}
 		select {
 		case <-ctx.Done():

@@ -212,7 +212,12 @@ func (h *host) beginEngine() (began bool, err error) {
 			return false, errors.Join(err, h.endEngine())
 		}
 		h.logger.Info("this node does not lead the partition after all", "epoch", l.epoch, "err", err)
-		return false, h.endEngine()
+		isUnfit := h.leads(l.epoch) // the replica is damaged: another attempt would find the same
+		err := h.endEngine()
+		if isUnfit {
+			h.endedCount = maxEngines
+		}
+		return false, err
 	}
 	h.takeovers.Add(1)
 	h.published.Store(l)
