@@ -136,11 +136,15 @@ func (h *host) run() {
 	}
 }
 
-// fail ends the engine and reports an error that the process cannot go on with.
+// fail reports an error that the process cannot go on with, and ends the engine. The report comes first:
+// the end of the engine may wait for the disk that does not answer any more.
 func (h *host) fail(err error) {
-	err = errors.Join(err, h.endEngine())
+	h.unpublish()
 	h.logger.Error("the replica has failed", "err", err)
 	h.config.Fatal(fmt.Errorf("partition %d: %w", h.partition, err))
+	if err := h.endEngine(); err != nil {
+		h.logger.Error("the engine did not end well", "err", err)
+	}
 }
 
 // reconcile does one step after the other, until the state is right or a step has to be waited for.
@@ -232,16 +236,21 @@ func (h *host) endEngine() error {
 	if l == nil {
 		return nil
 	}
-	if h.published.CompareAndSwap(l, nil) {
-		h.changed()
-		h.logger.Info("this node leads the partition no longer", "epoch", l.epoch)
-	}
+	h.unpublish()
 	err := l.endEngine()
 	h.noteEnded(l)
 	h.mu.Lock()
 	h.current = nil
 	h.mu.Unlock()
 	return err
+}
+
+// unpublish hides the engine from callers.
+func (h *host) unpublish() {
+	if l := h.published.Swap(nil); l != nil {
+		h.changed()
+		h.logger.Info("this node leads the partition no longer", "epoch", l.epoch)
+	}
 }
 
 // noteEnded counts the engines of one term.

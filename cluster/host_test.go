@@ -1,9 +1,12 @@
 package cluster
 
 import (
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -139,6 +142,63 @@ func TestEvictedEngine(t *testing.T) {
 		c.checkRuns(l.stop())
 		c.checkReplicas()
 	}
+}
+
+// stalledExecutor is an executor whose Detach waits for a disk that does not answer.
+type stalledExecutor struct {
+	*executor.Noop
+	answers chan struct{}
+}
+
+func (*stalledExecutor) ExpectResume(...messages.RunID)     {}
+func (*stalledExecutor) ResumeDone(messages.RunID)          {}
+func (*stalledExecutor) Acknowledge(...messages.AttemptKey) {}
+
+// Detach waits for the disk.
+func (s *stalledExecutor) Detach() error {
+	<-s.answers
+	return nil
+}
+
+// TestFailedReplicaIsReportedAtOnce: a disk that is in doubt is reported before the engine ends, which may
+// have to wait for that disk.
+func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	answers := make(chan struct{})
+	answer := sync.OnceFunc(func() { close(answers) })
+	t.Cleanup(answer)
+	c.each(func(n *testNode) {
+		config := n.config()
+		engine := config.Engine
+		config.Engine = func(partition int) actors.Config {
+			c := engine(partition)
+			c.Executors["stalled"] = func(s executor.Sink) (executor.Executor, error) {
+				return &stalledExecutor{executor.NewNoop(s.Report), answers}, nil
+			}
+			return c
+		}
+		m, err := Open(t.Context(), config)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		n.setRunning(m)
+	})
+	leader, _ := c.leaderOf(0)
+	m := leader.running()
+	if _, err := m.hosts[0].machine.db.Load().Apply(1, 1, []byte("not a group")); err == nil {
+		t.Error("the DB takes anything for a group")
+	}
+	testenv.EventuallyWithin(t, patience, "the failure is reported", func() bool { return len(leader.fatals()) == 1 })
+	if _, _, ok := m.Engine(0); ok {
+		t.Error("the engine is still published")
+	}
+	answer()
+	leader.mu.Lock()
+	leader.fatal = nil
+	leader.mu.Unlock()
+	_ = m.Close() // the DB has failed
+	leader.setRunning(nil)
 }
 
 // TestCopiesUnderLoad: followers that were away for longer than the logs reach get copies of several
