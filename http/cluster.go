@@ -12,14 +12,14 @@ import (
 // into partitions: run n is of partition n mod P, and each partition has one leader at a time, whose
 // engine serves it. A request that arrives at another node is forwarded (forward.go).
 //
-// The methods may be called from any goroutine. They wait for nothing, except Dial, and Status on a node
-// that leads without a lease.
+// The methods may be called from any goroutine. They answer at once, except Dial, and Status on a node that
+// leads without a lease.
 type Cluster interface {
 	// Self returns the ID of this node. IDs consist of letters, digits, '-', '_' and '.'.
 	Self() string
 	// Partitions returns P, which never changes.
 	Partitions() uint64
-	// Leader returns the node that leads a partition, as far as this node knows; "" = none is known.
+	// Leader returns the node that leads a partition, as far as this node knows; "" = unknown.
 	// isHere tells that this node leads it and that its engine serves. While the engine is still
 	// starting, the leader is this node and isHere is false.
 	Leader(partition uint64) (node string, isHere bool)

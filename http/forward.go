@@ -31,12 +31,12 @@ import (
 //	the partition is led here         the handler, as on a single node
 //	another node leads it             forwarded
 //	it cannot be reached              a third node is asked to forward it: it may reach the leader
-//	no leader is known, or it cannot be reached, or it says that it does not lead (421)
+//	a leader is unknown, cannot be reached, or says that it does not lead (421)
 //	                                  tried again when leaders change and after a pause, until
 //	                                  leaderWait is up: 503
 //	sent, and the answer is lost      a GET or a submission with an Idempotency-Key is sent again, since
-//	                                  that changes nothing twice. Any other request is answered with 503
-//	                                  of type outcome-unknown
+//	                                  its effect is the same. Any other request is answered with 503 of
+//	                                  type outcome-unknown
 //
 // A node that gets a forwarded request forwards it again when another one leads: the entry node may know
 // an old leader, or one that it cannot reach. maxHops bounds that. It does not try again: it answers 421,
@@ -246,8 +246,8 @@ func isNotLeader(err error) bool {
 
 // forward has another node serve the request, or this one if it becomes the leader meanwhile.
 //
-// Once a change was sent and its answer was lost, an answer that refuses the repeat says nothing about the
-// first attempt.
+// Once a change was sent and its answer was lost, an answer that refuses the repeat leaves open what became
+// of the first attempt.
 func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, partition uint64) (err error) {
 	body, err := f.openBody(ctx, rt)
 	if err != nil {
@@ -336,7 +336,7 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 			return f.refuseMisdirected(ctx, partition)
 		}
 		if hint != "" {
-			changed = closedChannel() // there is no reason to wait
+			changed = closedChannel() // the next attempt goes to another node: at once
 		}
 		if err := retry.await(contextOf(ctx), f.s, changed); err != nil {
 			if err == errNoLeaderInTime {
@@ -348,7 +348,7 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 }
 
 // relay returns a node that may reach a leader which this one cannot reach: another one each time, "" if
-// there is none.
+// when all other nodes were excluded.
 func (f *forwarder) relay(leader string) string {
 	nodes := f.cluster.Status(f.ctx).Nodes
 	first := f.rotation.Add(1)
@@ -375,7 +375,7 @@ func isServerError(err error) bool {
 	return err != nil
 }
 
-// unavailable is the answer to a request that was not carried out, since no leader could be found.
+// unavailable is the answer to a request that was not carried out, because the leader could not be found.
 func unavailable(why string) error {
 	return &refusal{fasthttp.StatusServiceUnavailable, why + ": repeat the request"}
 }
@@ -427,8 +427,8 @@ func (r *forwardRetry) end() {
 	}
 }
 
-// refuseMisdirected answers another node with 421 and the leader that this one knows. Nothing was carried
-// out.
+// refuseMisdirected answers another node with 421 and the leader that this one knows. It promises that the
+// request had no effect.
 func (f *forwarder) refuseMisdirected(ctx *fasthttp.RequestCtx, partition uint64) error {
 	leader, _ := f.cluster.Leader(partition)
 	ctx.Response.Header.Set(leaderHeader, leader)
@@ -493,10 +493,10 @@ func (r *forwardedRequest) waitFor(wait func()) {
 	r.waitsFrom.Store(notWaiting)
 }
 
-// watch starts the forwarder's goroutine. Further calls do nothing.
+// watch starts the forwarder's goroutine. Further calls have no effect.
 func (f *forwarder) watch() { f.start.Do(func() { go f.watchRequests() }) }
 
-// close ends all connections between requests, and the goroutine. No request may be under way.
+// close ends all connections between requests, and the goroutine. All requests must have ended.
 func (f *forwarder) close() {
 	f.stop()
 	f.start.Do(func() { close(f.ended) }) // it was never started

@@ -25,7 +25,7 @@ const (
 	idempotencyHeader = "Idempotency-Key"
 )
 
-// forwardedBody is the body of a forwarded request. A nil one stands for no body. Its methods are called
+// forwardedBody is the body of a forwarded request; nil for a request without a body. Its methods are called
 // from the goroutine of the client's connection.
 type forwardedBody struct {
 	whole  []byte      // a short body
@@ -151,7 +151,7 @@ func (b *forwardedBody) isSpent() bool {
 	return b.isBegun
 }
 
-// readFailure returns why the body cannot be read to its end; nil while no such reason is known.
+// readFailure returns why the body cannot be read to its end; nil as long as it can.
 func (b *forwardedBody) readFailure() error {
 	if !b.isStream() {
 		return nil

@@ -183,8 +183,14 @@ func escapeControls(target string) string {
 	return out.String()
 }
 
-// receive sets the response to another node's answer. A short answer is read first, so that one that
-// breaks off can be asked for again. After nil, the answer or its stream has ended the request r.
+// receive sets the response to another node's answer:
+//
+//	short, or a HEAD        read, then set with its length
+//	longer, or in chunks    streamed by a forwardedAnswer, with its length or in chunks
+//	421 with a leader       *misdirectedError: the request goes elsewhere
+//
+// A short answer is read before the response is set, so that one that breaks off can be asked for again.
+// After nil, the answer or its stream ends the request r.
 func (f *forwarder) receive(ctx *fasthttp.RequestCtx, r *forwardedRequest, resp *http.Response, body *forwardedBody, within context.Context) error {
 	if leader, ok := resp.Header[leaderHeader]; ok && resp.StatusCode == http.StatusMisdirectedRequest {
 		_ = resp.Body.Close()
@@ -224,7 +230,8 @@ func (f *forwarder) receive(ctx *fasthttp.RequestCtx, r *forwardedRequest, resp 
 	return nil
 }
 
-// setAnswer sets the status and the headers of the response.
+// setAnswer sets the status and the headers of the response. They are set in the order of their names:
+// net/http does not keep that of the other node.
 func setAnswer(ctx *fasthttp.RequestCtx, resp *http.Response) {
 	ctx.SetStatusCode(resp.StatusCode)
 	h := &ctx.Response.Header

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/http/access"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -63,6 +65,10 @@ type sample struct {
 // cluster and to another node of the next one. Only the date may differ.
 func TestForwardedAnswersAreThoseOfTheLeader(t *testing.T) {
 	samples := forwardSamples()
+	origins, err := access.NewOrigins("https://app.example")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, rt := range new(Server).routes() {
 		name := rt.method + " " + rt.path
 		if rt.servedBy == anyNode {
@@ -76,11 +82,17 @@ func TestForwardedAnswersAreThoseOfTheLeader(t *testing.T) {
 			methods = append(methods, "HEAD")
 		}
 		for _, method := range methods {
-			for _, request := range samples[name] {
+			for i, request := range samples[name] {
 				t.Run(method+" "+request.target, func(t *testing.T) {
+					tokens, header := func(*Config) {}, append(slices.Clone(request.header), "Origin: https://app.example")
+					if i == 0 { // once for each route
+						option, secret, _ := withTokenFile(t)
+						tokens, header = option, append(slices.Clone(header), bearer(secret[access.All]))
+					}
 					var replies [2]reply
 					for i, id := range []string{"n1", "n2"} {
-						rig := newClusterRig(t, 2, func(c *Config) {
+						rig := newClusterRig(t, 2, tokens, func(c *Config) {
+							c.Access.Origins = origins
 							c.Backup = func(_ context.Context, w io.Writer) error { _, err := io.WriteString(w, "everything"); return err }
 						})
 						leader := rig.node("n1")
@@ -90,7 +102,7 @@ func TestForwardedAnswersAreThoseOfTheLeader(t *testing.T) {
 							leader.engine.feed.runs <- &messages.RunListEvents{Summaries: []*messages.Summary{&leader.engine.runs[0].view.Summary}, ResumeAt: 7}
 							close(leader.engine.feed.runs)
 						}
-						replies[i] = rig.node(id).do(method, request.target, request.body, request.header...)
+						replies[i] = rig.node(id).do(method, request.target, request.body, header...)
 						replies[i].header.Del("Date")
 						if rig.dialed != i && replies[i].status != 415 && !strings.Contains(request.target, "/x") && replies[i].status != 400 {
 							t.Errorf("node %s has dialed %d times", id, rig.dialed)

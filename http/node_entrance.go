@@ -21,7 +21,7 @@ import (
 //	forwarding        refuses what another node leads, instead of waiting for a leader
 //
 // It has only the routes that are forwarded. The headers are read at this entrance alone. On any other
-// one they are a client's, and mean nothing.
+// one they are a client's, and are ignored.
 
 // Headers of forwarded requests and their answers.
 const (

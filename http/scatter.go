@@ -25,7 +25,7 @@ import (
 //	batch            each line goes to the partition of its key, or to one that is led here (scatter_batch.go)
 //
 // A part has the partition in a header or in its context (PartitionOf), so the node that answers treats it
-// like a whole request. A partition that has no leader makes the answer an error: a part of the runs would
+// like a whole request. A partition without a leader makes the answer an error: a part of the runs would
 // look like all of them.
 
 // scatter answers a request about all runs.
@@ -61,7 +61,8 @@ func (f *forwarder) newScattered(ctx *fasthttp.RequestCtx) (*scattered, error) {
 	return &scattered{f: f, ctx: contextOf(ctx), conn: connOf(ctx), caller: caller}, err
 }
 
-// inEach calls do for each partition at once, and returns the first error by number.
+// inEach calls do for each partition at once, and waits for all. It returns the error of the lowest
+// partition, so that the same failure has the same answer each time.
 func (q *scattered) inEach(do func(partition uint64) error) error {
 	errs := make([]error, q.f.cluster.Partitions())
 	var wait sync.WaitGroup
@@ -81,9 +82,9 @@ func (q *scattered) inEach(do func(partition uint64) error) error {
 type part struct {
 	method, path, query string
 	header              http.Header
-	body                func() []byte // nil = none. It is called only when another node answers
+	body                func() []byte // called only when another node answers; nil for a GET
 	isRepeatable        bool          // the part may be sent again although it may have been carried out
-	limit               int64         // of the answer, in bytes; a stream has none
+	limit               int64         // of the answer, in bytes; it does not apply to a stream
 }
 
 // partAnswer is the answer of another node to a part. Its body is read, or stays open where it is a stream.
@@ -154,7 +155,8 @@ func (q *scattered) ask(ctx context.Context, partition uint64, p *part, local fu
 	}
 }
 
-// send has a node answer a part, once. Its errors are those of forwarder.send.
+// send has a node answer a part, once. Its errors are those of forwarder.send. A part has one hop: the
+// entry node knows the leaders, and a node that does not lead refuses it.
 func (q *scattered) send(ctx context.Context, node string, partition uint64, p *part) (*partAnswer, error) {
 	f := q.f
 	within, cancel := context.WithCancelCause(ctx)
@@ -199,7 +201,8 @@ func (q *scattered) send(ctx context.Context, node string, partition uint64, p *
 	return nil, &lostAnswerError{err}
 }
 
-// receivePart reads the answer to a part. An answer that is an error becomes a refusal.
+// receivePart reads the answer to a part. An answer that is an error becomes a refusal with its status and
+// sentence, so the client sees what the leader has said.
 func receivePart(r *forwardedRequest, resp *http.Response, p *part) (*partAnswer, error) {
 	if leader, ok := resp.Header[leaderHeader]; ok && resp.StatusCode == http.StatusMisdirectedRequest {
 		_ = resp.Body.Close()
@@ -284,7 +287,7 @@ func (f *forwarder) serverState(ctx *fasthttp.RequestCtx) error {
 }
 
 // setServerState changes the state of all partitions. When one of them cannot be changed, others may have
-// been: the request is repeated, which changes nothing twice.
+// been. The client repeats the request, which has the same effect twice.
 func (f *forwarder) setServerState(ctx *fasthttp.RequestCtx) error {
 	reason, err := serverStateParameter(ctx)
 	if err != nil {

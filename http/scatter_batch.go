@@ -111,7 +111,8 @@ func (q *scattered) submitGroup(partition uint64, group []int, subs []*messages.
 // maxLineAnswer bounds the answer to a line that was found to be valid here, in bytes.
 const maxLineAnswer = 64 << 10
 
-// appendLine appends a submission as a line of a batch. Its document came as a line, so it has no line feed.
+// appendLine appends a submission as a line of a batch. Its document came as a line, so it is free of line
+// feeds. The key is in the line, because the other node would count the lines of a request's key anew.
 func appendLine(to *bytes.Buffer, sub *messages.Submission) {
 	if sub.IdempotencyKey == "" {
 		to.Write(sub.Body)

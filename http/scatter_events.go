@@ -26,8 +26,8 @@ import (
 // position that it had reached. A partition that is without a leader for a while is silent, and catches up.
 //
 // The positions are times, of as many clocks as there are leaders. A client has one: the smallest. When it
-// connects again with that, it gets again what other partitions had sent after this time, and misses none
-// of it. No position is sent before all partitions have theirs.
+// connects again with that, it gets again what other partitions had sent after this time, and misses
+// nothing. The first position is sent when all partitions have theirs.
 
 // allEvents merges the streams of all partitions. It is the eventSource of one request.
 type allEvents struct {
@@ -36,7 +36,7 @@ type allEvents struct {
 	path   string
 	raw    string          // the client's query, without its position
 	pieces chan eventPiece // not buffered: a slow client slows down all streams
-	since  []int64         // by partition: the position of its last piece; 0 = none yet
+	since  []int64         // by partition: the position of its last piece; 0 = still unknown
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
 }
@@ -98,6 +98,8 @@ func (e *allEvents) Close() {
 }
 
 // follow passes on the events of a partition until ctx ends. since is the position to begin at; 0 = now.
+// An error that passes by itself, such as an election that takes long, does not end the whole stream: the
+// client would connect again and again, and get the events of the other partitions twice.
 func (e *allEvents) follow(ctx context.Context, partition uint64, since int64) {
 	deliver := func(piece eventPiece) bool {
 		piece.partition = partition
@@ -129,7 +131,7 @@ func (e *allEvents) follow(ctx context.Context, partition uint64, since int64) {
 			deliver(eventPiece{err: err})
 			return
 		}
-		// The stream has ended with its leader, or none is known. The others go on meanwhile.
+		// The stream has ended with its leader, or the partition waits for one. The others go on.
 		pause := time.NewTimer(longestForwardPause)
 		select {
 		case <-pause.C:
