@@ -3,7 +3,6 @@ package clustertest_test
 import (
 	"context"
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,17 +14,13 @@ import (
 // newMembers makes a cluster of three nodes of the real binary, and starts it.
 func newMembers(t *testing.T, plain bool, seed uint64) *clustertest.Cluster {
 	t.Helper()
+	notInShort(t)
 	c := clustertest.New(t, clustertest.Options{
 		Binary: realBinary(t), PlainFolders: plain, Proxies: plain, Seed: seed,
 		Arguments: func(n *clustertest.Node) []string {
 			return append(n.MemberArguments(), "--cores", "4", "--memory-mb", "4000", "--insecure")
 		},
 	})
-	help, err := c.RunCommand(t.Context(), "serve", "--help")
-	mustDo(t, err)
-	if !strings.Contains(help, "--cluster ") {
-		t.Skip("this binary has no option --cluster")
-	}
 	// TODO(leases): a node begins new attempts as soon as it leads, while those of a former leader may go
 	// on where it was frozen or cut off. So every interruption excuses an overlap.
 	c.SetLease(time.Nanosecond)
