@@ -213,25 +213,22 @@ func TestStrangersAreRefused(t *testing.T) {
 func TestPlaintextIsRefused(t *testing.T) {
 	a, _ := newAuthority(t)
 	one := open(t, a, n1)
-	ours, theirs := net.Pipe()
-	defer ours.Close()
-	go func() {
-		defer theirs.Close()
-		theirs.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
-		io.Copy(io.Discard, theirs)
-	}()
+	// plain says something to a connection, whose other end it returns, and reads what comes.
+	plain := func(text string) net.Conn {
+		ours, theirs := net.Pipe()
+		t.Cleanup(func() { ours.Close() })
+		go func() {
+			defer theirs.Close()
+			go io.Copy(io.Discard, theirs)
+			theirs.Write([]byte(text))
+		}()
+		return ours
+	}
 	var header tls.RecordHeaderError
-	if err := tls.Server(ours, one.Server(protocols())).Handshake(); !errors.As(err, &header) {
+	if err := tls.Server(plain("GET / HTTP/1.1\r\n\r\n"), one.Server(protocols())).Handshake(); !errors.As(err, &header) {
 		t.Errorf("the server's side of plain HTTP: %v", err)
 	}
-	ours, theirs = net.Pipe()
-	defer ours.Close()
-	go func() {
-		defer theirs.Close()
-		go io.Copy(io.Discard, theirs)
-		theirs.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
-	}()
-	if err := tls.Client(ours, one.Client(n1, "test-log/1")).Handshake(); !errors.As(err, &header) {
+	if err := tls.Client(plain("HTTP/1.1 400 Bad Request\r\n\r\n"), one.Client(n1, "test-log/1")).Handshake(); !errors.As(err, &header) {
 		t.Errorf("the client's side of plain HTTP: %v", err)
 	}
 }
