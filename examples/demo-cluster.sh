@@ -8,7 +8,7 @@ tasks=200
 
 dir=$(mktemp -d)
 nodes="n1 n2 n3"
-base=$((20000 + $$ % 10000 * 4)) # ports of the nodes; their API listens on free ones
+base=$((10000 + $$ % 5000 * 4)) # ports of the nodes; their API listens on free ones
 cluster=n1=127.0.0.1:$((base + 1)),n2=127.0.0.1:$((base + 2)),n3=127.0.0.1:$((base + 3))
 
 # kill_workers ends the workers of a node that is gone. They outlive their server, but not their machine.

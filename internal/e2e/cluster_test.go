@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -41,12 +42,7 @@ func startCluster(t *testing.T, options ...string) *testCluster {
 	command(t, "tls", "init", "--ca-dir", ca)
 	var list []string
 	for i := range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		list = append(list, fmt.Sprintf("n%d=%s", i+1, l.Addr()))
-		l.Close()
+		list = append(list, fmt.Sprintf("n%d=%s", i+1, freeAddress(t)))
 	}
 	for i := range 3 {
 		n := &clusterNode{name: fmt.Sprintf("n%d", i+1)}
@@ -87,6 +83,21 @@ func startCluster(t *testing.T, options ...string) *testCluster {
 		}
 	}
 	return c
+}
+
+// freeAddress returns an address for a node, which must be known before the node listens. Its port lies
+// below those that the kernel gives to listeners with port 0, which run beside this test.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000)))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
+	}
+	t.Fatal("100 ports are in use")
+	return ""
 }
 
 // command runs the program, which must succeed.
@@ -336,18 +347,18 @@ func TestFirstStartWaitsForAllNodes(t *testing.T) {
 	ca, certificates := filepath.Join(dir, "ca"), filepath.Join(dir, "tls")
 	command(t, "tls", "init", "--ca-dir", ca)
 	command(t, "tls", "node", "n1", "--ca-dir", ca, "--tls-dir", certificates)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
-	free.Close()
+	address := freeAddress(t)
 	s, err := testenv.Launch(testenv.Config{Binary: e2etest.Binary(), Data: filepath.Join(dir, "data"), Args: []string{
 		"--node", "n1", "--cluster", "n1=" + address + ",n2=127.0.0.1:1,n3=127.0.0.1:2", "--tls-dir", certificates}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	e2etest.Eventually(t, "it says for whom it waits", func() bool { return strings.Contains(s.Log(), "waiting for the other nodes") })
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(s.Log())
+		}
+	})
+	e2etest.Eventually(t, "it says for whom it waits", func() bool { return strings.Contains(s.Log(), "waiting for other nodes") })
 	_, rest, _ := strings.Cut(s.Log(), "address=")
 	listens, _, _ := strings.Cut(rest, " ")
 	api, err := client.New(client.Config{Server: listens})
