@@ -301,8 +301,14 @@ func (h *host) evictEngine() (allow func()) {
 }
 
 // handOver ends the engine in good order and gives the leadership to the replica that has the most of the
-// log. No engine begins here any more.
-func (h *host) handOver(ctx context.Context) error {
+// log. No engine begins here any more, unless that fails: this node then leads on until it is closed, as
+// the process may still have requests to answer.
+func (h *host) handOver(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			h.unblockEngines()
+		}
+	}()
 	l := h.blockEngines()
 	if l != nil {
 		l.retire()

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"sync"
 	"testing"
 	"time"
@@ -199,6 +200,18 @@ func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
 	leader.mu.Unlock()
 	_ = m.Close() // the DB has failed
 	leader.setRunning(nil)
+}
+
+// TestFailedHandOver: a node that cannot give its leadership away leads on until it is closed.
+func TestFailedHandOver(t *testing.T) {
+	c := startCluster(t, 1)
+	leader, _ := c.leaderOf(0)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := leader.running().HandOver(ctx); err == nil {
+		t.Error("a leadership was handed over without any time for it")
+	}
+	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
 }
 
 // TestCopiesUnderLoad: followers that were away for longer than the logs reach get copies of several
