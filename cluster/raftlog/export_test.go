@@ -52,4 +52,7 @@ func (g *Group) PretendStuck(node NodeID) {
 	}
 }
 
+// PretendTransfer ends the lease as a transfer does whose last message is lost.
+func (g *Group) PretendTransfer() { g.incarnation().followers.voidLease() }
+
 func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }

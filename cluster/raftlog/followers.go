@@ -120,6 +120,13 @@ func (f *followerTable) voidLease() {
 	f.mu.Unlock()
 }
 
+// isVoid reports whether the read lease of a term has ended for good.
+func (f *followerTable) isVoid(term uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.void >= term
+}
+
 // forEach calls a function with the notes of a term on each member. Members that were never asked in that
 // term have the zero value. The function must not block.
 func (f *followerTable) forEach(term uint64, nodes []NodeID, each func(NodeID, followerProgress)) {

@@ -19,7 +19,7 @@ import (
 // Two things could break the promise of a member. A restart makes it forget the leader: it is deaf
 // after a restart for longer than a lease (groupStream). A transfer makes members vote for its target
 // although they have a leader: the lease of a term ends for good when the leader sends TimeoutNow,
-// which may arrive late.
+// which may arrive late. If the leader stays, the watch makes it begin another term.
 
 // Lease reports whether reads may be answered from the rows that the engine of this epoch has, as of
 // this call: ask after the answer was made. If the lease is over, it asks the other members and waits
@@ -66,10 +66,7 @@ func (g *Group) leaseHolds(inc *incarnation, epoch uint64) bool {
 	if !leads || term != epoch {
 		return false
 	}
-	inc.followers.mu.Lock()
-	void := inc.followers.void >= epoch
-	inc.followers.mu.Unlock()
-	if void {
+	if inc.followers.isVoid(epoch) {
 		return false
 	}
 	members := inc.members()

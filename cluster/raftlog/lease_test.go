@@ -112,3 +112,27 @@ func TestTransferEndsTheLease(t *testing.T) {
 	c.network.HealAll()
 	c.converge()
 }
+
+// TestLostTransferDoesNotEndReads: a transfer whose last message is lost ends the lease of a term, and no
+// election. The leader gives up, so that reads are answered in the next term.
+func TestLostTransferDoesNotEndReads(t *testing.T) {
+	verifyNoLeaks(t)
+	c := newCluster(t, 3, fastSettings())
+	leader, epoch := c.lead()
+	if !leader.group.Lease(epoch) {
+		t.Error("the leader has no lease")
+	}
+	leader.group.PretendTransfer()
+	if leader.group.Lease(epoch) {
+		t.Error("the lease survives a transfer")
+	}
+	testenv.EventuallyWithin(t, patience, "a leader has the lease", func() bool {
+		for _, r := range c.all {
+			if node, term, ok := r.group.Leader(); ok && node == r.id && term > epoch && r.group.Lease(term) {
+				return true
+			}
+		}
+		return false
+	})
+	c.converge()
+}

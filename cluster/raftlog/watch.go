@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -12,7 +13,7 @@ type Stalls struct {
 	Disk        int64 // this node's disk did not answer: the group has ended
 	Commit      int64 // proposals in flight, though the disk answers: restarted
 	Replication int64 // a follower got no entries: restarted
-	Transfer    int64 // a transfer did not end: restarted
+	Transfer    int64 // a transfer did not end, or left a leader without a read lease: restarted
 }
 
 // watch looks after what the library does not notice. Group.supervise calls advanceClock, findStall and
@@ -27,6 +28,8 @@ type Stalls struct {
 //     drainedPipeline cures, or something like them): restart.
 //   - A transfer that never ends makes the library refuse all proposals, even when the node is elected
 //     again (issue 696): restart.
+//   - A transfer that fails after its last message, TimeoutNow, leaves a leader without a read lease (see
+//     lease.go), which would refuse reads for as long as it leads: restart.
 //
 // It also asks for snapshots, and sets the floor of the log below what followers are about to get:
 // without it, entries that a follower needs after a long snapshot may be gone before it has them, and
@@ -54,6 +57,8 @@ type watch struct {
 	snapshotBytes int64 // logStore.bytesWritten at the last snapshot
 	snapshotTime  int64 // awake at the last snapshot
 	snapshotting  chan struct{}
+	// voidSince is the time, by awake, since when this node leads without a read lease, 0 if it does not.
+	voidSince int64
 }
 
 // flight is a proposal whose outcome is not known yet.
@@ -136,6 +141,12 @@ func (w *watch) findStall(g *Group, inc *incarnation) verdict {
 	}
 	refusedSince := w.refusedSince
 	w.mu.Unlock()
+	switch isVoid := leads && inc.followers.isVoid(term); {
+	case !isVoid:
+		w.voidSince = 0
+	case w.voidSince == 0:
+		w.voidSince = now
+	}
 	isStill := leads && w.stillFor() >= int64(s.CommitStall)
 
 	busy := func(since *atomic.Int64) bool {
@@ -152,6 +163,10 @@ func (w *watch) findStall(g *Group, inc *incarnation) verdict {
 	case refusedSince > 0 && now-refusedSince >= int64(s.TransferStall):
 		w.transfer.Add(1)
 		return verdict{restart: fmt.Errorf("a transfer of leadership does not end for %v", s.TransferStall)}
+	case w.voidSince > 0 && now-w.voidSince >= int64(s.TransferStall):
+		w.transfer.Add(1)
+		w.voidSince = 0
+		return verdict{restart: errors.New("a transfer of leadership has left the leader without a read lease")}
 	}
 	if !leads {
 		g.logs.setFloor(0)
