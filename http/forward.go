@@ -132,7 +132,38 @@ func (f *forwarder) dial(ctx context.Context, _, address string) (net.Conn, erro
 	ctx, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
 	defer context.AfterFunc(f.ctx, cancel)()
-	return f.cluster.Dial(ctx, node)
+	conn, err := f.cluster.Dial(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	return &nodeConn{Conn: conn}, nil
+}
+
+// nodeConn is a connection to another node. It tells when the Transport closes it, which follows the close
+// by the other node. RoundTrip itself returns only after the present read of the body, which may wait for
+// the client for long.
+type nodeConn struct {
+	net.Conn
+	mu      sync.Mutex // held while onClose runs; onClose takes leaves alone
+	onClose func()
+}
+
+// whenClosed has f called when the connection is closed, until the next call; nil = nothing is called. After
+// that call f is not running.
+func (c *nodeConn) whenClosed(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.onClose = f
+}
+
+func (c *nodeConn) Close() error {
+	c.mu.Lock()
+	if c.onClose != nil {
+		c.onClose()
+		c.onClose = nil
+	}
+	c.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // forwarding has a request served by the node that leads its partition. A server that is not part of a
@@ -271,15 +302,19 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 			partition = f.anyPartition(f.cluster.Partitions())
 			setPartition(ctx, partition)
 		}
+		began := time.Now()
 		changed := f.cluster.Changed()
-		node, isHere := f.cluster.Leader(partition)
+		leader, isHere := f.cluster.Leader(partition)
+		node := leader
 		if isHinted = hint != "" && !isHere; isHinted {
 			node, hint = hint, ""
 		}
 		switch {
 		case isHere && !body.isSpent():
 			body.giveBack(ctx)
-			if err := next(ctx); !isNotLeader(err) {
+			err := next(ctx)
+			retry.until = retry.until.Add(time.Since(began)) // it may have been a long wait
+			if !isNotLeader(err) {
 				return err
 			} else if hops > 0 {
 				return f.refuseMisdirected(ctx, partition)
@@ -292,7 +327,7 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 		case hops >= maxHops:
 			return f.refuseMisdirected(ctx, partition)
 		default:
-			err := f.send(ctx, rt, body, node, partition, hops+1)
+			err := f.send(ctx, rt, body, node, leader, partition, hops+1)
 			var (
 				refused *misdirectedError
 				unsent  *unsentError
@@ -301,7 +336,8 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 			switch {
 			case errors.As(err, &refused):
 				f.outcomes.WithLabelValues("misdirected").Inc()
-				if refused.leader != node && !isHinted { // else two nodes could name each other without a pause
+				retry.until = retry.until.Add(time.Since(began)) // it may have been a long wait, whose node lost the lead
+				if refused.leader != node && !isHinted {         // else two nodes could name each other without a pause
 					hint = refused.leader
 				}
 				if !isHinted {
@@ -461,12 +497,14 @@ var errLeaderChanged = errors.New("another node leads, and this one does not ans
 type forwardedRequest struct {
 	f         *forwarder
 	node      string
+	leader    string // whom this node took for the leader; another than node if node is to forward the request
 	partition uint64
 	conn      *conn // the client's; nil for a request that did not come from Serve
 	isSafe    bool  // a GET or HEAD
 	isBatch   bool
 	cancel    context.CancelCauseFunc
 	allowed   func()       // ends the entry in Server.permits
+	to        *nodeConn    // that ends the reading of the client's body; nil = there is none
 	waitsFrom atomic.Int64 // the tick at which the wait for the other node began, or notWaiting
 }
 
@@ -481,6 +519,9 @@ func (r *forwardedRequest) begin() {
 func (r *forwardedRequest) end() {
 	r.cancel(nil)
 	r.allowed()
+	if r.to != nil {
+		r.to.whenClosed(nil)
+	}
 	r.f.mu.Lock()
 	delete(r.f.requests, r)
 	r.f.mu.Unlock()
@@ -531,7 +572,7 @@ func (f *forwarder) watchRequests() {
 			if now-since <= graceTicks {
 				continue
 			}
-			if leader, _ := f.cluster.Leader(r.partition); leader != r.node {
+			if leader, _ := f.cluster.Leader(r.partition); leader != r.node && leader != r.leader {
 				r.cancel(errLeaderChanged)
 			} else if r.conn != nil && !r.isBatch {
 				if err := r.conn.watchClient(); err != nil {

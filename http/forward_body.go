@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/valyala/fasthttp"
 )
@@ -44,6 +45,8 @@ type forwardedBody struct {
 	isBegun  bool  // stream was read from
 	received int64 // bytes from stream
 	readErr  error // why stream cannot be read on; io.EOF at its end
+
+	isCut atomic.Bool // reading was ended for the other node's sake
 }
 
 // errBodyDetached ends the reading of a body for an attempt that is over.
@@ -130,6 +133,8 @@ func (a *attemptBody) Read(p []byte) (int, error) {
 		n, err = 0, errRevoked
 	case b.received > b.limit:
 		n, err = 0, errTooLong
+	case err != nil && err != io.EOF && b.isCut.Load():
+		err = errBodyDetached // the read's own error is a deadline
 	}
 	b.readErr = err
 	return n, err
@@ -151,17 +156,29 @@ func (b *forwardedBody) isSpent() bool {
 	return b.isBegun
 }
 
-// readFailure returns why the body cannot be read to its end; nil as long as it can.
+// readFailure returns why the body cannot be read to its end; nil while no such reason is known, or if
+// detach is that reason.
 func (b *forwardedBody) readFailure() error {
 	if !b.isStream() {
 		return nil
 	}
 	b.turn <- struct{}{}
 	defer func() { <-b.turn }()
-	if b.readErr == io.EOF {
+	if b.readErr == io.EOF || b.readErr == errBodyDetached {
 		return nil
 	}
 	return b.readErr
+}
+
+// isComplete tells whether the other node may have all of the body. The Transport reads an announced body up
+// to its length, and asks for the end when the last bytes may have left.
+func (b *forwardedBody) isComplete() bool {
+	if !b.isStream() {
+		return true
+	}
+	b.turn <- struct{}{}
+	defer func() { <-b.turn }()
+	return b.readErr == io.EOF || b.length >= 0 && b.received >= int64(b.length)
 }
 
 // isRepeatable tells whether the request may be sent again although it may have been carried out.
@@ -179,12 +196,29 @@ func (b *forwardedBody) detach() (isComplete bool) {
 	select {
 	case b.turn <- struct{}{}:
 	default: // a read waits for the client. It ends, and the connection can only be closed
+		b.isCut.Store(true)
 		b.stream.revoke()
 		b.turn <- struct{}{}
 	}
 	defer func() { <-b.turn }()
 	b.attempt++
 	return b.readErr == io.EOF
+}
+
+// cut ends the reading of a stream whose connection to the other node has ended. A body of which nothing was
+// taken stays whole. It may be called from any goroutine.
+func (b *forwardedBody) cut() {
+	select {
+	case b.turn <- struct{}{}:
+		isBegun := b.isBegun
+		<-b.turn
+		if !isBegun {
+			return
+		}
+	default: // a read waits for the client
+	}
+	b.isCut.Store(true)
+	b.stream.revoke()
 }
 
 // giveBack leaves a body that is not spent to a handler of this node.

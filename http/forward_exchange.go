@@ -27,14 +27,28 @@ var hopHeaders = [...]string{
 
 // isPassedOn tells whether a header of a client's request goes on to the node that answers. Credentials
 // stay: the entry node has checked them. Headers that only nodes may set are those of the entry node.
-func isPassedOn(name string) bool {
+//
+// A header that the Connection header names is passed on. The nodes are one server for the client, and a
+// node that serves the request itself reads it, too.
+//
+// The Transport sends a request a second time by itself when a kept connection breaks and the request has
+// one of two headers, X-Idempotency-Key or Idempotency-Key. No handler knows the first one, and the second
+// one makes a submission alone safe to repeat. The Transport also refuses names with a blank, which
+// fasthttp takes.
+func isPassedOn(method, name string) bool {
 	for _, hop := range hopHeaders {
 		if strings.EqualFold(name, hop) {
 			return false
 		}
 	}
-	return !strings.EqualFold(name, fasthttp.HeaderAuthorization) && !strings.EqualFold(name, fasthttp.HeaderCookie) &&
-		(len(name) < len(nodeHeaderPrefix) || !strings.EqualFold(name[:len(nodeHeaderPrefix)], nodeHeaderPrefix))
+	switch {
+	case strings.EqualFold(name, fasthttp.HeaderAuthorization), strings.EqualFold(name, fasthttp.HeaderCookie),
+		strings.EqualFold(name, "X-Idempotency-Key"), strings.ContainsAny(name, " \t"):
+		return false
+	case strings.EqualFold(name, idempotencyHeader):
+		return method == fasthttp.MethodPost
+	}
+	return len(name) < len(nodeHeaderPrefix) || !strings.EqualFold(name[:len(nodeHeaderPrefix)], nodeHeaderPrefix)
 }
 
 // isReturned tells whether a header of another node's answer goes on to the client. The headers that
@@ -53,30 +67,44 @@ func isReturned(name string) bool {
 }
 
 // send has a node answer the request. It returns nil when the response is set. A *misdirectedError, an
-// *unsentError and a *lostAnswerError leave the response as it was; any other error is the answer.
-func (f *forwarder) send(ctx *fasthttp.RequestCtx, rt *route, body *forwardedBody, node string, partition uint64, hops int) error {
+// *unsentError and a *lostAnswerError leave the response as it was; any other error is the answer. leader is
+// whom this node takes for the leader, also when the request goes to another node.
+//
+// A caller that loses its right ends what may take long. A change is answered soon, and it would be
+// carried out all the same; a body that still arrives has a check of its own (attemptBody).
+func (f *forwarder) send(ctx *fasthttp.RequestCtx, rt *route, body *forwardedBody, node, leader string, partition uint64, hops int) error {
 	within, cancel := context.WithCancelCause(contextOf(ctx))
-	r := &forwardedRequest{f: f, node: node, partition: partition, conn: connOf(ctx), cancel: cancel,
-		isSafe: ctx.IsGet() || ctx.IsHead(), isBatch: rt.body == linesBody}
-	r.allowed = f.s.permits.add(f.s.permitOf(ctx), func() { cancel(errRevoked) })
+	r := &forwardedRequest{f: f, node: node, leader: leader, partition: partition, conn: connOf(ctx), cancel: cancel,
+		isSafe: ctx.IsGet() || ctx.IsHead(), isBatch: rt.body == linesBody, allowed: func() {}}
+	if r.isSafe || r.isBatch {
+		r.allowed = f.s.permits.add(f.s.permitOf(ctx), func() { cancel(errRevoked) })
+	}
 	r.begin()
 	isSent := false
 	req, err := f.newRequest(httptrace.WithClientTrace(within, &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { isSent = true },
+		GotConn: func(c httptrace.GotConnInfo) {
+			isSent = true
+			if body.isStream() {
+				r.to, _ = c.Conn.(*nodeConn) // the Transport has no others
+				r.to.whenClosed(body.cut)
+			}
+		},
 	}), ctx, body, r, hops)
 	var resp *http.Response
 	if err == nil {
 		r.waitFor(func() { resp, err = f.transport.RoundTrip(req) })
 	}
 	if err == nil {
-		err = f.receive(ctx, r, resp, body, within)
+		err = f.receive(ctx, rt, r, resp, body, within)
 		if err == nil {
 			return nil
 		}
 		isSent = true
 	}
 	r.end()
-	body.detach()
+	if !body.detach() {
+		ctx.SetConnectionClose() // the rest of the body is not read
+	}
 	var refused *misdirectedError
 	if errors.As(err, &refused) {
 		return err
@@ -84,7 +112,8 @@ func (f *forwarder) send(ctx *fasthttp.RequestCtx, rt *route, body *forwardedBod
 	if failure := f.failureOf(ctx, r, body, context.Cause(within)); failure != nil {
 		return failure
 	}
-	if !isSent || body.isStream() && !body.isSpent() {
+	// A document of which the node lacks a part is not carried out. Lines of a batch are.
+	if !isSent || body.isStream() && (!body.isSpent() || !body.isLines && !body.isComplete()) {
 		return &unsentError{err}
 	}
 	return &lostAnswerError{err}
@@ -94,9 +123,6 @@ func (f *forwarder) send(ctx *fasthttp.RequestCtx, rt *route, body *forwardedBod
 // of the end of the request's context.
 func (f *forwarder) failureOf(ctx *fasthttp.RequestCtx, r *forwardedRequest, body *forwardedBody, cause error) error {
 	err := body.readFailure()
-	if err != nil {
-		ctx.SetConnectionClose() // the rest of the body is not read
-	}
 	switch {
 	case cause == errRevoked || errors.Is(err, errRevoked):
 		if err := f.s.permitOf(ctx).check(); err != nil {
@@ -124,9 +150,8 @@ func (f *forwarder) newRequest(ctx context.Context, from *fasthttp.RequestCtx, b
 	}
 	h := &from.Request.Header
 	req := requestTo(ctx, r, string(from.Method()), string(from.URI().PathOriginal()), string(from.URI().QueryString()), caller, hops)
-	connection := strings.ToLower(string(h.Peek(fasthttp.HeaderConnection)))
 	for name, value := range h.All() {
-		if name := string(name); isPassedOn(name) && !isListed(connection, name) {
+		if name := string(name); isPassedOn(req.Method, name) {
 			req.Header.Add(name, string(value))
 		}
 	}
@@ -150,20 +175,6 @@ func requestTo(ctx context.Context, r *forwardedRequest, method, path, query, ca
 	req.Header.Set(hopsHeader, strconv.Itoa(hops))
 	req.Header.Set(partitionHeader, strconv.FormatUint(r.partition, 10))
 	return req
-}
-
-// isListed tells whether a Connection header names another header, which belongs to the connection then.
-func isListed(connection, name string) bool {
-	if connection == "" {
-		return false
-	}
-	name = strings.ToLower(name)
-	for option := range strings.SplitSeq(connection, ",") {
-		if strings.TrimSpace(option) == name {
-			return true
-		}
-	}
-	return false
 }
 
 // escapeControls escapes the bytes that may not stand in a request line.
@@ -191,7 +202,7 @@ func escapeControls(target string) string {
 //
 // A short answer is read before the response is set, so that one that breaks off can be asked for again.
 // After nil, the answer or its stream ends the request r.
-func (f *forwarder) receive(ctx *fasthttp.RequestCtx, r *forwardedRequest, resp *http.Response, body *forwardedBody, within context.Context) error {
+func (f *forwarder) receive(ctx *fasthttp.RequestCtx, rt *route, r *forwardedRequest, resp *http.Response, body *forwardedBody, within context.Context) error {
 	if leader, ok := resp.Header[leaderHeader]; ok && resp.StatusCode == http.StatusMisdirectedRequest {
 		_ = resp.Body.Close()
 		return &misdirectedError{leader[0]}
@@ -203,7 +214,8 @@ func (f *forwarder) receive(ctx *fasthttp.RequestCtx, r *forwardedRequest, resp 
 		body.handOver()
 		// The pieces of an event stream and of a followed log leave as they come, and so does the header.
 		ctx.Response.ImmediateHeaderFlush = resp.ContentLength < 0
-		f.s.stream(ctx, resp.Header.Get(fasthttp.HeaderContentType), &forwardedAnswer{r: r, resp: resp, body: body, within: within}, nil, int(resp.ContentLength))
+		f.s.stream(ctx, resp.Header.Get(fasthttp.HeaderContentType), &forwardedAnswer{r: r, resp: resp, body: body, within: within,
+			isEndless: resp.ContentLength < 0 && (rt.path == logRoute || resp.Header.Get(fasthttp.HeaderContentType) == eventStream)}, nil, int(resp.ContentLength))
 		return nil
 	}
 	var text []byte
@@ -265,10 +277,16 @@ type forwardedAnswer struct {
 	resp   *http.Response
 	body   *forwardedBody
 	within context.Context
+	// isEndless says that the answer is a stream of events or a followed log.
+	isEndless bool
 }
 
-// next waits for the next bytes of the answer.
+// next waits for the next bytes of the answer. At the shutdown of this node a stream that has no end of its
+// own ends here if it is never silent for long, and else by watchRequests.
 func (a *forwardedAnswer) next(dst []byte) (_ []byte, more bool, err error) {
+	if a.isEndless && a.r.f.s.draining.Load() {
+		a.r.cancel(errShuttingDown)
+	}
 	dst = slices.Grow(dst, pieceBytes)
 	n := 0
 	a.r.waitFor(func() { n, err = a.resp.Body.Read(dst[len(dst) : len(dst)+pieceBytes]) })

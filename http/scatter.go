@@ -161,7 +161,7 @@ func (q *scattered) send(ctx context.Context, node string, partition uint64, p *
 	f := q.f
 	within, cancel := context.WithCancelCause(ctx)
 	isSent := false
-	r := &forwardedRequest{f: f, node: node, partition: partition, conn: q.conn, isSafe: p.method == fasthttp.MethodGet, cancel: cancel, allowed: func() {}}
+	r := &forwardedRequest{f: f, node: node, leader: node, partition: partition, conn: q.conn, isSafe: p.method == fasthttp.MethodGet, cancel: cancel, allowed: func() {}}
 	r.begin()
 	req := requestTo(httptrace.WithClientTrace(within, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { isSent = true },

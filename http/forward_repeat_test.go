@@ -1,0 +1,210 @@
+package http
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// TestTransportRepeatsNoChange: net/http sends a request again by itself when a kept connection breaks and
+// the request has a header that it takes for an idempotency key.
+func TestTransportRepeatsNoChange(t *testing.T) {
+	for _, c := range []struct{ method, target, body, header, call string }{
+		{"POST", "/v1/dagrun", contractSpec, "X-Idempotency-Key: k", "Submit"},
+		{"DELETE", "/v1/dagrun/2", "", "Idempotency-Key: k", "Kill"},
+		{"PATCH", "/v1/dagrun/0/state/QUEUED", "", "X-Idempotency-Key: k", "SetState"},
+	} {
+		t.Run(c.method+" "+c.header, func(t *testing.T) {
+			rig := newClusterRig(t, 2)
+			leader, entry := rig.node("n1"), rig.node("n2")
+			if r := entry.get("/v1/dagrun/3/state"); r.status != 200 { // the connection is kept
+				t.Fatalf("%d %s", r.status, r.body)
+			}
+			var calls atomic.Int64
+			leader.engine.hook = func(method string) {
+				if method == c.call && calls.Add(1) == 1 {
+					leader.conns.close(true)
+				}
+			}
+			r := entry.do(c.method, c.target, c.body, c.header)
+			if calls.Load() != 1 || r.status != 503 || !strings.Contains(r.body, "outcome-unknown") {
+				t.Errorf("carried out %d times: %d %s", calls.Load(), r.status, r.body)
+			}
+		})
+	}
+}
+
+// TestConnectionOptionsTakeNoHeaderAway: a key that Connection names counts as on a single node.
+func TestConnectionOptionsTakeNoHeaderAway(t *testing.T) {
+	rig := newClusterRig(t, 2)
+	if r := rig.node("n2").do("POST", "/v1/dagrun", contractSpec, "Idempotency-Key: k", "Connection: Idempotency-Key"); r.status != 200 {
+		t.Fatalf("%d %s", r.status, r.body)
+	}
+	if key := rig.node("n1").engine.submitted[0].IdempotencyKey; key != "k" {
+		t.Errorf("the leader has the key %q", key)
+	}
+}
+
+// TestHeadersThatCannotBePassedOn are left out: no handler reads them.
+func TestHeadersThatCannotBePassedOn(t *testing.T) {
+	rig := newClusterRig(t, 2)
+	for _, line := range []string{"X-A: a\x01b", "X(A): b", "X-Ä: b", "X A: b", "X-A: \xff", "X-A: a\x7f", "Content-Length : 5", "X-A : b"} {
+		for _, id := range []string{"n1", "n2"} {
+			_, r := rig.node(id).raw("GET /v1/dagrun/3/state HTTP/1.1\r\nHost: c\r\n" + line + "\r\n\r\n")
+			began := time.Now()
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Errorf("%s %q: %v", id, line, err)
+				continue
+			}
+			if resp.StatusCode >= 500 || time.Since(began) > time.Second {
+				t.Errorf("%s %q: %d after %v", id, line, resp.StatusCode, time.Since(began))
+			}
+		}
+	}
+}
+
+// TestLongWaitsByWayOfAThirdNode: an answer that takes long is waited for there, too.
+func TestLongWaitsByWayOfAThirdNode(t *testing.T) {
+	rig := newClusterRig(t, 3)
+	rig.update(func() { rig.cut[[2]string{"n2", "n1"}] = true })
+	leader, entry := rig.node("n1"), rig.node("n2")
+	leader.engine.feed = newFakeFeed()
+	_, events := entry.listen(runEventsPath)
+	var calls atomic.Int64
+	leader.engine.hook = func(method string) {
+		if method == "Await" {
+			calls.Add(1)
+		}
+	}
+	began := time.Now()
+	r := entry.get("/v1/dagrun/2/state?wait=2500ms")
+	if r.status != 200 || calls.Load() != 1 || time.Since(began) > 4*time.Second {
+		t.Errorf("%d %s after %v and %d calls", r.status, r.body, time.Since(began), calls.Load())
+	}
+	plan := leader.engine.runs[2].view.Plan
+	leader.engine.feed.news <- &messages.RunEvents{Seq: 5, Plan: plan}
+	nextBlock(t, events, "id: 5")
+}
+
+// TestWaitThatOutlastsItsLeader goes on at the next one: the time in which a leader is to be found begins
+// when the first one has gone.
+func TestWaitThatOutlastsItsLeader(t *testing.T) {
+	rig := newClusterRig(t, 3)
+	entry := rig.node("n2")
+	entry.forwarder.wait = 200 * time.Millisecond
+	reached := make(chan struct{}, 1)
+	rig.node("n1").engine.wait = func(ctx context.Context, method string) error {
+		if method == "Await" {
+			reached <- struct{}{}
+			time.Sleep(400 * time.Millisecond)
+		}
+		return rig.refuseUnlessLeader("n1")
+	}
+	replies := make(chan reply, 1)
+	go func() { replies <- entry.get("/v1/dagrun/2/state?wait=600ms") }()
+	<-reached
+	rig.lead("n3")
+	if r := <-replies; r.status != 200 {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+}
+
+// TestLeaderDiesWhileABodyArrives: a document that the leader does not have as a whole is not carried out.
+func TestLeaderDiesWhileABodyArrives(t *testing.T) {
+	rig := newClusterRig(t, 3)
+	leader, entry := rig.node("n1"), rig.node("n2")
+	const length = 2 * maxRepeatedBody
+	conn, r := entry.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", length))
+	if _, err := io.WriteString(conn, contractSpec+strings.Repeat(" ", 64<<10)); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "the leader reads the body", func() bool { return leader.bodies.inUse() > 0 })
+	leader.conns.close(true)
+	rr := entry.answerTo(r)
+	if rr.status != 503 || strings.Contains(rr.body, "outcome-unknown") || !rr.close {
+		t.Errorf("%d %s", rr.status, rr.body)
+	}
+	rig.settled()
+}
+
+// TestShutdownEndsBusyStreams: a stream that is never silent for long ends at the shutdown of the entry node.
+func TestShutdownEndsBusyStreams(t *testing.T) {
+	rig := newClusterRig(t, 2)
+	leader, entry := rig.node("n1"), rig.node("n2")
+	feed, log := newFakeFeed(), &fakeLog{live: true}
+	leader.engine.feed, leader.engine.runs[0].logs[logKey("simple_0", 1, messages.Stdout)] = feed, log
+	_, events := entry.listen(runEventsPath)
+	resp, err := entry.open("GET", "/v1/dagrun/0/task/simple_0/log?follow=1", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		plan := leader.engine.runs[2].view.Plan
+		for i := uint64(1); ; i++ {
+			select {
+			case feed.news <- &messages.RunEvents{Seq: i, Plan: plan}:
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			log.write("a line\n")
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	ends := make(chan error, 2)
+	for _, body := range []io.Reader{events, bufio.NewReader(resp.Body)} {
+		go func() {
+			_, err := io.Copy(io.Discard, body)
+			ends <- err
+		}()
+	}
+	time.Sleep(300 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if err := entry.Shutdown(ctx); err != nil {
+		t.Errorf("shutdown: %v", err)
+	}
+	close(stop)
+	<-stopped
+	a, b := <-ends, <-ends
+	if (a == nil) == (b == nil) {
+		t.Errorf("the events are complete, and the log is not: %v, %v", a, b)
+	}
+}
+
+// TestRevokedTokenDoesNotHideAChange: a change that another node carries out is answered, as on a single
+// node.
+func TestRevokedTokenDoesNotHideAChange(t *testing.T) {
+	tokens, secret, path := withTokenFile(t)
+	rig := newClusterRig(t, 2, tokens)
+	leader, entry := rig.node("n1"), rig.node("n2")
+	reached, release := make(chan struct{}, 1), make(chan struct{})
+	leader.engine.wait = func(context.Context, string) error {
+		reached <- struct{}{}
+		<-release
+		return nil
+	}
+	replies := make(chan reply, 1)
+	go func() { replies <- entry.do("DELETE", "/v1/dagrun/2", "", bearer(secret[access.Control])) }()
+	<-reached
+	entry.rewrite(path, "# none\n")
+	time.Sleep(50 * time.Millisecond)
+	close(release)
+	if r := <-replies; r.status != 200 {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+}
