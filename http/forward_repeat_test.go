@@ -103,18 +103,21 @@ func TestWaitThatOutlastsItsLeader(t *testing.T) {
 	rig := newClusterRig(t, 3)
 	entry := rig.node("n2")
 	entry.forwarder.wait = 200 * time.Millisecond
-	reached := make(chan struct{}, 1)
+	reached, release := make(chan struct{}, 1), make(chan struct{})
 	rig.node("n1").engine.wait = func(ctx context.Context, method string) error {
 		if method == "Await" {
 			reached <- struct{}{}
-			time.Sleep(400 * time.Millisecond)
+			<-release
 		}
 		return rig.refuseUnlessLeader("n1")
 	}
 	replies := make(chan reply, 1)
-	go func() { replies <- entry.get("/v1/dagrun/2/state?wait=600ms") }()
+	began := time.Now()
+	go func() { replies <- entry.get("/v1/dagrun/2/state?wait=100ms") }()
 	<-reached
+	testenv.Eventually(t, "the time for a leader is up", func() bool { return time.Since(began) > 2*entry.forwarder.wait })
 	rig.lead("n3")
+	close(release)
 	if r := <-replies; r.status != 200 {
 		t.Errorf("%d %s", r.status, r.body)
 	}
@@ -153,26 +156,29 @@ func TestShutdownEndsBusyStreams(t *testing.T) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
+		ticker := time.NewTicker(20 * time.Millisecond)
+		defer ticker.Stop()
 		plan := leader.engine.runs[2].view.Plan
 		for i := uint64(1); ; i++ {
 			select {
 			case feed.news <- &messages.RunEvents{Seq: i, Plan: plan}:
 			case <-stop:
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-ticker.C:
 			}
 			log.write("a line\n")
-			time.Sleep(20 * time.Millisecond)
+			<-ticker.C
 		}
 	}()
 	ends := make(chan error, 2)
-	for _, body := range []io.Reader{events, bufio.NewReader(resp.Body)} {
+	lines := bufio.NewReader(resp.Body)
+	nextLine(t, lines, "a line\n")
+	for _, body := range []io.Reader{events, lines} {
 		go func() {
 			_, err := io.Copy(io.Discard, body)
 			ends <- err
 		}()
 	}
-	time.Sleep(300 * time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	if err := entry.Shutdown(ctx); err != nil {
@@ -202,7 +208,6 @@ func TestRevokedTokenDoesNotHideAChange(t *testing.T) {
 	go func() { replies <- entry.do("DELETE", "/v1/dagrun/2", "", bearer(secret[access.Control])) }()
 	<-reached
 	entry.rewrite(path, "# none\n")
-	time.Sleep(50 * time.Millisecond)
 	close(release)
 	if r := <-replies; r.status != 200 {
 		t.Errorf("%d %s", r.status, r.body)
