@@ -100,7 +100,7 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	undo = append(undo, n.processes.Detach)
 
 	n.member, err = cluster.Open(ctx, cluster.Config{
-		Name: c.Node, Nodes: c.Nodes, Partitions: c.Partitions, Dir: n.folder.Cluster(),
+		Name: c.Node, Nodes: c.Nodes, Partitions: c.Partitions, Replace: c.Replace, Dir: n.folder.Cluster(),
 		Listener: port, Credentials: credentials,
 		Engine: func(partition int) actors.Config {
 			engine := engineConfig(c, limits, garbage, log)

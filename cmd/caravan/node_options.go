@@ -100,6 +100,8 @@ func checkNode(c Config) error {
 		err = fmt.Errorf("--cluster needs --node, the name of this node: one of %s", strings.Join(names, ", "))
 	case c.Node == "" && c.ClusterListen != "":
 		err = errors.New("--cluster-listen is for a node of a cluster and needs --node and --cluster; --listen is for the API")
+	case c.Node == "" && c.Replace:
+		err = errors.New("--replace is for a node of a cluster and needs --node and --cluster")
 	case c.Node == "" && c.TLSDir != "":
 		err = errors.New("--tls-dir is for a node of a cluster and needs --node and --cluster; --tls-cert is for the API")
 	case c.Node == "":

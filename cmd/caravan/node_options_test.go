@@ -58,6 +58,7 @@ func TestNodeOptionsBelongTogether(t *testing.T) {
 		{[]string{"--cluster-listen", "unix:/x"}, `--cluster-listen: "unix:/x" is not host:port`},
 		{[]string{"--partitions", "0"}, `--partitions: "0" is not a number from 1 to 4096`},
 		{[]string{"--tls-dir", "x"}, "--tls-dir is for a node of a cluster"},
+		{[]string{"--replace"}, "--replace is for a node of a cluster"},
 		{[]string{"--node", "n1"}, "--node needs --cluster"},
 		{[]string{"--node", "n4", "--cluster", threeNodes, "--tls-dir", "x"}, "--node: n4 is not in --cluster, which lists n1, n2, n3"},
 		{[]string{"--node", "n1", "--cluster", threeNodes}, "--tls-dir is missing: nodes know each other by certificates; `caravan tls node n1`"},

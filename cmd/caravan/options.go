@@ -114,6 +114,8 @@ func serverOptions(hw machine) []option {
 				c.Partitions, err = parseCount(s, 1, messages.MaxPartitions)
 				return err
 			}, false},
+		{"replace", "switch", "on: with an empty data folder, take the place of the former node of this name, which is lost", "off",
+			func(c *Config, s string) (err error) { c.Replace, err = parseSwitch(s); return err }, false},
 		{"tls-dir", "folder", "certificate of this node, and the authority of the cluster; see caravan tls node. Reloaded when it changes", "",
 			func(c *Config, s string) error { c.TLSDir = s; return nil }, false},
 		{"log-level", "level", "debug, info, warn or error", "info",

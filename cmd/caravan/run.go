@@ -67,7 +67,7 @@ func (m *Main) runCommand() *cobra.Command {
 	// pause then have no effect, and those about runs hold for this server, too.
 	own := slices.DeleteFunc(slices.Clone(all), func(o option) bool {
 		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "retain-keys", "allow-host", "cors-origin",
-			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log", "node", "cluster", "cluster-listen", "partitions", "tls-dir"}, o.name)
+			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log", "node", "cluster", "cluster-listen", "partitions", "replace", "tls-dir"}, o.name)
 	})
 	addOptionFlags(cmd.Flags(), own)
 	completeOptions(cmd)
@@ -118,7 +118,7 @@ func (m *Main) runCommand() *cobra.Command {
 			return err
 		}
 		config.Data = data // CARAVAN_DATA is the folder of a server that may be running
-		config.Node, config.Nodes, config.TLSDir = "", nil, ""
+		config.Node, config.Nodes, config.Replace, config.TLSDir = "", nil, false, ""
 		if config.Paused {
 			config.Paused = false
 			fmt.Fprintf(m.Stderr, "caravan: paused (from the environment or the configuration file): no effect, because a paused server would never start the graph\n")

@@ -280,6 +280,79 @@ func TestClusterNode(t *testing.T) {
 	leads.server = nil
 }
 
+// TestLostNodeIsReplaced proves that a new node takes the place of one that was lost with its disk, and has
+// all runs: it is one of the two that go on when the leader is lost, too.
+func TestLostNodeIsReplaced(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	ctx := t.Context()
+	leads, lost := c.leader(c.nodes[0])
+	api := c.client(leads)
+	completed := func(api *client.Client) uint64 {
+		t.Helper()
+		run, err := api.Submit(ctx, []byte(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), client.SubmitOptions{})
+		if err == nil {
+			_, err = api.Wait(ctx, run, client.WaitOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return run
+	}
+	runs := []uint64{completed(api)}
+	idOf := func(n *clusterNode) string {
+		found, err := api.Cluster(ctx)
+		if err != nil {
+			return ""
+		}
+		for _, node := range found.Nodes {
+			if node.Name == n.name {
+				return node.ID
+			}
+		}
+		return ""
+	}
+	former := idOf(lost)
+	lost.server.Kill()
+	if err := testenv.EndWorkers(lost.config.Data, e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(lost.config.Data); err != nil {
+		t.Fatal(err)
+	}
+	lost.server = nil
+	runs = append(runs, completed(api))
+	lost.config.Args = append([]string{"--replace"}, lost.config.Args...)
+	c.launch(lost)
+	if err := lost.server.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	e2etest.Eventually(t, "the new node is in place of the former one", func() bool { return strings.Contains(lost.server.Log(), "this node is in place of the former one") })
+	e2etest.Eventually(t, "the leader lists it", func() bool { id := idOf(lost); return id != "" && id != former })
+	runs = append(runs, completed(c.client(lost)))
+
+	// The loss of the leader: the new node is needed for a majority.
+	leads.server.Kill()
+	leads.server = nil
+	api = c.client(lost)
+	e2etest.Eventually(t, "the other two go on", func() bool { _, err := api.Summary(ctx, runs[0]); return err == nil })
+	runs = append(runs, completed(api))
+	for _, run := range runs {
+		if s, err := api.Summary(ctx, run); err != nil || s.State != client.Completed {
+			t.Errorf("run %v: %+v, %v", run, s, err)
+		}
+	}
+
+	// It is a node like any other: the option has no effect on its folder.
+	if code, _, err := lost.server.Stop(e2etest.Patience); code != 0 || err != nil {
+		t.Errorf("exit %d, %v", code, err)
+	}
+	c.launch(lost)
+	if err := lost.server.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestClusterOfSeveralPartitions proves that each node lists the runs of all partitions and finds each of
 // them, also after the loss of a node, and that the number of partitions is fixed.
 func TestClusterOfSeveralPartitions(t *testing.T) {
