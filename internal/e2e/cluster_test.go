@@ -343,7 +343,7 @@ func TestLostNodeIsReplaced(t *testing.T) {
 		}
 	}
 
-	// It is a node like any other: the option has no effect on its folder.
+	// It is a node like any other: its folder ignores the option from now on.
 	if code, _, err := lost.server.Stop(e2etest.Patience); code != 0 || err != nil {
 		t.Errorf("exit %d, %v", code, err)
 	}
