@@ -197,15 +197,6 @@ func (c *clients) problems() []string {
 	return c.found
 }
 
-func (c *clients) isDone() bool {
-	select {
-	case <-c.done:
-		return true
-	default:
-		return false
-	}
-}
-
 // runClients starts an engine at every replica, four writers, and one reader at every replica.
 func runClients(places map[*replica]*place, h *history) *clients {
 	c := &clients{done: make(chan struct{})}
