@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,9 +26,13 @@ func (id ID) String() string { return hex.EncodeToString(id[:]) }
 const (
 	// greetingLimit bounds the time from the accept to the end of the greeting.
 	greetingLimit = 5 * time.Second
-	// maxGreetings bounds the connections that have not yet said what they are for. A stranger who opens
-	// more has later ones closed; members try again.
+	// maxGreetings bounds the connections that have not yet said what they are for. When there are more,
+	// the oldest one is closed: a node greets within milliseconds, and a stranger who opens connections and
+	// says nothing must not keep the nodes out.
 	maxGreetings = 64
+	// greetingTurn is how long a greeting is left alone. While the oldest one is younger, later ones are
+	// closed instead, and nodes try again: a machine under load could else never end one.
+	greetingTurn = 100 * time.Millisecond
 	// backlog bounds the connections of a protocol that wait for Accept. More are closed.
 	backlog = 64
 )
@@ -60,9 +65,9 @@ type port struct {
 	credentials *clustertls.Credentials // nil in memory
 	server      *tls.Config             // nil in memory
 	logger      *slog.Logger
-	greetings   chan struct{} // bounds the goroutines of greetings
 
 	mu        sync.Mutex
+	greetings []*greeting    // those under way, the oldest first; at most maxGreetings
 	cluster   ID             // zero until the node is part of one
 	self      raftlog.NodeID // "" until then
 	listeners map[string]*protocolListener
@@ -75,7 +80,7 @@ type port struct {
 // openPort starts to accept. The connections of a protocol are closed until it has a listener.
 func openPort(c *Config) (*port, error) {
 	p := &port{listener: c.Listener, connect: c.Dial, credentials: c.Credentials, logger: c.Logger,
-		greetings: make(chan struct{}, maxGreetings), listeners: map[string]*protocolListener{}}
+		listeners: map[string]*protocolListener{}}
 	if p.connect == nil {
 		p.connect = func(ctx context.Context, address string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", address)
@@ -141,15 +146,48 @@ func (p *port) acceptAll() {
 			continue
 		}
 		pause = firstPause
-		select {
-		case p.greetings <- struct{}{}:
+		if g := p.beginGreeting(conn); g != nil {
 			p.wait.Go(func() {
-				defer func() { <-p.greetings }()
+				defer p.endGreeting(g)
 				p.receiveConn(conn)
 			})
-		default:
-			conn.Close()
 		}
+	}
+}
+
+// greeting is a connection that has not yet said what it is for.
+type greeting struct {
+	conn  net.Conn
+	began time.Time
+}
+
+// beginGreeting makes room for a connection, or closes it and returns nil.
+func (p *port) beginGreeting(conn net.Conn) *greeting {
+	g := &greeting{conn, time.Now()}
+	surplus := conn
+	p.mu.Lock()
+	switch {
+	case len(p.greetings) < maxGreetings:
+		p.greetings, surplus = append(p.greetings, g), nil
+	case g.began.Sub(p.greetings[0].began) >= greetingTurn:
+		surplus = p.greetings[0].conn
+		p.greetings = append(slices.Delete(p.greetings, 0, 1), g)
+	}
+	p.mu.Unlock()
+	if surplus != nil {
+		surplus.Close()
+	}
+	if surplus == conn {
+		return nil
+	}
+	return g
+}
+
+func (p *port) endGreeting(g *greeting) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if at := slices.Index(p.greetings, g); at >= 0 {
+		p.greetings = slices.Delete(p.greetings, at, at+1)
 	}
 }
 

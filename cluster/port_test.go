@@ -150,6 +150,31 @@ func TestOtherNodeAtTheAddress(t *testing.T) {
 	}
 }
 
+// TestStrangersDoNotKeepNodesOut: a node is heard although strangers have opened as many connections as may
+// greet at a time, and say nothing.
+func TestStrangersDoNotKeepNodesOut(t *testing.T) {
+	c := startCluster(t, 1)
+	one, two := c.nodes[0].running(), c.nodes[1].running()
+	for range maxGreetings {
+		conn, err := c.network.Dial("stranger")(t.Context(), "n2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	heard := testenv.Poll(greetingLimit/2, func() bool {
+		conn, err := one.port.dialNode(t.Context(), NodeAddress{"n2", "n2"}, raftlog.Protocol, one.cluster, two.Self())
+		if err != nil {
+			return false
+		}
+		conn.Close()
+		return true
+	})
+	if !heard {
+		t.Error("the node is not heard while the strangers are connected")
+	}
+}
+
 // TestPortWithoutTLS: a listener on a network is refused without certificates.
 func TestPortWithoutTLS(t *testing.T) {
 	c := newTestCluster(t, 3, 1)
