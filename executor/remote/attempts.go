@@ -39,9 +39,9 @@ func (p *peer) receiveFrames(stream attachStream) error {
 	}
 }
 
-// handleFrame takes a frame in, in the order that the protocol says (worker.proto): the states of attempts
-// before synced, which claims that all were told. An error ends the connection: what the frame said after
-// it is told again on the next one. mu is held, for the whole frame, so that others see it whole.
+// handleFrame takes a frame in, in the order that the protocol says (worker.proto). An error ends the
+// connection: what the frame said after it is told again on the next one. mu is held, for the whole frame, so
+// that others see it whole.
 func (p *peer) handleFrame(frame *workerpb.WorkerFrame) error {
 	r := p.r
 	if h := frame.Hello; h != nil {
@@ -49,29 +49,12 @@ func (p *peer) handleFrame(frame *workerpb.WorkerFrame) error {
 			return fmt.Errorf("worker %q answers for %q", h.Name, name)
 		}
 		p.version, p.pid = string(h.Version), int(h.Pid)
+		p.beginSession()
 	}
-	for _, m := range frame.Queued {
-		key := workerpb.KeyOf(m)
-		p.noteListed(key)
-		r.onQueued(p, key, m.GrantedAt)
-	}
-	for _, m := range frame.Started {
-		p.noteListed(workerpb.KeyOf(m))
-		r.onStarted(p, m)
-	}
-	for _, end := range frame.Finished {
-		report, err := workerpb.ParseFinished(end)
-		if err != nil {
+	for _, report := range frame.Partitions {
+		if err := p.handleReport(report); err != nil {
 			return err
 		}
-		p.noteListed(report.Key)
-		r.onFinished(p, report)
-	}
-	for _, m := range frame.Revoked {
-		r.onRevoked(p, workerpb.KeyOf(m), m.At)
-	}
-	for _, m := range frame.Ignored {
-		r.onIgnored(p, workerpb.KeyOf(m))
 	}
 	for _, m := range frame.Postponed {
 		r.onPostponed(p, m)
@@ -80,11 +63,48 @@ func (p *peer) handleFrame(frame *workerpb.WorkerFrame) error {
 		p.usage, p.drained = frame.Usage.Amount(), true
 		r.requestReconcile()
 	}
-	if frame.Synced {
-		p.completeSync()
-	}
 	if frame.Stopped {
 		return errStopped
+	}
+	return nil
+}
+
+// handleReport takes in what a frame has of a session, in the order that the protocol says: the states of
+// attempts before synced, which claims that all were told. A report of a session that is over is dropped: the
+// first report of the present one says the same, or more. mu is held.
+func (p *peer) handleReport(report *workerpb.PartitionReport) error {
+	r := p.r
+	if s := workerpb.SessionOf(report); s != p.session || s.Number == 0 {
+		return nil
+	}
+	for _, m := range report.Queued {
+		key := workerpb.KeyOf(m)
+		p.noteListed(key)
+		r.onQueued(p, key, m.GrantedAt)
+	}
+	for _, m := range report.Started {
+		p.noteListed(workerpb.KeyOf(m))
+		r.onStarted(p, m)
+	}
+	for _, end := range report.Finished {
+		ended, err := workerpb.ParseFinished(end)
+		if err != nil {
+			return err
+		}
+		p.noteListed(ended.Key)
+		r.onFinished(p, ended)
+	}
+	for _, m := range report.Revoked {
+		r.onRevoked(p, workerpb.KeyOf(m), m.At)
+	}
+	for _, m := range report.Ignored {
+		if m.Reason != workerpb.IgnoreReason_IGNORE_REASON_KEY_USED {
+			return fmt.Errorf("the worker refuses session %d: %v; its highest epoch is %d", p.session.Number, m.Reason, m.Epoch)
+		}
+		r.onIgnored(p, workerpb.KeyOf(m))
+	}
+	if report.Synced {
+		p.completeSync()
 	}
 	return nil
 }
@@ -199,7 +219,7 @@ func (r *Remote) forgetEnd(key messages.AttemptKey, a *trackedAttempt) {
 		}
 		return
 	}
-	p.outgoing.AddAcknowledgement(key)
+	p.orders().AddAcknowledgement(key)
 	p.requestSendWithin(acknowledgementDelay)
 }
 
@@ -349,7 +369,7 @@ func (r *Remote) onRevoked(p *peer, key messages.AttemptKey, at int64) {
 	}
 }
 
-// onIgnored takes in that the number has served before. The end of that attempt is acknowledged, or
+// onIgnored takes in that the number is used up. The end of that attempt is acknowledged, or
 // belongs to another history. The order is over: a new number can begin. mu is held.
 func (r *Remote) onIgnored(p *peer, key messages.AttemptKey) {
 	a := r.attempts[key]

@@ -59,6 +59,7 @@ type peer struct {
 	sendDue   time.Time                    // when the timer fires
 	pending   pendingOrders                // orders on this connection that are not known to have begun
 	conn      *grpc.ClientConn             // while there is one
+	session   workerpb.Session             // the one that was begun on this connection; zero before the hello
 	listed    map[messages.AttemptKey]bool // attempts that it named on this connection; nil once attached
 	attached  bool                         // it has said what it knows, on this connection
 	synced    bool                         // it has said so once, on any connection
@@ -127,6 +128,19 @@ func (p *peer) takeFrame() (frame *workerpb.ServerFrame) {
 	return frame
 }
 
+// beginSession begins a session with the worker, which has said hello: of partition 0 in epoch 0. The worker
+// refuses items in outgoing that belong to an earlier session, except acknowledgements. completeSync sends
+// what it lacks. mu is held.
+func (p *peer) beginSession() {
+	p.r.lastSession++
+	p.session = workerpb.Session{Number: p.r.lastSession}
+	p.outgoing.AddLead(p.session)
+	p.requestSend()
+}
+
+// orders returns the part of the next frame that has the orders of the present session. mu is held.
+func (p *peer) orders() *workerpb.PartitionOrders { return p.outgoing.OrdersIn(p.session) }
+
 // pendingOrders counts orders and adds up their slots. While they fill the machine, a worker cannot begin
 // more, so that further orders may wait for others (sendOrder).
 type pendingOrders struct{ count, cpuMillis, memoryBytes int64 }
@@ -150,7 +164,7 @@ func (p *pendingOrders) add(o *executor.Order, n int64) {
 func (p *peer) sendOrder(o *executor.Order) {
 	busy := p.pending.count > fewPending && (p.pending.cpuMillis >= p.r.cfg.CPUMillis || p.pending.memoryBytes >= p.r.cfg.MemoryBytes)
 	p.pending.add(o, 1)
-	p.outgoing.AddOrder(o)
+	p.orders().AddOrder(o)
 	if busy {
 		p.requestSendWithin(orderDelay)
 		return
@@ -252,7 +266,7 @@ func (p *peer) connect() (synced bool, _ error) {
 	r.mu.Lock()
 	p.takeFrame().ReturnToVTPool() // items of the former connection
 	p.conn, p.listed, p.pending = conn, map[messages.AttemptKey]bool{}, pendingOrders{}
-	p.capacity, p.pinged = workerpb.Amount{}, false
+	p.capacity, p.pinged, p.session = workerpb.Amount{}, false, workerpb.Session{}
 	r.unlockAndDeliver()
 
 	sender := make(chan struct{})
@@ -320,10 +334,10 @@ func (p *peer) completeSync() {
 		switch {
 		case p.listed[key]:
 			if a.killed {
-				p.outgoing.AddKill(key, a.grace)
+				p.orders().AddKill(key, a.grace)
 			}
 			if a.revoked && a.State() == lifecycle.Queued {
-				p.outgoing.AddRevocation(key)
+				p.orders().AddRevocation(key)
 			}
 		case a.order == nil:
 			delete(r.attempts, key)

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/caravan-dag/caravan/executor"
@@ -78,5 +79,57 @@ func TestOrdersWaitForOthersWhenTheyCannotBegin(t *testing.T) {
 	defer r.mu.Unlock()
 	if p.orderAnswered(&trackedAttempt{order: &executor.Order{CPUMillis: 1000}}); p.pending != (pendingOrders{}) {
 		t.Errorf("%+v: what was not ordered on this connection was taken off", p.pending)
+	}
+}
+
+// TestReportsOfAnotherSessionAreDropped takes frames in as they come from a worker. Each hello begins a session
+// with a number of its own. Only what the present session says counts, and a refused Lead or order
+// ends the connection: it does not say that the attempt is lost.
+func TestReportsOfAnotherSessionAreDropped(t *testing.T) {
+	r := &Remote{cfg: Config{CPUMillis: 2000}, attempts: attemptTable{}, wakeSupervisor: make(chan struct{}, 1)}
+	p := newPeer(r, "x")
+	key := messages.AttemptKey{Run: 1, Attempt: 1}
+	a := &trackedAttempt{order: &executor.Order{Key: key}, peer: p}
+	r.attempts[key] = a
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	handle := func(s workerpb.Session, add func(*workerpb.PartitionReport)) error {
+		f := new(workerpb.WorkerFrame)
+		add(f.ReportIn(s))
+		return p.handleFrame(f)
+	}
+	refused := func(reason workerpb.IgnoreReason) func(*workerpb.PartitionReport) {
+		return func(m *workerpb.PartitionReport) { m.AddIgnored(key, reason, 4) }
+	}
+	synced := func(m *workerpb.PartitionReport) { m.Synced = true }
+	started := func(m *workerpb.PartitionReport) { m.AddStarted(key, 1, 0, 0) }
+
+	if err := handle(workerpb.Session{}, synced); err != nil || p.attached {
+		t.Fatalf("before the hello: %v, attached %v", err, p.attached)
+	}
+	for number := range uint64(2) {
+		p.listed = map[messages.AttemptKey]bool{}
+		if err := p.handleFrame(&workerpb.WorkerFrame{Hello: &workerpb.Hello{Name: []byte("x")}}); err != nil {
+			t.Fatal(err)
+		}
+		leads := p.takeFrame().Leads
+		if len(leads) != 1 || workerpb.SessionOf(leads[0]) != p.session || p.session != (workerpb.Session{Number: number + 1}) {
+			t.Fatalf("session %v, leads %v", p.session, leads)
+		}
+	}
+	for _, s := range []workerpb.Session{{Number: 1}, {Number: 3}, {Epoch: 1, Number: 2}, {Partition: 1, Number: 2}} {
+		for _, add := range []func(*workerpb.PartitionReport){synced, started, refused(workerpb.IgnoreReason_IGNORE_REASON_KEY_USED), refused(workerpb.IgnoreReason_IGNORE_REASON_STALE_EPOCH)} {
+			if err := handle(s, add); err != nil || p.attached || a.StartedAt != 0 || r.attempts[key] != a {
+				t.Errorf("session %v: %v, attached %v, attempt %+v", s, err, p.attached, a)
+			}
+		}
+	}
+	for _, reason := range []workerpb.IgnoreReason{workerpb.IgnoreReason_IGNORE_REASON_STALE_EPOCH, workerpb.IgnoreReason_IGNORE_REASON_STALE_SESSION, 99} {
+		if err := handle(p.session, refused(reason)); err == nil || !strings.Contains(err.Error(), "refuses session 2") || r.attempts[key] != a {
+			t.Errorf("reason %v: %v, attempt %+v", reason, err, r.attempts[key])
+		}
+	}
+	if err := handle(p.session, func(m *workerpb.PartitionReport) { started(m); synced(m) }); err != nil || !p.attached || a.StartedAt == 0 {
+		t.Errorf("%v, attached %v, attempt %+v", err, p.attached, a)
 	}
 }

@@ -75,6 +75,7 @@ type Remote struct {
 	allFound     bool                    // every worker of a former server has said what it knows
 	attempts     attemptTable
 	lastSequence uint64            // of the order that came last
+	lastSession  uint64            // number of the newest session, over all workers
 	peers        []*peer           // all workers whose folder must stay; the supervisor adds and removes
 	active       *peer             // nil, or synced and taking orders
 	undelivered  []executor.Report // in the order in which they are to be made; see unlockAndDeliver
@@ -231,7 +232,7 @@ func (r *Remote) Kill(key messages.AttemptKey, grace time.Duration) {
 		r.revokeUnassigned(key, a)
 		return
 	}
-	a.peer.outgoing.AddKill(key, grace)
+	a.peer.orders().AddKill(key, grace)
 	a.peer.requestSend()
 }
 
@@ -248,7 +249,7 @@ func (r *Remote) Revoke(key messages.AttemptKey) {
 		r.revokeUnassigned(key, a)
 		return
 	}
-	a.peer.outgoing.AddRevocation(key)
+	a.peer.orders().AddRevocation(key)
 	a.peer.requestSend()
 }
 
@@ -370,7 +371,7 @@ func (r *Remote) discardOrphan(key messages.AttemptKey, a *trackedAttempt) {
 	case a.State() == lifecycle.Ended:
 		r.forgetEnd(key, a)
 	case a.peer != nil && !a.peer.recovered:
-		a.peer.outgoing.AddKill(key, r.cfg.Settings.CloseGrace)
+		a.peer.orders().AddKill(key, r.cfg.Settings.CloseGrace)
 		a.peer.requestSend()
 	}
 }

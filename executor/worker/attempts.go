@@ -29,17 +29,18 @@ type trackedAttempt struct {
 //	it has run, and was acknowledged      Ignored, as far as the memory of the Process reaches back
 //	the worker drains or stops            Revoked: another worker has to run it
 //
-// w.mu is held, and the worker has a session.
+// An attempt of the table may have come in another session, of this server or a former one. w.mu is
+// held, and the present session has the order.
 func (w *Worker) enterOrder(o *executor.Order) (start bool) {
 	key := o.Key
 	a := w.attempts[key]
 	switch {
 	case a != nil && a.GrantedAt == o.GrantedAt:
-		w.session.addAttempt(key, a)
+		w.link.addAttempt(w.session, key, a)
 	case a != nil, w.process.HasStarted(key):
-		w.session.outgoing.AddIgnored(key)
+		w.link.outgoing.ReportIn(w.session).AddIgnored(key, workerpb.IgnoreReason_IGNORE_REASON_KEY_USED, w.session.Epoch)
 	case w.draining || w.stopping:
-		w.session.outgoing.AddRevoked(key, time.Now().UnixNano())
+		w.link.outgoing.ReportIn(w.session).AddRevoked(key, time.Now().UnixNano())
 	default:
 		w.attempts[key] = &trackedAttempt{Attempt: lifecycle.Attempt{GrantedAt: o.GrantedAt}}
 		return true
@@ -74,7 +75,7 @@ func (w *Worker) recordIntents(orders []*executor.Order) error {
 // never recorded is still Queued and needs no record.
 //
 // A crash before the record is written leaves the intent, and the attempt is lost rather than given
-// back, which is safe: it uses up a number, but never runs twice. A session sends Revoked after the
+// back, which is safe: it uses up a number, but never runs twice. A link sends Revoked after the
 // write (sendFrames).
 func (w *Worker) withdrawIntent(o *executor.Order) {
 	w.mu.Lock()
@@ -91,9 +92,9 @@ func (w *Worker) withdrawIntent(o *executor.Order) {
 func (w *Worker) startPostponed(o *executor.Order, reason string, err error) {
 	w.mu.Lock()
 	draining := w.draining
-	if s := w.session; s != nil {
-		s.outgoing.AddPostponed(reason, err)
-		s.requestSend(false)
+	if l := w.link; l != nil {
+		l.outgoing.AddPostponed(reason, err)
+		l.requestSend(false)
 	}
 	w.mu.Unlock()
 	if draining {
@@ -148,9 +149,9 @@ func (w *Worker) startDrain() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.session != nil {
-		w.setUsage(w.session.outgoing)
-		w.session.requestSend(true)
+	if w.isLed() { // else the first report of a session tells it
+		w.setUsage(w.link.outgoing)
+		w.link.requestSend(true)
 	}
 }
 

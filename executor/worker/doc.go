@@ -30,8 +30,13 @@
 // damaged journal count as far as they are proven. Every other process of the worker is ended, and
 // the attempts that the server asks for are lost.
 //
-// Locks: Worker.frameMu is held over each frame; then Worker.mu, which guards the table and the
-// session; then journal.mu. executor.Process calls back with no lock of its own held.
+// Sessions. A link is a server's stream. On it the server begins a session by Lead. The first report of a
+// session tells the whole table, and orders are accepted in the present session only: so what the
+// report lacks has not begun, and cannot begin by an order that was sent before. The highest epoch is kept
+// in memory; a worker process is never used again under its name.
+//
+// Locks: Worker.frameMu is held over each frame; then Worker.mu, which guards the table, the
+// link and the session; then journal.mu. executor.Process calls back with no lock of its own held.
 //
 // Reading order: worker.go, session.go, attempts.go, journal.go, dead_worker.go.
 package worker

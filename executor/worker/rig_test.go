@@ -82,6 +82,7 @@ type item struct {
 	key     messages.AttemptKey
 	message any    // of the field, if it is a message
 	end     []byte // of "finished"
+	session workerpb.Session
 }
 
 // items lists what a frame says, in the order in which a server takes it in.
@@ -89,21 +90,8 @@ func items(f *workerpb.WorkerFrame) (list []item) {
 	if f.Hello != nil {
 		list = append(list, item{kind: "hello", message: f.Hello})
 	}
-	for _, m := range f.Queued {
-		list = append(list, item{kind: "queued", key: workerpb.KeyOf(m), message: m})
-	}
-	for _, m := range f.Started {
-		list = append(list, item{kind: "started", key: workerpb.KeyOf(m), message: m})
-	}
-	for _, end := range f.Finished {
-		report, _ := workerpb.ParseFinished(end)
-		list = append(list, item{kind: "finished", key: report.Key, end: end})
-	}
-	for _, m := range f.Revoked {
-		list = append(list, item{kind: "revoked", key: workerpb.KeyOf(m), message: m})
-	}
-	for _, m := range f.Ignored {
-		list = append(list, item{kind: "ignored", key: workerpb.KeyOf(m), message: m})
+	for _, report := range f.Partitions {
+		list = append(list, itemsOfReport(report)...)
 	}
 	for _, m := range f.Postponed {
 		list = append(list, item{kind: "postponed", message: m})
@@ -114,10 +102,36 @@ func items(f *workerpb.WorkerFrame) (list []item) {
 	for _, flag := range []struct {
 		set  bool
 		kind string
-	}{{f.Pong, "pong"}, {f.Synced, "synced"}, {f.Stopped, "stopped"}} {
+	}{{f.Pong, "pong"}, {f.Stopped, "stopped"}} {
 		if flag.set {
 			list = append(list, item{kind: flag.kind})
 		}
+	}
+	return list
+}
+
+func itemsOfReport(report *workerpb.PartitionReport) (list []item) {
+	for _, m := range report.Queued {
+		list = append(list, item{kind: "queued", key: workerpb.KeyOf(m), message: m})
+	}
+	for _, m := range report.Started {
+		list = append(list, item{kind: "started", key: workerpb.KeyOf(m), message: m})
+	}
+	for _, end := range report.Finished {
+		ended, _ := workerpb.ParseFinished(end)
+		list = append(list, item{kind: "finished", key: ended.Key, end: end})
+	}
+	for _, m := range report.Revoked {
+		list = append(list, item{kind: "revoked", key: workerpb.KeyOf(m), message: m})
+	}
+	for _, m := range report.Ignored {
+		list = append(list, item{kind: "ignored", key: workerpb.KeyOf(m), message: m})
+	}
+	if report.Synced {
+		list = append(list, item{kind: "synced"})
+	}
+	for i := range list {
+		list[i].session = workerpb.SessionOf(report)
 	}
 	return list
 }
@@ -147,9 +161,24 @@ func (g *rig) dial() (*grpc.ClientConn, context.Context, context.CancelFunc) {
 	return conn, ctx, cancel
 }
 
-// attach attaches, gives the worker 2 cores, and returns what kinds of items the worker said up
-// to "synced".
+// firstSession is the session that attach begins: the number is that of a server's first one.
+var firstSession = workerpb.Session{Number: 1}
+
+// attach attaches, begins a session, gives the worker 2 cores, and returns what kinds of items the
+// worker said up to "synced".
 func (g *rig) attach() (c *client, said []string) {
+	g.t.Helper()
+	c = g.connect()
+	c.send(lead(firstSession))
+	for i := c.next(); i.kind != "synced"; i = c.next() {
+		said = append(said, i.kind)
+	}
+	c.send(func(f *workerpb.ServerFrame) { f.SetCapacity(workerpb.Amount{CPUMillis: 2000, MemoryBytes: 1 << 20}) })
+	return c, said
+}
+
+// connect attaches, and leaves all that the worker says to the test.
+func (g *rig) connect() (c *client) {
 	g.t.Helper()
 	conn, ctx, cancel := g.dial()
 	c = &client{t: g.t, conn: conn, cancel: cancel}
@@ -157,11 +186,7 @@ func (g *rig) attach() (c *client, said []string) {
 	if c.stream, err = workerpb.NewWorkerClient(conn).Attach(ctx); err != nil {
 		g.t.Fatal(err)
 	}
-	for i := c.next(); i.kind != "synced"; i = c.next() {
-		said = append(said, i.kind)
-	}
-	c.send(func(f *workerpb.ServerFrame) { f.SetCapacity(workerpb.Amount{CPUMillis: 2000, MemoryBytes: 1 << 20}) })
-	return c, said
+	return c
 }
 
 // send sends a frame with what is added to it.
@@ -262,20 +287,24 @@ func key(task uint32) messages.AttemptKey { return messages.AttemptKey{Run: 1, T
 // shell orders a script.
 func shell(task uint32, script string) func(*workerpb.ServerFrame) {
 	return func(f *workerpb.ServerFrame) {
-		f.AddOrder(&executor.Order{Key: key(task), Shell: script, UseShell: true, CPUMillis: 1000})
+		f.OrdersIn(firstSession).AddOrder(&executor.Order{Key: key(task), Shell: script, UseShell: true, CPUMillis: 1000})
 	}
 }
 
+func lead(s workerpb.Session) func(*workerpb.ServerFrame) {
+	return func(f *workerpb.ServerFrame) { f.AddLead(s) }
+}
+
 func kill(task uint32, grace time.Duration) func(*workerpb.ServerFrame) {
-	return func(f *workerpb.ServerFrame) { f.AddKill(key(task), grace) }
+	return func(f *workerpb.ServerFrame) { f.OrdersIn(firstSession).AddKill(key(task), grace) }
 }
 
 func revoke(task uint32) func(*workerpb.ServerFrame) {
-	return func(f *workerpb.ServerFrame) { f.AddRevocation(key(task)) }
+	return func(f *workerpb.ServerFrame) { f.OrdersIn(firstSession).AddRevocation(key(task)) }
 }
 
 func acknowledge(task uint32) func(*workerpb.ServerFrame) {
-	return func(f *workerpb.ServerFrame) { f.AddAcknowledgement(key(task)) }
+	return func(f *workerpb.ServerFrame) { f.OrdersIn(firstSession).AddAcknowledgement(key(task)) }
 }
 
 func drain(f *workerpb.ServerFrame) { f.Drain = true }

@@ -26,11 +26,11 @@ const (
 	maxFrameEndBytes = 64 << 10
 )
 
-// session is one attached server. Every goroutine that has something to say adds it to outgoing, and
-// the session's sender takes the frame as a whole. wakeSender says that outgoing has items. sendNow
+// link is one attached server. Every goroutine that has something to say adds it to outgoing, and
+// the link's sender takes the frame as a whole. wakeSender says that outgoing has items. sendNow
 // says that they are urgent: the sender skips the wait for others. Worker.mu guards outgoing and its
 // two sizes.
-type session struct {
+type link struct {
 	outgoing   *workerpb.WorkerFrame // what the server is to hear
 	attempts   int                   // in outgoing
 	endBytes   int                   // of the ends in outgoing
@@ -40,37 +40,38 @@ type session struct {
 	left       chan struct{}         // closed when the server has gone
 }
 
-func newSession() *session {
-	return &session{outgoing: workerpb.WorkerFrameFromVTPool(),
+func newLink() *link {
+	return &link{outgoing: workerpb.WorkerFrameFromVTPool(),
 		wakeSender: make(chan struct{}, 1), sendNow: make(chan struct{}, 1), replaced: make(chan struct{}), left: make(chan struct{})}
 }
 
 // requestSend wakes the sender. Worker.mu is held.
-func (s *session) requestSend(urgent bool) {
-	if urgent || s.attempts >= maxFrameAttempts || s.endBytes >= maxFrameEndBytes {
-		wakeUp(s.sendNow)
+func (l *link) requestSend(urgent bool) {
+	if urgent || l.attempts >= maxFrameAttempts || l.endBytes >= maxFrameEndBytes {
+		wakeUp(l.sendNow)
 	}
-	wakeUp(s.wakeSender)
+	wakeUp(l.wakeSender)
 }
 
 // takeFrame returns what is to be sent, which may be an empty frame. Worker.mu is held.
-func (s *session) takeFrame() *workerpb.WorkerFrame {
-	frame := s.outgoing
-	s.outgoing, s.attempts, s.endBytes = workerpb.WorkerFrameFromVTPool(), 0, 0
+func (l *link) takeFrame() *workerpb.WorkerFrame {
+	frame := l.outgoing
+	l.outgoing, l.attempts, l.endBytes = workerpb.WorkerFrameFromVTPool(), 0, 0
 	return frame
 }
 
-// addAttempt adds what the server should know of the attempt. Worker.mu is held.
-func (s *session) addAttempt(key messages.AttemptKey, a *trackedAttempt) {
-	s.attempts++
+// addAttempt adds what the server should know of the attempt, in a session. Worker.mu is held.
+func (l *link) addAttempt(s workerpb.Session, key messages.AttemptKey, a *trackedAttempt) {
+	l.attempts++
+	report := l.outgoing.ReportIn(s)
 	switch a.State() {
 	case lifecycle.Ended:
-		s.outgoing.AddFinished(a.end)
-		s.endBytes += len(a.end)
+		report.AddFinished(a.end)
+		l.endBytes += len(a.end)
 	case lifecycle.Running:
-		s.outgoing.AddStarted(key, a.StartedAt, a.StartDelay, a.GrantedAt)
+		report.AddStarted(key, a.StartedAt, a.StartDelay, a.GrantedAt)
 	default:
-		s.outgoing.AddQueued(key, a.GrantedAt)
+		report.AddQueued(key, a.GrantedAt)
 	}
 }
 
@@ -87,77 +88,110 @@ func wakeUp(c chan struct{}) {
 type attachStream = grpc.BidiStreamingServer[workerpb.ServerFrame, workerpb.WorkerFrame]
 
 // Attach implements workerpb.WorkerServer. It serves one server until the server goes, or another
-// one comes. First it tells the whole table, which ends with Synced: so a server that was away, or is a new
-// one, hears of each attempt, and may conclude from what it does not hear. An attempt that changes
-// meanwhile is told again, in a later frame or the same.
+// one comes. It says hello. The server begins a session then (beginSession).
 //
 // The latest server wins: it has the lock of the data folder, so a former one that is still connected is
 // about to end.
 func (w *Worker) Attach(stream attachStream) error {
-	s := newSession()
-	s.outgoing.Hello = &workerpb.Hello{Version: []byte(w.settings.Version), Name: []byte(w.folder.Name()), Pid: int64(os.Getpid())}
-	// A frame of the former server is carried out completely before the table is told to the new one.
+	l := newLink()
+	l.outgoing.Hello = &workerpb.Hello{Version: []byte(w.settings.Version), Name: []byte(w.folder.Name()), Pid: int64(os.Getpid())}
+	// A frame of the former server is carried out completely before the new one is heard.
 	w.frameMu.Lock()
 	w.mu.Lock()
-	if w.session != nil {
-		close(w.session.replaced)
+	if w.link != nil {
+		close(w.link.replaced)
 	}
-	w.session = s
-	for key, a := range w.attempts {
-		s.addAttempt(key, a)
-	}
-	if w.draining {
-		w.setUsage(s.outgoing)
-	}
-	s.outgoing.Synced = true
-	s.requestSend(true)
-	w.wasBusy = true
+	w.setLink(l)
+	l.requestSend(true)
 	w.mu.Unlock()
 	w.frameMu.Unlock()
 
 	received := make(chan error, 1)
-	go func() { received <- w.receiveFrames(s, stream) }()
-	err := w.sendFrames(s, stream, received)
-	close(s.left)
+	go func() { received <- w.receiveFrames(l, stream) }()
+	err := w.sendFrames(l, stream, received)
+	close(l.left)
 	w.mu.Lock()
-	if w.session == s {
-		w.session = nil
-		w.wasBusy = true
+	if w.link == l {
+		w.setLink(nil)
 		wakeUp(w.journalPending)
 	}
 	w.mu.Unlock()
 	return err
 }
 
-// sendFrames sends what gathers in s.outgoing. It waits for an item, then up to frameDelay for others.
+// setLink sets the link, or nil when its server has gone. The session of the former link is over, and
+// the next server may number its sessions from 1 again. The epoch stays: it only grows. mu is held.
+func (w *Worker) setLink(l *link) {
+	w.link, w.session.Number = l, 0
+	w.wasBusy = true
+}
+
+// isLed reports whether the present server has begun a session. Before that it hears nothing of
+// attempts, and the first report of its session tells it all. mu is held.
+func (w *Worker) isLed() bool { return w.link != nil && w.session.Number != 0 }
+
+// beginSession answers a Lead. It tells the whole table, which ends with Synced: so a server that was
+// away, or is a new one, hears of each attempt, and may conclude from what it does not hear. An attempt that
+// changes meanwhile is told again, in a later frame or the same. A Lead of a former leader, and one that
+// is repeated, is ignored. frameMu is held.
+func (w *Worker) beginSession(l *link, lead *workerpb.Lead) error {
+	s := workerpb.SessionOf(lead)
+	if s.Number == 0 {
+		return fmt.Errorf("partition %d: a lead without the number of its session", s.Partition)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.link != l:
+		return nil
+	case s.Epoch < w.session.Epoch:
+		l.outgoing.ReportIn(s).AddIgnored(messages.AttemptKey{}, workerpb.IgnoreReason_IGNORE_REASON_STALE_EPOCH, w.session.Epoch)
+	case s.Epoch == w.session.Epoch && s.Number <= w.session.Number:
+		l.outgoing.ReportIn(s).AddIgnored(messages.AttemptKey{}, workerpb.IgnoreReason_IGNORE_REASON_STALE_SESSION, w.session.Epoch)
+	default:
+		w.session = s
+		for key, a := range w.attempts {
+			l.addAttempt(s, key, a)
+		}
+		if w.draining {
+			w.setUsage(l.outgoing)
+		}
+		l.outgoing.ReportIn(s).Synced = true
+		w.wasBusy = true
+	}
+	l.requestSend(true)
+	return nil
+}
+
+// sendFrames sends what gathers in l.outgoing. It waits for an item, then up to frameDelay for others.
 // It writes the journal between taking a frame and sending it, so the journal has each end that a server
 // has heard. An end that cannot be written is sent all the same: the server makes it durable itself.
-func (w *Worker) sendFrames(s *session, stream attachStream, received <-chan error) error {
+func (w *Worker) sendFrames(l *link, stream attachStream, received <-chan error) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
 		select {
-		case <-s.wakeSender:
+		case <-l.wakeSender:
 		case err := <-received:
 			return err
-		case <-s.replaced:
+		case <-l.replaced:
 			return nil
 		}
 		select {
-		case <-s.sendNow:
+		case <-l.sendNow:
 		default:
 			timer.Reset(frameDelay)
 			select {
-			case <-s.sendNow:
+			case <-l.sendNow:
 			case <-timer.C:
 			case err := <-received:
 				return err
-			case <-s.replaced:
+			case <-l.replaced:
 				return nil
 			}
 		}
 		w.mu.Lock()
-		frame := s.takeFrame()
+		frame := l.takeFrame()
 		w.mu.Unlock()
 		w.writeJournal()
 		if frame.IsEmpty() {
@@ -176,7 +210,7 @@ func (w *Worker) sendFrames(s *session, stream attachStream, received <-chan err
 
 // receiveFrames carries out the server's frames, until the server goes or another one attached. It uses one
 // frame again for all: what an order keeps of it (strings) is not overwritten by the next (ToOrder).
-func (w *Worker) receiveFrames(s *session, stream attachStream) error {
+func (w *Worker) receiveFrames(l *link, stream attachStream) error {
 	frame := workerpb.ServerFrameFromVTPool()
 	defer frame.ReturnToVTPool()
 	for {
@@ -184,7 +218,7 @@ func (w *Worker) receiveFrames(s *session, stream attachStream) error {
 		if err := stream.RecvMsg(frame); err != nil {
 			return err
 		}
-		if err := w.handleFrame(s, frame); err != nil {
+		if err := w.handleFrame(l, frame); err != nil {
 			w.log.Error("frame refused", "err", err)
 			return err
 		}
@@ -192,13 +226,13 @@ func (w *Worker) receiveFrames(s *session, stream attachStream) error {
 }
 
 // handleFrame carries out a frame, in the order that the protocol says: the capacity before the orders that
-// may use it, and orders before kills of the same attempts. A frame of a session that was replaced is
-// dropped: the new server may have heard of another state since. An error ends the session.
-func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
+// may use it, and orders before kills of the same attempts. A frame of a link that was replaced is
+// dropped: the new server may have heard of another state since. An error ends the link.
+func (w *Worker) handleFrame(l *link, frame *workerpb.ServerFrame) error {
 	w.frameMu.Lock()
 	defer w.frameMu.Unlock()
 	w.mu.Lock()
-	attached := w.session == s
+	attached := w.link == l
 	startsNoMore := w.draining || w.stopping
 	w.mu.Unlock()
 	if !attached {
@@ -207,20 +241,21 @@ func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
 	if frame.Capacity != nil && !startsNoMore {
 		w.process.SetCapacity(frame.Capacity.CpuMillis, frame.Capacity.MemoryBytes)
 	}
-	if len(frame.Acknowledgements) > 0 {
-		w.forgetEnds(frame.Acknowledgements)
-	}
-	for _, o := range frame.Orders {
-		if o.Attempt == 0 {
-			return fmt.Errorf("run %d: task %d: an order without the number of its attempt", o.Run, o.Task)
+	for _, lead := range frame.Leads {
+		if err := checkPartition(lead.Partition); err != nil {
+			return err
 		}
-		w.startOrder(o.ToOrder())
+		if err := w.beginSession(l, lead); err != nil {
+			return err
+		}
 	}
-	for _, k := range frame.Kills {
-		w.process.Kill(workerpb.KeyOf(k), time.Duration(k.Grace))
-	}
-	for _, k := range frame.Revocations {
-		w.process.Revoke(workerpb.KeyOf(k))
+	for _, orders := range frame.Partitions {
+		if err := checkPartition(orders.Partition); err != nil {
+			return err
+		}
+		if err := w.handleOrders(l, orders); err != nil {
+			return err
+		}
 	}
 	if frame.Drain {
 		w.startDrain()
@@ -229,10 +264,10 @@ func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
 	if frame.Release {
 		w.released = true
 	}
-	if w.session == s {
-		s.outgoing.Pong = s.outgoing.Pong || frame.Ping
-		if !s.outgoing.IsEmpty() {
-			s.requestSend(false)
+	if w.link == l {
+		l.outgoing.Pong = l.outgoing.Pong || frame.Ping
+		if !l.outgoing.IsEmpty() {
+			l.requestSend(false)
 		}
 	}
 	w.mu.Unlock()
@@ -242,12 +277,67 @@ func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
 	return nil
 }
 
+// checkPartition refuses what concerns another partition than 0, the only one that a worker has. All of
+// its attempts belong to it.
+func checkPartition(partition uint32) error {
+	if partition != 0 {
+		return fmt.Errorf("unknown partition %d: this worker has partition 0 only", partition)
+	}
+	return nil
+}
+
+// handleOrders carries out what a frame has of a partition. Orders of another session than the present one are
+// refused: the first report of the present one may have said that their attempts have not begun. An
+// acknowledgement counts in any session, as the end is durable. frameMu is held, so another session
+// does not begin; the link may end.
+func (w *Worker) handleOrders(l *link, orders *workerpb.PartitionOrders) error {
+	if len(orders.Acknowledgements) > 0 {
+		w.forgetEnds(orders.Acknowledgements)
+	}
+	for _, o := range orders.Orders {
+		if o.Attempt == 0 {
+			return fmt.Errorf("run %d: task %d: an order without the number of its attempt", o.Run, o.Task)
+		}
+	}
+	w.mu.Lock()
+	accepted := w.isLed() && w.session == workerpb.SessionOf(orders)
+	if !accepted && w.link == l {
+		w.refuseOrders(orders)
+	}
+	w.mu.Unlock()
+	if !accepted {
+		return nil
+	}
+	for _, o := range orders.Orders {
+		w.startOrder(l, o.ToOrder())
+	}
+	for _, k := range orders.Kills {
+		w.process.Kill(workerpb.KeyOf(k), time.Duration(k.Grace))
+	}
+	for _, k := range orders.Revocations {
+		w.process.Revoke(workerpb.KeyOf(k))
+	}
+	return nil
+}
+
+// refuseOrders answers each order with Ignored, in its own session. w.mu is held, and there is a link.
+func (w *Worker) refuseOrders(orders *workerpb.PartitionOrders) {
+	s := workerpb.SessionOf(orders)
+	reason := workerpb.IgnoreReason_IGNORE_REASON_STALE_SESSION
+	if s.Epoch != w.session.Epoch {
+		reason = workerpb.IgnoreReason_IGNORE_REASON_STALE_EPOCH
+	}
+	for _, o := range orders.Orders {
+		w.link.outgoing.ReportIn(s).AddIgnored(workerpb.KeyOf(o), reason, w.session.Epoch)
+	}
+}
+
 // startOrder enters an order, and starts its attempt if the order is new: duty 1. The table has the attempt
 // before the Process does, so that each report of the Process finds it. w.mu is free when Start is called,
-// which may call the sink (takeReports).
-func (w *Worker) startOrder(o executor.Order) {
+// which may call the sink (takeReports). frameMu is held.
+func (w *Worker) startOrder(l *link, o executor.Order) {
 	w.mu.Lock()
-	start := w.session != nil && w.enterOrder(&o)
+	start := w.link == l && w.isLed() && w.enterOrder(&o)
 	w.wasBusy = true
 	w.mu.Unlock()
 	if start {
@@ -256,7 +346,7 @@ func (w *Worker) startOrder(o executor.Order) {
 }
 
 // takeReports is the sink of the process: duty 4. It encodes the ends before it takes the lock. The
-// session's sender tells the server, after it has written the journal.
+// link's sender tells the server, after it has written the journal.
 func (w *Worker) takeReports(reports ...executor.Report) {
 	ends := make([][]byte, len(reports))
 	for i := range reports {
@@ -273,10 +363,10 @@ func (w *Worker) takeReports(reports ...executor.Report) {
 		urgent = w.enterReport(&reports[i], ends[i], short) || urgent
 	}
 	switch {
-	case w.session == nil:
+	case !w.isLed():
 		wakeUp(w.journalPending)
-	case !w.session.outgoing.IsEmpty():
-		w.session.requestSend(urgent)
+	case !w.link.outgoing.IsEmpty():
+		w.link.requestSend(urgent)
 	}
 }
 
@@ -301,17 +391,16 @@ func (w *Worker) enterReport(r *executor.Report, end []byte, short bool) (urgent
 		urgent = true
 	}
 	w.wasBusy = true
-	s := w.session
-	if s == nil {
+	if !w.isLed() {
 		return urgent
 	}
 	if r.Kind == executor.Revoked {
-		s.outgoing.AddRevoked(r.Key, r.At)
+		w.link.outgoing.ReportIn(w.session).AddRevoked(r.Key, r.At)
 	} else {
-		s.addAttempt(r.Key, a)
+		w.link.addAttempt(w.session, r.Key, a)
 	}
 	if w.draining {
-		w.setUsage(s.outgoing)
+		w.setUsage(w.link.outgoing)
 	}
 	return urgent
 }

@@ -45,22 +45,23 @@ type Worker struct {
 	server   *grpc.Server
 
 	checkIdle      chan struct{} // wakes awaitEnd
-	journalPending chan struct{} // the journal has something to write, and there is no session that does it
+	journalPending chan struct{} // the journal has something to write, and no link does it
 	stopped        chan struct{} // closed when stopAttempts has ended everything
 
-	// frameMu is held while a server's frame is carried out, and while a new session begins: so the new
+	// frameMu is held while a server's frame is carried out, and while a new link or session begins: so the new
 	// server hears of all that the former one has ordered. It is taken before mu.
 	frameMu sync.Mutex
 
 	mu            sync.Mutex
 	attempts      attemptTable
-	session       *session  // nil when no server is attached
-	draining      bool      // queued orders were given back, and no order is accepted
-	stopping      bool      // the attempts that run are being ended
-	released      bool      // the registry does not name the worker any more, so the folder may go
-	wasBusy       bool      // since the last isBusy
-	lastComplaint time.Time // about a journal that cannot be written
-	nextRepair    time.Time // before it a broken journal is left alone
+	link          *link            // nil when no server is attached
+	session       workerpb.Session // the newest one of partition 0: its highest epoch; number 0 when the link has begun none
+	draining      bool             // queued orders were given back, and no order is accepted
+	stopping      bool             // the attempts that run are being ended
+	released      bool             // the registry does not name the worker any more, so the folder may go
+	wasBusy       bool             // since the last isBusy
+	lastComplaint time.Time        // about a journal that cannot be written
+	nextRepair    time.Time        // before it a broken journal is left alone
 }
 
 // Run is the whole life of a worker process. It returns nil when the worker was told to stop, was
@@ -157,7 +158,7 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	return w, nil
 }
 
-// run serves until awaitEnd gives a reason to end. Then it ends in this order: the session, which
+// run serves until awaitEnd gives a reason to end. Then it ends in this order: the link, which
 // handles its frames no longer; the attempts that run, whose ends go to the table and the journal; the
 // journal. The folder goes last: it stays while it has an end that a server did not acknowledge.
 func (w *Worker) run(ctx context.Context, listener net.Listener) error {
@@ -169,9 +170,9 @@ func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	why := w.awaitEnd(ctx, served)
 	w.mu.Lock()
 	w.stopping = true
-	if w.session != nil {
-		close(w.session.replaced)
-		w.session = nil
+	if w.link != nil {
+		close(w.link.replaced)
+		w.setLink(nil)
 	}
 	w.mu.Unlock()
 	w.server.Stop()
@@ -195,8 +196,8 @@ func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 }
 
 // awaitEnd waits for a reason to end and returns it. An idle worker does not end at once: another
-// server usually comes, and finds the worker ready. While it waits it writes the journal while a
-// session is missing.
+// server usually comes, and finds the worker ready. While it waits it writes the journal, as long as
+// no session is there to do it.
 func (w *Worker) awaitEnd(ctx context.Context, served <-chan error) string {
 	tick := time.NewTicker(min(max(w.settings.Idle/8, 10*time.Millisecond), 5*time.Second))
 	defer tick.Stop()
@@ -233,7 +234,7 @@ func (w *Worker) awaitEnd(ctx context.Context, served <-chan error) string {
 func (w *Worker) isBusy() (busy, drained bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	busy = w.wasBusy || w.session != nil
+	busy = w.wasBusy || w.link != nil
 	for _, a := range w.attempts {
 		// The next server finds the ends in the journal: they need no process.
 		busy = busy || a.State() != lifecycle.Ended
@@ -257,28 +258,28 @@ func (w *Worker) stopAttempts() {
 			w.log.Error("attempts not ended", "err", err)
 		}
 		w.mu.Lock()
-		s := w.session
-		if s != nil {
-			s.outgoing.Stopped = true
-			s.requestSend(true)
+		l := w.link
+		if l != nil {
+			l.outgoing.Stopped = true
+			l.requestSend(true)
 		}
 		w.mu.Unlock()
-		w.awaitFarewell(s)
+		w.awaitFarewell(l)
 		close(w.stopped)
 	}()
 }
 
-// awaitFarewell returns when the server of the session has gone, as it does when it hears stopped. The
-// server may be back at once, with a session that does not say stopped any more.
-func (w *Worker) awaitFarewell(s *session) {
-	if s == nil {
+// awaitFarewell returns when the server of the link has gone, as it does when it hears stopped. The
+// server may be back at once, on a link that does not say stopped any more.
+func (w *Worker) awaitFarewell(l *link) {
+	if l == nil {
 		return
 	}
 	timeout := time.NewTimer(farewellTimeout)
 	defer timeout.Stop()
 	select {
-	case <-s.left:
-	case <-s.replaced:
+	case <-l.left:
+	case <-l.replaced:
 	case <-timeout.C:
 	}
 }

@@ -106,9 +106,9 @@ func TestIdleWorkerEnds(t *testing.T) {
 // TestStoppedWorkerDoesNotAwaitAServerThatIsBack has a server that heard stopped, went, and came
 // back before the worker looked. The worker does not wait for it.
 func TestStoppedWorkerDoesNotAwaitAServerThatIsBack(t *testing.T) {
-	heard := newSession()
+	heard := newLink()
 	close(heard.left)
-	w := &Worker{session: newSession()}
+	w := &Worker{link: newLink()}
 	begin := time.Now()
 	w.awaitFarewell(heard)
 	if took := time.Since(begin); took > farewellTimeout/2 {

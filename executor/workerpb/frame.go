@@ -35,73 +35,155 @@ func addKey(list []*AttemptKey, key messages.AttemptKey) []*AttemptKey {
 	return list
 }
 
-// IsEmpty reports whether all fields of the frame are unset.
+// Session says in whose name a server orders attempts: as the leader of a partition in an epoch. The
+// number tells two sessions of one epoch apart. The zero value is no session, as numbers begin with 1.
+type Session struct {
+	Partition     uint32
+	Epoch, Number uint64
+}
+
+// sessionMessage is any message that belongs to a session.
+type sessionMessage interface {
+	GetPartition() uint32
+	GetEpoch() uint64
+	GetSession() uint64
+}
+
+// SessionOf returns the session of a message.
+func SessionOf(m sessionMessage) Session {
+	return Session{Partition: m.GetPartition(), Epoch: m.GetEpoch(), Number: m.GetSession()}
+}
+
+// IsEmpty reports whether all fields of the frame are unset. A part without an item counts as unset.
 func (f *ServerFrame) IsEmpty() bool {
-	return f.Capacity == nil && len(f.Acknowledgements)+len(f.Orders)+len(f.Kills)+len(f.Revocations) == 0 &&
-		!f.Ping && !f.Drain && !f.Release && !f.Stop
+	if f.Capacity != nil || len(f.Leads) > 0 || f.Ping || f.Drain || f.Release || f.Stop {
+		return false
+	}
+	for _, orders := range f.Partitions {
+		if !orders.isEmpty() {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *PartitionOrders) isEmpty() bool {
+	return len(m.Acknowledgements)+len(m.Orders)+len(m.Kills)+len(m.Revocations) == 0
 }
 
 // SetCapacity sets the slots that the worker has from now on.
 func (f *ServerFrame) SetCapacity(amount Amount) { f.Capacity = amount.message() }
 
-// AddAcknowledgement lets the worker forget an end.
-func (f *ServerFrame) AddAcknowledgement(key messages.AttemptKey) {
-	f.Acknowledgements = addKey(f.Acknowledgements, key)
+// AddLead begins a session.
+func (f *ServerFrame) AddLead(s Session) {
+	list, m := extend(f.Leads)
+	m.Partition, m.Epoch, m.Session = s.Partition, s.Epoch, s.Number
+	f.Leads = list
 }
 
-// AddOrder orders an attempt. The frame shares the order's strings.
-func (f *ServerFrame) AddOrder(o *executor.Order) {
-	list, m := extend(f.Orders)
-	m.set(o)
-	f.Orders = list
+// OrdersIn returns the part of the frame that belongs to a session, and adds it if it is missing. It is
+// valid until the frame is sent or reset. It costs O(partitions of the frame).
+func (f *ServerFrame) OrdersIn(s Session) *PartitionOrders {
+	for _, m := range f.Partitions {
+		if m.Session == s.Number && m.Partition == s.Partition && m.Epoch == s.Epoch {
+			return m
+		}
+	}
+	list, m := extend(f.Partitions)
+	m.Partition, m.Epoch, m.Session = s.Partition, s.Epoch, s.Number
+	f.Partitions = list
+	return m
+}
+
+// AddAcknowledgement lets the worker forget an end.
+func (m *PartitionOrders) AddAcknowledgement(key messages.AttemptKey) {
+	m.Acknowledgements = addKey(m.Acknowledgements, key)
+}
+
+// AddOrder orders an attempt. The message shares the order's strings.
+func (m *PartitionOrders) AddOrder(o *executor.Order) {
+	list, order := extend(m.Orders)
+	order.set(o)
+	m.Orders = list
 }
 
 // AddKill ends an attempt.
-func (f *ServerFrame) AddKill(key messages.AttemptKey, grace time.Duration) {
-	list, m := extend(f.Kills)
-	m.Run, m.Task, m.Attempt, m.Grace = uint64(key.Run), key.Task, key.Attempt, int64(grace)
-	f.Kills = list
+func (m *PartitionOrders) AddKill(key messages.AttemptKey, grace time.Duration) {
+	list, kill := extend(m.Kills)
+	kill.Run, kill.Task, kill.Attempt, kill.Grace = uint64(key.Run), key.Task, key.Attempt, int64(grace)
+	m.Kills = list
 }
 
 // AddRevocation takes an order back.
-func (f *ServerFrame) AddRevocation(key messages.AttemptKey) {
-	f.Revocations = addKey(f.Revocations, key)
+func (m *PartitionOrders) AddRevocation(key messages.AttemptKey) {
+	m.Revocations = addKey(m.Revocations, key)
 }
 
-// IsEmpty reports whether all fields of the frame are unset.
+// IsEmpty reports whether all fields of the frame are unset. A part without an item counts as unset.
 func (f *WorkerFrame) IsEmpty() bool {
-	return f.Hello == nil && f.Usage == nil && !f.Pong && !f.Synced && !f.Stopped &&
-		len(f.Queued)+len(f.Started)+len(f.Finished)+len(f.Revoked)+len(f.Ignored)+len(f.Postponed) == 0
+	if f.Hello != nil || f.Usage != nil || f.Pong || f.Stopped || len(f.Postponed) > 0 {
+		return false
+	}
+	for _, report := range f.Partitions {
+		if !report.isEmpty() {
+			return false
+		}
+	}
+	return true
 }
 
-// AddQueued says that an order waits: at attach, or as the answer to an order that came again. A new
-// order that waits is not announced.
-func (f *WorkerFrame) AddQueued(key messages.AttemptKey, grantedAt int64) {
-	list, m := extend(f.Queued)
-	m.Run, m.Task, m.Attempt, m.GrantedAt = uint64(key.Run), key.Task, key.Attempt, grantedAt
-	f.Queued = list
+func (m *PartitionReport) isEmpty() bool {
+	return !m.Synced && len(m.Queued)+len(m.Started)+len(m.Finished)+len(m.Revoked)+len(m.Ignored) == 0
+}
+
+// ReportIn returns the part of the frame that belongs to a session, and adds it if it is missing. It is
+// valid until the frame is sent or reset. It costs O(partitions of the frame).
+func (f *WorkerFrame) ReportIn(s Session) *PartitionReport {
+	for _, m := range f.Partitions {
+		if m.Session == s.Number && m.Partition == s.Partition && m.Epoch == s.Epoch {
+			return m
+		}
+	}
+	list, m := extend(f.Partitions)
+	m.Partition, m.Epoch, m.Session = s.Partition, s.Epoch, s.Number
+	f.Partitions = list
+	return m
+}
+
+// AddQueued says that an order waits: in the first report of a session, or as the answer to an order
+// that came again. A new order that waits is not announced.
+func (m *PartitionReport) AddQueued(key messages.AttemptKey, grantedAt int64) {
+	list, queued := extend(m.Queued)
+	queued.Run, queued.Task, queued.Attempt, queued.GrantedAt = uint64(key.Run), key.Task, key.Attempt, grantedAt
+	m.Queued = list
 }
 
 // AddStarted says that an attempt's process exists.
-func (f *WorkerFrame) AddStarted(key messages.AttemptKey, at int64, startDelay time.Duration, grantedAt int64) {
-	list, m := extend(f.Started)
-	m.Run, m.Task, m.Attempt = uint64(key.Run), key.Task, key.Attempt
-	m.At, m.StartDelay, m.GrantedAt = at, int64(startDelay), grantedAt
-	f.Started = list
+func (m *PartitionReport) AddStarted(key messages.AttemptKey, at int64, startDelay time.Duration, grantedAt int64) {
+	list, started := extend(m.Started)
+	started.Run, started.Task, started.Attempt = uint64(key.Run), key.Task, key.Attempt
+	started.At, started.StartDelay, started.GrantedAt = at, int64(startDelay), grantedAt
+	m.Started = list
 }
 
-// AddFinished adds an end, as AppendFinished has encoded it. The frame shares the bytes.
-func (f *WorkerFrame) AddFinished(end []byte) { f.Finished = append(f.Finished, end) }
+// AddFinished adds an end, as AppendFinished has encoded it. The message shares the bytes.
+func (m *PartitionReport) AddFinished(end []byte) { m.Finished = append(m.Finished, end) }
 
 // AddRevoked gives an order back.
-func (f *WorkerFrame) AddRevoked(key messages.AttemptKey, at int64) {
-	list, m := extend(f.Revoked)
-	m.Run, m.Task, m.Attempt, m.At = uint64(key.Run), key.Task, key.Attempt, at
-	f.Revoked = list
+func (m *PartitionReport) AddRevoked(key messages.AttemptKey, at int64) {
+	list, revoked := extend(m.Revoked)
+	revoked.Run, revoked.Task, revoked.Attempt, revoked.At = uint64(key.Run), key.Task, key.Attempt, at
+	m.Revoked = list
 }
 
-// AddIgnored says that the order's attempt has begun, ended and been acknowledged before.
-func (f *WorkerFrame) AddIgnored(key messages.AttemptKey) { f.Ignored = addKey(f.Ignored, key) }
+// AddIgnored says that an order was not accepted; the zero key stands for the Lead of the session. epoch
+// is the highest one that the worker has seen of the partition.
+func (m *PartitionReport) AddIgnored(key messages.AttemptKey, reason IgnoreReason, epoch uint64) {
+	list, ignored := extend(m.Ignored)
+	ignored.Run, ignored.Task, ignored.Attempt = uint64(key.Run), key.Task, key.Attempt
+	ignored.Reason, ignored.Epoch = reason, epoch
+	m.Ignored = list
+}
 
 // AddPostponed says that a start has to wait for want of something.
 func (f *WorkerFrame) AddPostponed(reason string, err error) {
@@ -115,29 +197,44 @@ func (f *WorkerFrame) SetUsage(amount Amount) { f.Usage = amount.message() }
 
 // Split cuts a frame into frames with at most limit bytes of ends each, so that no message is too
 // large: a server that was away for long has much to hear. The fields before the ends stay in the
-// first frame, the fields after them go into the last one. An end that is larger than the limit
-// has a frame of its own.
+// first frame, the fields after them go into the last one, and so does each field of a report that is cut. An
+// end that is larger than the limit has a frame of its own.
 func (f *WorkerFrame) Split(limit int) (frames []*WorkerFrame) {
-	size, from := 0, 0
-	ends := f.Finished
-	head := f
-	for i, end := range ends {
-		if size+len(end) > limit && i > from {
-			part := WorkerFrameFromVTPool()
-			head.Finished = ends[from:i:i]
-			part.Revoked, head.Revoked = head.Revoked, nil
-			part.Ignored, head.Ignored = head.Ignored, nil
-			part.Postponed, head.Postponed = head.Postponed, nil
-			part.Usage, head.Usage = head.Usage, nil
-			part.Pong, part.Synced, part.Stopped = head.Pong, head.Synced, head.Stopped
-			head.Pong, head.Synced, head.Stopped = false, false, false
-			frames = append(frames, head)
-			head, size, from = part, 0, i
+	head, size, hasEnd := f, 0, false
+	for i := 0; i < len(head.Partitions); i++ {
+		ends := head.Partitions[i].Finished
+		for j, end := range ends {
+			if size+len(end) > limit && hasEnd {
+				rest := head.cutAt(i, j)
+				frames = append(frames, head)
+				// The rest of this report is the first one of the next frame.
+				head, size, hasEnd, i = rest, 0, false, -1
+				break
+			}
+			size, hasEnd = size+len(end), true
 		}
-		size += len(end)
 	}
-	head.Finished = ends[from:]
 	return append(frames, head)
+}
+
+// cutAt cuts the frame before an end of one of its reports, and returns the rest as a frame.
+func (f *WorkerFrame) cutAt(partition, end int) (rest *WorkerFrame) {
+	cut := f.Partitions[partition]
+	rest = WorkerFrameFromVTPool()
+	tail := rest.ReportIn(SessionOf(cut))
+	tail.Finished, cut.Finished = cut.Finished[end:], cut.Finished[:end:end]
+	tail.Revoked, cut.Revoked = cut.Revoked, tail.Revoked
+	tail.Ignored, cut.Ignored = cut.Ignored, tail.Ignored
+	tail.Synced, cut.Synced = cut.Synced, false
+
+	rest.Partitions = append(rest.Partitions, f.Partitions[partition+1:]...)
+	clear(f.Partitions[partition+1:]) // a frame of the pool would fill these again
+	f.Partitions = f.Partitions[:partition+1]
+	rest.Postponed, f.Postponed = f.Postponed, rest.Postponed
+	rest.Usage, f.Usage = f.Usage, nil
+	rest.Pong, rest.Stopped = f.Pong, f.Stopped
+	f.Pong, f.Stopped = false, false
+	return rest
 }
 
 // Amount is an amount of slots.

@@ -3,7 +3,13 @@
 // Compatibility. The package name carries the major version: it is part of the method names, so two
 // binaries with different major versions find out by the first call. Within a version a field keeps
 // its number and its meaning for ever, a field that is no longer used is reserved, and a receiver
-// ignores fields that it does not know. A change of meaning needs the package caravan.worker.v2.
+// ignores fields that it does not know. A change of meaning needs the package caravan.worker.v3.
+//
+// Sessions. A server that leads a partition begins a session for it with each worker: Lead names the
+// partition, the epoch of its leadership and the number of the session. The worker's first report of the
+// session tells all that it knows of the partition, and was not told to forget. Orders and reports
+// belong to a session. A session ends with its stream, or when the worker accepts a later Lead. So far a
+// worker has one partition, 0, which its server leads in epoch 0, also as a node of a cluster.
 //
 // Units. Times are nanoseconds since the epoch unless a field says otherwise. Durations are
 // nanoseconds. CPU is in thousandths of a core, memory in bytes.
@@ -99,6 +105,60 @@ func (Result) EnumDescriptor() ([]byte, []int) {
 	return file_worker_proto_rawDescGZIP(), []int{0}
 }
 
+// IgnoreReason is why an order or a Lead was not accepted.
+type IgnoreReason int32
+
+const (
+	// The number of the attempt is used up: it has begun, ended and been acknowledged before, or the
+	// worker has another attempt of this number, from another history of the data folder.
+	IgnoreReason_IGNORE_REASON_KEY_USED IgnoreReason = 0
+	// The epoch is not the highest one, or has no session yet. This says nothing about the attempt.
+	IgnoreReason_IGNORE_REASON_STALE_EPOCH IgnoreReason = 1
+	// The session is not the present one of its epoch. This says nothing about the attempt.
+	IgnoreReason_IGNORE_REASON_STALE_SESSION IgnoreReason = 2
+)
+
+// Enum value maps for IgnoreReason.
+var (
+	IgnoreReason_name = map[int32]string{
+		0: "IGNORE_REASON_KEY_USED",
+		1: "IGNORE_REASON_STALE_EPOCH",
+		2: "IGNORE_REASON_STALE_SESSION",
+	}
+	IgnoreReason_value = map[string]int32{
+		"IGNORE_REASON_KEY_USED":      0,
+		"IGNORE_REASON_STALE_EPOCH":   1,
+		"IGNORE_REASON_STALE_SESSION": 2,
+	}
+)
+
+func (x IgnoreReason) Enum() *IgnoreReason {
+	p := new(IgnoreReason)
+	*p = x
+	return p
+}
+
+func (x IgnoreReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (IgnoreReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_worker_proto_enumTypes[1].Descriptor()
+}
+
+func (IgnoreReason) Type() protoreflect.EnumType {
+	return &file_worker_proto_enumTypes[1]
+}
+
+func (x IgnoreReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use IgnoreReason.Descriptor instead.
+func (IgnoreReason) EnumDescriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{1}
+}
+
 // AttemptKey names an attempt.
 type AttemptKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -163,18 +223,16 @@ func (x *AttemptKey) GetAttempt() uint32 {
 // ServerFrame is what a server has to say at a time. The worker carries the fields out in the order
 // of their numbers.
 type ServerFrame struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Capacity         *Resources             `protobuf:"bytes,1,opt,name=capacity,proto3" json:"capacity,omitempty"`                 // all slots that the worker has from now on; absent: as before
-	Acknowledgements []*AttemptKey          `protobuf:"bytes,2,rep,name=acknowledgements,proto3" json:"acknowledgements,omitempty"` // ends that are durable and may be forgotten
-	Orders           []*Order               `protobuf:"bytes,3,rep,name=orders,proto3" json:"orders,omitempty"`
-	Kills            []*Kill                `protobuf:"bytes,4,rep,name=kills,proto3" json:"kills,omitempty"`
-	Revocations      []*AttemptKey          `protobuf:"bytes,5,rep,name=revocations,proto3" json:"revocations,omitempty"` // orders to give back if they have not begun
-	Ping             bool                   `protobuf:"varint,6,opt,name=ping,proto3" json:"ping,omitempty"`              // answered by pong
-	Drain            bool                   `protobuf:"varint,7,opt,name=drain,proto3" json:"drain,omitempty"`            // take no more orders, give back those that wait; answered by usage
-	Release          bool                   `protobuf:"varint,8,opt,name=release,proto3" json:"release,omitempty"`        // the worker's folder may be removed when it ends with nothing left to tell
-	Stop             bool                   `protobuf:"varint,9,opt,name=stop,proto3" json:"stop,omitempty"`              // end everything, report it, then send stopped and exit
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Capacity      *Resources             `protobuf:"bytes,1,opt,name=capacity,proto3" json:"capacity,omitempty"` // all slots that the worker has from now on; absent: as before
+	Leads         []*Lead                `protobuf:"bytes,2,rep,name=leads,proto3" json:"leads,omitempty"`
+	Partitions    []*PartitionOrders     `protobuf:"bytes,3,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	Ping          bool                   `protobuf:"varint,4,opt,name=ping,proto3" json:"ping,omitempty"`       // answered by pong
+	Drain         bool                   `protobuf:"varint,5,opt,name=drain,proto3" json:"drain,omitempty"`     // take no more orders, give back those that wait; answered by usage
+	Release       bool                   `protobuf:"varint,6,opt,name=release,proto3" json:"release,omitempty"` // the worker's folder may be removed when it ends with nothing left to tell
+	Stop          bool                   `protobuf:"varint,7,opt,name=stop,proto3" json:"stop,omitempty"`       // end everything, report it, then send stopped and exit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerFrame) Reset() {
@@ -214,30 +272,16 @@ func (x *ServerFrame) GetCapacity() *Resources {
 	return nil
 }
 
-func (x *ServerFrame) GetAcknowledgements() []*AttemptKey {
+func (x *ServerFrame) GetLeads() []*Lead {
 	if x != nil {
-		return x.Acknowledgements
+		return x.Leads
 	}
 	return nil
 }
 
-func (x *ServerFrame) GetOrders() []*Order {
+func (x *ServerFrame) GetPartitions() []*PartitionOrders {
 	if x != nil {
-		return x.Orders
-	}
-	return nil
-}
-
-func (x *ServerFrame) GetKills() []*Kill {
-	if x != nil {
-		return x.Kills
-	}
-	return nil
-}
-
-func (x *ServerFrame) GetRevocations() []*AttemptKey {
-	if x != nil {
-		return x.Revocations
+		return x.Partitions
 	}
 	return nil
 }
@@ -270,30 +314,182 @@ func (x *ServerFrame) GetStop() bool {
 	return false
 }
 
+// Lead begins a session. The worker accepts it when the epoch is higher than each one that it has seen
+// of the partition, or is the highest one and the session is later than the present session of this
+// stream. It answers with the first report of the session, or with an Ignored that has no attempt.
+type Lead struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Partition     uint32                 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"` // from 0
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`         // of the leadership; a later leader has a higher one
+	Session       uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`     // from 1; the server gives a higher number to each Lead that it sends
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lead) Reset() {
+	*x = Lead{}
+	mi := &file_worker_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lead) ProtoMessage() {}
+
+func (x *Lead) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lead.ProtoReflect.Descriptor instead.
+func (*Lead) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Lead) GetPartition() uint32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *Lead) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Lead) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+// PartitionOrders is what a server has to say in a session. The worker carries the fields out in the
+// order of their numbers. If the session is not the present one of the partition, the worker takes in
+// the acknowledgements, since a durable end stays durable, answers each order with an Ignored, and
+// drops the rest.
+type PartitionOrders struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Partition        uint32                 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Epoch            uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Session          uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Acknowledgements []*AttemptKey          `protobuf:"bytes,4,rep,name=acknowledgements,proto3" json:"acknowledgements,omitempty"` // ends that are durable and may be forgotten
+	Orders           []*Order               `protobuf:"bytes,5,rep,name=orders,proto3" json:"orders,omitempty"`
+	Kills            []*Kill                `protobuf:"bytes,6,rep,name=kills,proto3" json:"kills,omitempty"`
+	Revocations      []*AttemptKey          `protobuf:"bytes,7,rep,name=revocations,proto3" json:"revocations,omitempty"` // orders to give back if they have not begun
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *PartitionOrders) Reset() {
+	*x = PartitionOrders{}
+	mi := &file_worker_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartitionOrders) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartitionOrders) ProtoMessage() {}
+
+func (x *PartitionOrders) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartitionOrders.ProtoReflect.Descriptor instead.
+func (*PartitionOrders) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PartitionOrders) GetPartition() uint32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *PartitionOrders) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PartitionOrders) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *PartitionOrders) GetAcknowledgements() []*AttemptKey {
+	if x != nil {
+		return x.Acknowledgements
+	}
+	return nil
+}
+
+func (x *PartitionOrders) GetOrders() []*Order {
+	if x != nil {
+		return x.Orders
+	}
+	return nil
+}
+
+func (x *PartitionOrders) GetKills() []*Kill {
+	if x != nil {
+		return x.Kills
+	}
+	return nil
+}
+
+func (x *PartitionOrders) GetRevocations() []*AttemptKey {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
 // WorkerFrame is what a worker has to say at a time. The server takes the fields in in the order of
 // their numbers.
 type WorkerFrame struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Hello   *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first frame only
-	Queued  []*Queued              `protobuf:"bytes,2,rep,name=queued,proto3" json:"queued,omitempty"`
-	Started []*Started             `protobuf:"bytes,3,rep,name=started,proto3" json:"started,omitempty"`
-	// Each is an encoded Finished, which other implementations may declare as such. It is encoded
-	// once: these bytes are also kept in the journal and repeated until they are acknowledged.
-	Finished      [][]byte      `protobuf:"bytes,4,rep,name=finished,proto3" json:"finished,omitempty"`
-	Revoked       []*Revoked    `protobuf:"bytes,5,rep,name=revoked,proto3" json:"revoked,omitempty"`
-	Ignored       []*AttemptKey `protobuf:"bytes,6,rep,name=ignored,proto3" json:"ignored,omitempty"` // orders whose attempt has begun, ended and been acknowledged before
-	Postponed     []*Postponed  `protobuf:"bytes,7,rep,name=postponed,proto3" json:"postponed,omitempty"`
-	Usage         *Resources    `protobuf:"bytes,8,opt,name=usage,proto3" json:"usage,omitempty"`       // slots in use: after drain, and whenever they fall from then on
-	Pong          bool          `protobuf:"varint,9,opt,name=pong,proto3" json:"pong,omitempty"`        // a sign of life
-	Synced        bool          `protobuf:"varint,10,opt,name=synced,proto3" json:"synced,omitempty"`   // the worker has said all that it knows
-	Stopped       bool          `protobuf:"varint,11,opt,name=stopped,proto3" json:"stopped,omitempty"` // nothing runs any more
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first frame only
+	Partitions    []*PartitionReport     `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	Postponed     []*Postponed           `protobuf:"bytes,3,rep,name=postponed,proto3" json:"postponed,omitempty"`
+	Usage         *Resources             `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`      // slots in use: after drain, and whenever they fall from then on
+	Pong          bool                   `protobuf:"varint,5,opt,name=pong,proto3" json:"pong,omitempty"`       // a sign of life
+	Stopped       bool                   `protobuf:"varint,6,opt,name=stopped,proto3" json:"stopped,omitempty"` // nothing runs any more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerFrame) Reset() {
 	*x = WorkerFrame{}
-	mi := &file_worker_proto_msgTypes[2]
+	mi := &file_worker_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -305,7 +501,7 @@ func (x *WorkerFrame) String() string {
 func (*WorkerFrame) ProtoMessage() {}
 
 func (x *WorkerFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[2]
+	mi := &file_worker_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -318,7 +514,7 @@ func (x *WorkerFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerFrame.ProtoReflect.Descriptor instead.
 func (*WorkerFrame) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{2}
+	return file_worker_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WorkerFrame) GetHello() *Hello {
@@ -328,37 +524,9 @@ func (x *WorkerFrame) GetHello() *Hello {
 	return nil
 }
 
-func (x *WorkerFrame) GetQueued() []*Queued {
+func (x *WorkerFrame) GetPartitions() []*PartitionReport {
 	if x != nil {
-		return x.Queued
-	}
-	return nil
-}
-
-func (x *WorkerFrame) GetStarted() []*Started {
-	if x != nil {
-		return x.Started
-	}
-	return nil
-}
-
-func (x *WorkerFrame) GetFinished() [][]byte {
-	if x != nil {
-		return x.Finished
-	}
-	return nil
-}
-
-func (x *WorkerFrame) GetRevoked() []*Revoked {
-	if x != nil {
-		return x.Revoked
-	}
-	return nil
-}
-
-func (x *WorkerFrame) GetIgnored() []*AttemptKey {
-	if x != nil {
-		return x.Ignored
+		return x.Partitions
 	}
 	return nil
 }
@@ -384,16 +552,123 @@ func (x *WorkerFrame) GetPong() bool {
 	return false
 }
 
-func (x *WorkerFrame) GetSynced() bool {
+func (x *WorkerFrame) GetStopped() bool {
 	if x != nil {
-		return x.Synced
+		return x.Stopped
 	}
 	return false
 }
 
-func (x *WorkerFrame) GetStopped() bool {
+// PartitionReport is what a worker has to say in a session. The server takes the fields in in the order
+// of their numbers. An Ignored is reported in the session of the Lead or order that it answers.
+type PartitionReport struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Partition uint32                 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Epoch     uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Session   uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Queued    []*Queued              `protobuf:"bytes,4,rep,name=queued,proto3" json:"queued,omitempty"`
+	Started   []*Started             `protobuf:"bytes,5,rep,name=started,proto3" json:"started,omitempty"`
+	// Each is an encoded Finished, which other implementations may declare as such. It is encoded
+	// once: these bytes are also kept in the journal and repeated until they are acknowledged.
+	Finished [][]byte   `protobuf:"bytes,6,rep,name=finished,proto3" json:"finished,omitempty"`
+	Revoked  []*Revoked `protobuf:"bytes,7,rep,name=revoked,proto3" json:"revoked,omitempty"`
+	Ignored  []*Ignored `protobuf:"bytes,8,rep,name=ignored,proto3" json:"ignored,omitempty"`
+	// The first report of the session is whole: an attempt that it lacks has not begun, or its end was
+	// acknowledged. Its parts come in several frames when it is large, and synced is in the last one.
+	Synced        bool `protobuf:"varint,9,opt,name=synced,proto3" json:"synced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartitionReport) Reset() {
+	*x = PartitionReport{}
+	mi := &file_worker_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartitionReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartitionReport) ProtoMessage() {}
+
+func (x *PartitionReport) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[5]
 	if x != nil {
-		return x.Stopped
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartitionReport.ProtoReflect.Descriptor instead.
+func (*PartitionReport) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PartitionReport) GetPartition() uint32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *PartitionReport) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PartitionReport) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *PartitionReport) GetQueued() []*Queued {
+	if x != nil {
+		return x.Queued
+	}
+	return nil
+}
+
+func (x *PartitionReport) GetStarted() []*Started {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *PartitionReport) GetFinished() [][]byte {
+	if x != nil {
+		return x.Finished
+	}
+	return nil
+}
+
+func (x *PartitionReport) GetRevoked() []*Revoked {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *PartitionReport) GetIgnored() []*Ignored {
+	if x != nil {
+		return x.Ignored
+	}
+	return nil
+}
+
+func (x *PartitionReport) GetSynced() bool {
+	if x != nil {
+		return x.Synced
 	}
 	return false
 }
@@ -409,7 +684,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_worker_proto_msgTypes[3]
+	mi := &file_worker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +696,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[3]
+	mi := &file_worker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +709,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{3}
+	return file_worker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Resources) GetCpuMillis() int64 {
@@ -463,7 +738,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_worker_proto_msgTypes[4]
+	mi := &file_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +750,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[4]
+	mi := &file_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +763,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{4}
+	return file_worker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Hello) GetVersion() []byte {
@@ -537,7 +812,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_worker_proto_msgTypes[5]
+	mi := &file_worker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +824,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[5]
+	mi := &file_worker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +837,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{5}
+	return file_worker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Order) GetRun() uint64 {
@@ -676,7 +951,7 @@ type Kill struct {
 
 func (x *Kill) Reset() {
 	*x = Kill{}
-	mi := &file_worker_proto_msgTypes[6]
+	mi := &file_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +963,7 @@ func (x *Kill) String() string {
 func (*Kill) ProtoMessage() {}
 
 func (x *Kill) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[6]
+	mi := &file_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +976,7 @@ func (x *Kill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kill.ProtoReflect.Descriptor instead.
 func (*Kill) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{6}
+	return file_worker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Kill) GetRun() uint64 {
@@ -733,7 +1008,7 @@ func (x *Kill) GetGrace() int64 {
 }
 
 // Queued says that an order waits: for slots, for others that are being started, or after its start
-// was postponed. The worker sends it only at attach, with all that it knows, and as the answer to an
+// was postponed. The worker sends it only in the first report of a session, and as the answer to an
 // order that it has already. A new order that waits is not announced.
 type Queued struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -747,7 +1022,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_worker_proto_msgTypes[7]
+	mi := &file_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +1034,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[7]
+	mi := &file_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +1047,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{7}
+	return file_worker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Queued) GetRun() uint64 {
@@ -818,7 +1093,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_worker_proto_msgTypes[8]
+	mi := &file_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1105,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[8]
+	mi := &file_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1118,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{8}
+	return file_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Started) GetRun() uint64 {
@@ -895,7 +1170,7 @@ type Finished struct {
 	Task          uint32                 `protobuf:"varint,2,opt,name=task,proto3" json:"task,omitempty"`
 	Attempt       uint32                 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	At            int64                  `protobuf:"fixed64,4,opt,name=at,proto3" json:"at,omitempty"`
-	Result        Result                 `protobuf:"varint,5,opt,name=result,proto3,enum=caravan.worker.v1.Result" json:"result,omitempty"`
+	Result        Result                 `protobuf:"varint,5,opt,name=result,proto3,enum=caravan.worker.v2.Result" json:"result,omitempty"`
 	ExitCode      int32                  `protobuf:"zigzag32,6,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"` // 128 + signal when ended by a signal; -1 when it never started
 	Start         int64                  `protobuf:"fixed64,7,opt,name=start,proto3" json:"start,omitempty"`                        // 0 when it never started
 	Stop          int64                  `protobuf:"fixed64,8,opt,name=stop,proto3" json:"stop,omitempty"`
@@ -914,7 +1189,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_worker_proto_msgTypes[9]
+	mi := &file_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1201,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[9]
+	mi := &file_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1214,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{9}
+	return file_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Finished) GetRun() uint64 {
@@ -1076,7 +1351,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1363,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1376,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{10}
+	return file_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Output) GetSize() int64 {
@@ -1152,7 +1427,7 @@ type Revoked struct {
 
 func (x *Revoked) Reset() {
 	*x = Revoked{}
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1439,7 @@ func (x *Revoked) String() string {
 func (*Revoked) ProtoMessage() {}
 
 func (x *Revoked) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1452,7 @@ func (x *Revoked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoked.ProtoReflect.Descriptor instead.
 func (*Revoked) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{11}
+	return file_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Revoked) GetRun() uint64 {
@@ -1208,6 +1483,83 @@ func (x *Revoked) GetAt() int64 {
 	return 0
 }
 
+// Ignored says that an order, or a Lead, was not accepted.
+type Ignored struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	Task          uint32                 `protobuf:"varint,2,opt,name=task,proto3" json:"task,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"` // 0: the Lead of this session
+	Reason        IgnoreReason           `protobuf:"varint,4,opt,name=reason,proto3,enum=caravan.worker.v2.IgnoreReason" json:"reason,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"` // the highest one that the worker has seen of the partition
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ignored) Reset() {
+	*x = Ignored{}
+	mi := &file_worker_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ignored) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ignored) ProtoMessage() {}
+
+func (x *Ignored) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ignored.ProtoReflect.Descriptor instead.
+func (*Ignored) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Ignored) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *Ignored) GetTask() uint32 {
+	if x != nil {
+		return x.Task
+	}
+	return 0
+}
+
+func (x *Ignored) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Ignored) GetReason() IgnoreReason {
+	if x != nil {
+		return x.Reason
+	}
+	return IgnoreReason_IGNORE_REASON_KEY_USED
+}
+
+func (x *Ignored) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 // Postponed says that starts were postponed because the machine is short of something. It counts them
 // and does not name the attempts: the shortage holds back every order that waits in the worker, whether
 // its start was tried or not (canStart in executor/admission.go).
@@ -1222,7 +1574,7 @@ type Postponed struct {
 
 func (x *Postponed) Reset() {
 	*x = Postponed{}
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1586,7 @@ func (x *Postponed) String() string {
 func (*Postponed) ProtoMessage() {}
 
 func (x *Postponed) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1599,7 @@ func (x *Postponed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Postponed.ProtoReflect.Descriptor instead.
 func (*Postponed) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{12}
+	return file_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Postponed) GetReason() string {
@@ -1283,7 +1635,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1647,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1660,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{13}
+	return file_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogRequest) GetOpen() *LogOpen {
@@ -1345,7 +1697,7 @@ type LogOpen struct {
 
 func (x *LogOpen) Reset() {
 	*x = LogOpen{}
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1709,7 @@ func (x *LogOpen) String() string {
 func (*LogOpen) ProtoMessage() {}
 
 func (x *LogOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1722,7 @@ func (x *LogOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogOpen.ProtoReflect.Descriptor instead.
 func (*LogOpen) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{14}
+	return file_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogOpen) GetRun() uint64 {
@@ -1417,7 +1769,7 @@ type LogReply struct {
 
 func (x *LogReply) Reset() {
 	*x = LogReply{}
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1781,7 @@ func (x *LogReply) String() string {
 func (*LogReply) ProtoMessage() {}
 
 func (x *LogReply) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1794,7 @@ func (x *LogReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogReply.ProtoReflect.Descriptor instead.
 func (*LogReply) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{15}
+	return file_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogReply) GetSize() int64 {
@@ -1505,7 +1857,7 @@ type LogError struct {
 
 func (x *LogError) Reset() {
 	*x = LogError{}
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1869,7 @@ func (x *LogError) String() string {
 func (*LogError) ProtoMessage() {}
 
 func (x *LogError) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1882,7 @@ func (x *LogError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogError.ProtoReflect.Descriptor instead.
 func (*LogError) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{16}
+	return file_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogError) GetNotLive() bool {
@@ -1554,7 +1906,7 @@ type JournalRecord struct {
 	Intent        *Intent                `protobuf:"bytes,2,opt,name=intent,proto3" json:"intent,omitempty"`
 	Withdrawn     *AttemptKey            `protobuf:"bytes,3,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"` // there is no process in spite of the intent, and none is coming
 	Forked        *Forked                `protobuf:"bytes,4,opt,name=forked,proto3" json:"forked,omitempty"`
-	Finished      []byte                 `protobuf:"bytes,5,opt,name=finished,proto3" json:"finished,omitempty"` // an encoded Finished, as in WorkerFrame
+	Finished      []byte                 `protobuf:"bytes,5,opt,name=finished,proto3" json:"finished,omitempty"` // an encoded Finished, as in PartitionReport
 	Tail          bool                   `protobuf:"varint,6,opt,name=tail,proto3" json:"tail,omitempty"`        // the last record of a journal that was written to its end
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1562,7 +1914,7 @@ type JournalRecord struct {
 
 func (x *JournalRecord) Reset() {
 	*x = JournalRecord{}
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1926,7 @@ func (x *JournalRecord) String() string {
 func (*JournalRecord) ProtoMessage() {}
 
 func (x *JournalRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1939,7 @@ func (x *JournalRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRecord.ProtoReflect.Descriptor instead.
 func (*JournalRecord) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{17}
+	return file_worker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JournalRecord) GetHeader() *JournalHeader {
@@ -1648,7 +2000,7 @@ type JournalHeader struct {
 
 func (x *JournalHeader) Reset() {
 	*x = JournalHeader{}
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +2012,7 @@ func (x *JournalHeader) String() string {
 func (*JournalHeader) ProtoMessage() {}
 
 func (x *JournalHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +2025,7 @@ func (x *JournalHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalHeader.ProtoReflect.Descriptor instead.
 func (*JournalHeader) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{18}
+	return file_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JournalHeader) GetFormat() uint32 {
@@ -1724,7 +2076,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +2088,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +2101,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{19}
+	return file_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Intent) GetRun() uint64 {
@@ -1794,7 +2146,7 @@ type Forked struct {
 
 func (x *Forked) Reset() {
 	*x = Forked{}
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +2158,7 @@ func (x *Forked) String() string {
 func (*Forked) ProtoMessage() {}
 
 func (x *Forked) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +2171,7 @@ func (x *Forked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forked.ProtoReflect.Descriptor instead.
 func (*Forked) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{20}
+	return file_worker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Forked) GetRun() uint64 {
@@ -1861,35 +2213,53 @@ var File_worker_proto protoreflect.FileDescriptor
 
 const file_worker_proto_rawDesc = "" +
 	"\n" +
-	"\fworker.proto\x12\x11caravan.worker.v1\"L\n" +
+	"\fworker.proto\x12\x11caravan.worker.v2\"L\n" +
 	"\n" +
 	"AttemptKey\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
 	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
-	"\aattempt\x18\x03 \x01(\rR\aattempt\"\x8c\x03\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\"\x92\x02\n" +
 	"\vServerFrame\x128\n" +
-	"\bcapacity\x18\x01 \x01(\v2\x1c.caravan.worker.v1.ResourcesR\bcapacity\x12I\n" +
-	"\x10acknowledgements\x18\x02 \x03(\v2\x1d.caravan.worker.v1.AttemptKeyR\x10acknowledgements\x120\n" +
-	"\x06orders\x18\x03 \x03(\v2\x18.caravan.worker.v1.OrderR\x06orders\x12-\n" +
-	"\x05kills\x18\x04 \x03(\v2\x17.caravan.worker.v1.KillR\x05kills\x12?\n" +
-	"\vrevocations\x18\x05 \x03(\v2\x1d.caravan.worker.v1.AttemptKeyR\vrevocations\x12\x12\n" +
-	"\x04ping\x18\x06 \x01(\bR\x04ping\x12\x14\n" +
-	"\x05drain\x18\a \x01(\bR\x05drain\x12\x18\n" +
-	"\arelease\x18\b \x01(\bR\arelease\x12\x12\n" +
-	"\x04stop\x18\t \x01(\bR\x04stop\"\xe7\x03\n" +
+	"\bcapacity\x18\x01 \x01(\v2\x1c.caravan.worker.v2.ResourcesR\bcapacity\x12-\n" +
+	"\x05leads\x18\x02 \x03(\v2\x17.caravan.worker.v2.LeadR\x05leads\x12B\n" +
+	"\n" +
+	"partitions\x18\x03 \x03(\v2\".caravan.worker.v2.PartitionOrdersR\n" +
+	"partitions\x12\x12\n" +
+	"\x04ping\x18\x04 \x01(\bR\x04ping\x12\x14\n" +
+	"\x05drain\x18\x05 \x01(\bR\x05drain\x12\x18\n" +
+	"\arelease\x18\x06 \x01(\bR\arelease\x12\x12\n" +
+	"\x04stop\x18\a \x01(\bR\x04stop\"T\n" +
+	"\x04Lead\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\"\xcc\x02\n" +
+	"\x0fPartitionOrders\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x12I\n" +
+	"\x10acknowledgements\x18\x04 \x03(\v2\x1d.caravan.worker.v2.AttemptKeyR\x10acknowledgements\x120\n" +
+	"\x06orders\x18\x05 \x03(\v2\x18.caravan.worker.v2.OrderR\x06orders\x12-\n" +
+	"\x05kills\x18\x06 \x03(\v2\x17.caravan.worker.v2.KillR\x05kills\x12?\n" +
+	"\vrevocations\x18\a \x03(\v2\x1d.caravan.worker.v2.AttemptKeyR\vrevocations\"\x9f\x02\n" +
 	"\vWorkerFrame\x12.\n" +
-	"\x05hello\x18\x01 \x01(\v2\x18.caravan.worker.v1.HelloR\x05hello\x121\n" +
-	"\x06queued\x18\x02 \x03(\v2\x19.caravan.worker.v1.QueuedR\x06queued\x124\n" +
-	"\astarted\x18\x03 \x03(\v2\x1a.caravan.worker.v1.StartedR\astarted\x12\x1a\n" +
-	"\bfinished\x18\x04 \x03(\fR\bfinished\x124\n" +
-	"\arevoked\x18\x05 \x03(\v2\x1a.caravan.worker.v1.RevokedR\arevoked\x127\n" +
-	"\aignored\x18\x06 \x03(\v2\x1d.caravan.worker.v1.AttemptKeyR\aignored\x12:\n" +
-	"\tpostponed\x18\a \x03(\v2\x1c.caravan.worker.v1.PostponedR\tpostponed\x122\n" +
-	"\x05usage\x18\b \x01(\v2\x1c.caravan.worker.v1.ResourcesR\x05usage\x12\x12\n" +
-	"\x04pong\x18\t \x01(\bR\x04pong\x12\x16\n" +
-	"\x06synced\x18\n" +
-	" \x01(\bR\x06synced\x12\x18\n" +
-	"\astopped\x18\v \x01(\bR\astopped\"M\n" +
+	"\x05hello\x18\x01 \x01(\v2\x18.caravan.worker.v2.HelloR\x05hello\x12B\n" +
+	"\n" +
+	"partitions\x18\x02 \x03(\v2\".caravan.worker.v2.PartitionReportR\n" +
+	"partitions\x12:\n" +
+	"\tpostponed\x18\x03 \x03(\v2\x1c.caravan.worker.v2.PostponedR\tpostponed\x122\n" +
+	"\x05usage\x18\x04 \x01(\v2\x1c.caravan.worker.v2.ResourcesR\x05usage\x12\x12\n" +
+	"\x04pong\x18\x05 \x01(\bR\x04pong\x12\x18\n" +
+	"\astopped\x18\x06 \x01(\bR\astopped\"\xe8\x02\n" +
+	"\x0fPartitionReport\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x121\n" +
+	"\x06queued\x18\x04 \x03(\v2\x19.caravan.worker.v2.QueuedR\x06queued\x124\n" +
+	"\astarted\x18\x05 \x03(\v2\x1a.caravan.worker.v2.StartedR\astarted\x12\x1a\n" +
+	"\bfinished\x18\x06 \x03(\fR\bfinished\x124\n" +
+	"\arevoked\x18\a \x03(\v2\x1a.caravan.worker.v2.RevokedR\arevoked\x124\n" +
+	"\aignored\x18\b \x03(\v2\x1a.caravan.worker.v2.IgnoredR\aignored\x12\x16\n" +
+	"\x06synced\x18\t \x01(\bR\x06synced\"M\n" +
 	"\tResources\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\x03R\tcpuMillis\x12!\n" +
@@ -1941,7 +2311,7 @@ const file_worker_proto_rawDesc = "" +
 	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x0e\n" +
 	"\x02at\x18\x04 \x01(\x10R\x02at\x121\n" +
-	"\x06result\x18\x05 \x01(\x0e2\x19.caravan.worker.v1.ResultR\x06result\x12\x1b\n" +
+	"\x06result\x18\x05 \x01(\x0e2\x19.caravan.worker.v2.ResultR\x06result\x12\x1b\n" +
 	"\texit_code\x18\x06 \x01(\x11R\bexitCode\x12\x14\n" +
 	"\x05start\x18\a \x01(\x10R\x05start\x12\x12\n" +
 	"\x04stop\x18\b \x01(\x10R\x04stop\x12\x1c\n" +
@@ -1953,8 +2323,8 @@ const file_worker_proto_rawDesc = "" +
 	"system_cpu\x18\v \x01(\x03R\tsystemCpu\x12!\n" +
 	"\fexecutor_log\x18\f \x01(\fR\vexecutorLog\x12\x12\n" +
 	"\x04node\x18\r \x01(\fR\x04node\x121\n" +
-	"\x06stdout\x18\x0e \x01(\v2\x19.caravan.worker.v1.OutputR\x06stdout\x121\n" +
-	"\x06stderr\x18\x0f \x01(\v2\x19.caravan.worker.v1.OutputR\x06stderr\x12\x1f\n" +
+	"\x06stdout\x18\x0e \x01(\v2\x19.caravan.worker.v2.OutputR\x06stdout\x121\n" +
+	"\x06stderr\x18\x0f \x01(\v2\x19.caravan.worker.v2.OutputR\x06stderr\x12\x1f\n" +
 	"\bcaptured\x18\x10 \x01(\fH\x00R\bcaptured\x88\x01\x01\x12\x1d\n" +
 	"\n" +
 	"granted_at\x18\x11 \x01(\x10R\tgrantedAtB\v\n" +
@@ -1969,14 +2339,20 @@ const file_worker_proto_rawDesc = "" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
 	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x0e\n" +
-	"\x02at\x18\x04 \x01(\x10R\x02at\"O\n" +
+	"\x02at\x18\x04 \x01(\x10R\x02at\"\x98\x01\n" +
+	"\aIgnored\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\x127\n" +
+	"\x06reason\x18\x04 \x01(\x0e2\x1f.caravan.worker.v2.IgnoreReasonR\x06reason\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"O\n" +
 	"\tPostponed\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\fR\x05error\"l\n" +
 	"\n" +
 	"LogRequest\x12.\n" +
-	"\x04open\x18\x01 \x01(\v2\x1a.caravan.worker.v1.LogOpenR\x04open\x12\x16\n" +
+	"\x04open\x18\x01 \x01(\v2\x1a.caravan.worker.v2.LogOpenR\x04open\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x16\n" +
 	"\x06length\x18\x03 \x01(\rR\x06length\"a\n" +
 	"\aLogOpen\x12\x10\n" +
@@ -1991,15 +2367,15 @@ const file_worker_proto_rawDesc = "" +
 	"\x03cut\x18\x04 \x01(\bR\x03cut\x12\x10\n" +
 	"\x03eof\x18\x05 \x01(\bR\x03eof\x12\x12\n" +
 	"\x04data\x18\x06 \x01(\fR\x04data\x121\n" +
-	"\x05error\x18\a \x01(\v2\x1b.caravan.worker.v1.LogErrorR\x05error\"9\n" +
+	"\x05error\x18\a \x01(\v2\x1b.caravan.worker.v2.LogErrorR\x05error\"9\n" +
 	"\bLogError\x12\x19\n" +
 	"\bnot_live\x18\x01 \x01(\bR\anotLive\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\fR\x04text\"\x9c\x02\n" +
 	"\rJournalRecord\x128\n" +
-	"\x06header\x18\x01 \x01(\v2 .caravan.worker.v1.JournalHeaderR\x06header\x121\n" +
-	"\x06intent\x18\x02 \x01(\v2\x19.caravan.worker.v1.IntentR\x06intent\x12;\n" +
-	"\twithdrawn\x18\x03 \x01(\v2\x1d.caravan.worker.v1.AttemptKeyR\twithdrawn\x121\n" +
-	"\x06forked\x18\x04 \x01(\v2\x19.caravan.worker.v1.ForkedR\x06forked\x12\x1a\n" +
+	"\x06header\x18\x01 \x01(\v2 .caravan.worker.v2.JournalHeaderR\x06header\x121\n" +
+	"\x06intent\x18\x02 \x01(\v2\x19.caravan.worker.v2.IntentR\x06intent\x12;\n" +
+	"\twithdrawn\x18\x03 \x01(\v2\x1d.caravan.worker.v2.AttemptKeyR\twithdrawn\x121\n" +
+	"\x06forked\x18\x04 \x01(\v2\x19.caravan.worker.v2.ForkedR\x06forked\x12\x1a\n" +
 	"\bfinished\x18\x05 \x01(\fR\bfinished\x12\x12\n" +
 	"\x04tail\x18\x06 \x01(\bR\x04tail\"\x87\x01\n" +
 	"\rJournalHeader\x12\x16\n" +
@@ -2028,10 +2404,14 @@ const file_worker_proto_rawDesc = "" +
 	"\x12RESULT_NOT_STARTED\x10\x04\x12\x0f\n" +
 	"\vRESULT_LOST\x10\x05\x12\x11\n" +
 	"\rRESULT_KILLED\x10\x06\x12\x13\n" +
-	"\x0fRESULT_REJECTED\x10\a2\x9d\x01\n" +
+	"\x0fRESULT_REJECTED\x10\a*j\n" +
+	"\fIgnoreReason\x12\x1a\n" +
+	"\x16IGNORE_REASON_KEY_USED\x10\x00\x12\x1d\n" +
+	"\x19IGNORE_REASON_STALE_EPOCH\x10\x01\x12\x1f\n" +
+	"\x1bIGNORE_REASON_STALE_SESSION\x10\x022\x9d\x01\n" +
 	"\x06Worker\x12L\n" +
-	"\x06Attach\x12\x1e.caravan.worker.v1.ServerFrame\x1a\x1e.caravan.worker.v1.WorkerFrame(\x010\x01\x12E\n" +
-	"\x03Log\x12\x1d.caravan.worker.v1.LogRequest\x1a\x1b.caravan.worker.v1.LogReply(\x010\x01B2Z0github.com/caravan-dag/caravan/executor/workerpbb\x06proto3"
+	"\x06Attach\x12\x1e.caravan.worker.v2.ServerFrame\x1a\x1e.caravan.worker.v2.WorkerFrame(\x010\x01\x12E\n" +
+	"\x03Log\x12\x1d.caravan.worker.v2.LogRequest\x1a\x1b.caravan.worker.v2.LogReply(\x010\x01B2Z0github.com/caravan-dag/caravan/executor/workerpbb\x06proto3"
 
 var (
 	file_worker_proto_rawDescOnce sync.Once
@@ -2045,63 +2425,72 @@ func file_worker_proto_rawDescGZIP() []byte {
 	return file_worker_proto_rawDescData
 }
 
-var file_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_worker_proto_goTypes = []any{
-	(Result)(0),           // 0: caravan.worker.v1.Result
-	(*AttemptKey)(nil),    // 1: caravan.worker.v1.AttemptKey
-	(*ServerFrame)(nil),   // 2: caravan.worker.v1.ServerFrame
-	(*WorkerFrame)(nil),   // 3: caravan.worker.v1.WorkerFrame
-	(*Resources)(nil),     // 4: caravan.worker.v1.Resources
-	(*Hello)(nil),         // 5: caravan.worker.v1.Hello
-	(*Order)(nil),         // 6: caravan.worker.v1.Order
-	(*Kill)(nil),          // 7: caravan.worker.v1.Kill
-	(*Queued)(nil),        // 8: caravan.worker.v1.Queued
-	(*Started)(nil),       // 9: caravan.worker.v1.Started
-	(*Finished)(nil),      // 10: caravan.worker.v1.Finished
-	(*Output)(nil),        // 11: caravan.worker.v1.Output
-	(*Revoked)(nil),       // 12: caravan.worker.v1.Revoked
-	(*Postponed)(nil),     // 13: caravan.worker.v1.Postponed
-	(*LogRequest)(nil),    // 14: caravan.worker.v1.LogRequest
-	(*LogOpen)(nil),       // 15: caravan.worker.v1.LogOpen
-	(*LogReply)(nil),      // 16: caravan.worker.v1.LogReply
-	(*LogError)(nil),      // 17: caravan.worker.v1.LogError
-	(*JournalRecord)(nil), // 18: caravan.worker.v1.JournalRecord
-	(*JournalHeader)(nil), // 19: caravan.worker.v1.JournalHeader
-	(*Intent)(nil),        // 20: caravan.worker.v1.Intent
-	(*Forked)(nil),        // 21: caravan.worker.v1.Forked
+	(Result)(0),             // 0: caravan.worker.v2.Result
+	(IgnoreReason)(0),       // 1: caravan.worker.v2.IgnoreReason
+	(*AttemptKey)(nil),      // 2: caravan.worker.v2.AttemptKey
+	(*ServerFrame)(nil),     // 3: caravan.worker.v2.ServerFrame
+	(*Lead)(nil),            // 4: caravan.worker.v2.Lead
+	(*PartitionOrders)(nil), // 5: caravan.worker.v2.PartitionOrders
+	(*WorkerFrame)(nil),     // 6: caravan.worker.v2.WorkerFrame
+	(*PartitionReport)(nil), // 7: caravan.worker.v2.PartitionReport
+	(*Resources)(nil),       // 8: caravan.worker.v2.Resources
+	(*Hello)(nil),           // 9: caravan.worker.v2.Hello
+	(*Order)(nil),           // 10: caravan.worker.v2.Order
+	(*Kill)(nil),            // 11: caravan.worker.v2.Kill
+	(*Queued)(nil),          // 12: caravan.worker.v2.Queued
+	(*Started)(nil),         // 13: caravan.worker.v2.Started
+	(*Finished)(nil),        // 14: caravan.worker.v2.Finished
+	(*Output)(nil),          // 15: caravan.worker.v2.Output
+	(*Revoked)(nil),         // 16: caravan.worker.v2.Revoked
+	(*Ignored)(nil),         // 17: caravan.worker.v2.Ignored
+	(*Postponed)(nil),       // 18: caravan.worker.v2.Postponed
+	(*LogRequest)(nil),      // 19: caravan.worker.v2.LogRequest
+	(*LogOpen)(nil),         // 20: caravan.worker.v2.LogOpen
+	(*LogReply)(nil),        // 21: caravan.worker.v2.LogReply
+	(*LogError)(nil),        // 22: caravan.worker.v2.LogError
+	(*JournalRecord)(nil),   // 23: caravan.worker.v2.JournalRecord
+	(*JournalHeader)(nil),   // 24: caravan.worker.v2.JournalHeader
+	(*Intent)(nil),          // 25: caravan.worker.v2.Intent
+	(*Forked)(nil),          // 26: caravan.worker.v2.Forked
 }
 var file_worker_proto_depIdxs = []int32{
-	4,  // 0: caravan.worker.v1.ServerFrame.capacity:type_name -> caravan.worker.v1.Resources
-	1,  // 1: caravan.worker.v1.ServerFrame.acknowledgements:type_name -> caravan.worker.v1.AttemptKey
-	6,  // 2: caravan.worker.v1.ServerFrame.orders:type_name -> caravan.worker.v1.Order
-	7,  // 3: caravan.worker.v1.ServerFrame.kills:type_name -> caravan.worker.v1.Kill
-	1,  // 4: caravan.worker.v1.ServerFrame.revocations:type_name -> caravan.worker.v1.AttemptKey
-	5,  // 5: caravan.worker.v1.WorkerFrame.hello:type_name -> caravan.worker.v1.Hello
-	8,  // 6: caravan.worker.v1.WorkerFrame.queued:type_name -> caravan.worker.v1.Queued
-	9,  // 7: caravan.worker.v1.WorkerFrame.started:type_name -> caravan.worker.v1.Started
-	12, // 8: caravan.worker.v1.WorkerFrame.revoked:type_name -> caravan.worker.v1.Revoked
-	1,  // 9: caravan.worker.v1.WorkerFrame.ignored:type_name -> caravan.worker.v1.AttemptKey
-	13, // 10: caravan.worker.v1.WorkerFrame.postponed:type_name -> caravan.worker.v1.Postponed
-	4,  // 11: caravan.worker.v1.WorkerFrame.usage:type_name -> caravan.worker.v1.Resources
-	0,  // 12: caravan.worker.v1.Finished.result:type_name -> caravan.worker.v1.Result
-	11, // 13: caravan.worker.v1.Finished.stdout:type_name -> caravan.worker.v1.Output
-	11, // 14: caravan.worker.v1.Finished.stderr:type_name -> caravan.worker.v1.Output
-	15, // 15: caravan.worker.v1.LogRequest.open:type_name -> caravan.worker.v1.LogOpen
-	17, // 16: caravan.worker.v1.LogReply.error:type_name -> caravan.worker.v1.LogError
-	19, // 17: caravan.worker.v1.JournalRecord.header:type_name -> caravan.worker.v1.JournalHeader
-	20, // 18: caravan.worker.v1.JournalRecord.intent:type_name -> caravan.worker.v1.Intent
-	1,  // 19: caravan.worker.v1.JournalRecord.withdrawn:type_name -> caravan.worker.v1.AttemptKey
-	21, // 20: caravan.worker.v1.JournalRecord.forked:type_name -> caravan.worker.v1.Forked
-	2,  // 21: caravan.worker.v1.Worker.Attach:input_type -> caravan.worker.v1.ServerFrame
-	14, // 22: caravan.worker.v1.Worker.Log:input_type -> caravan.worker.v1.LogRequest
-	3,  // 23: caravan.worker.v1.Worker.Attach:output_type -> caravan.worker.v1.WorkerFrame
-	16, // 24: caravan.worker.v1.Worker.Log:output_type -> caravan.worker.v1.LogReply
-	23, // [23:25] is the sub-list for method output_type
-	21, // [21:23] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	8,  // 0: caravan.worker.v2.ServerFrame.capacity:type_name -> caravan.worker.v2.Resources
+	4,  // 1: caravan.worker.v2.ServerFrame.leads:type_name -> caravan.worker.v2.Lead
+	5,  // 2: caravan.worker.v2.ServerFrame.partitions:type_name -> caravan.worker.v2.PartitionOrders
+	2,  // 3: caravan.worker.v2.PartitionOrders.acknowledgements:type_name -> caravan.worker.v2.AttemptKey
+	10, // 4: caravan.worker.v2.PartitionOrders.orders:type_name -> caravan.worker.v2.Order
+	11, // 5: caravan.worker.v2.PartitionOrders.kills:type_name -> caravan.worker.v2.Kill
+	2,  // 6: caravan.worker.v2.PartitionOrders.revocations:type_name -> caravan.worker.v2.AttemptKey
+	9,  // 7: caravan.worker.v2.WorkerFrame.hello:type_name -> caravan.worker.v2.Hello
+	7,  // 8: caravan.worker.v2.WorkerFrame.partitions:type_name -> caravan.worker.v2.PartitionReport
+	18, // 9: caravan.worker.v2.WorkerFrame.postponed:type_name -> caravan.worker.v2.Postponed
+	8,  // 10: caravan.worker.v2.WorkerFrame.usage:type_name -> caravan.worker.v2.Resources
+	12, // 11: caravan.worker.v2.PartitionReport.queued:type_name -> caravan.worker.v2.Queued
+	13, // 12: caravan.worker.v2.PartitionReport.started:type_name -> caravan.worker.v2.Started
+	16, // 13: caravan.worker.v2.PartitionReport.revoked:type_name -> caravan.worker.v2.Revoked
+	17, // 14: caravan.worker.v2.PartitionReport.ignored:type_name -> caravan.worker.v2.Ignored
+	0,  // 15: caravan.worker.v2.Finished.result:type_name -> caravan.worker.v2.Result
+	15, // 16: caravan.worker.v2.Finished.stdout:type_name -> caravan.worker.v2.Output
+	15, // 17: caravan.worker.v2.Finished.stderr:type_name -> caravan.worker.v2.Output
+	1,  // 18: caravan.worker.v2.Ignored.reason:type_name -> caravan.worker.v2.IgnoreReason
+	20, // 19: caravan.worker.v2.LogRequest.open:type_name -> caravan.worker.v2.LogOpen
+	22, // 20: caravan.worker.v2.LogReply.error:type_name -> caravan.worker.v2.LogError
+	24, // 21: caravan.worker.v2.JournalRecord.header:type_name -> caravan.worker.v2.JournalHeader
+	25, // 22: caravan.worker.v2.JournalRecord.intent:type_name -> caravan.worker.v2.Intent
+	2,  // 23: caravan.worker.v2.JournalRecord.withdrawn:type_name -> caravan.worker.v2.AttemptKey
+	26, // 24: caravan.worker.v2.JournalRecord.forked:type_name -> caravan.worker.v2.Forked
+	3,  // 25: caravan.worker.v2.Worker.Attach:input_type -> caravan.worker.v2.ServerFrame
+	19, // 26: caravan.worker.v2.Worker.Log:input_type -> caravan.worker.v2.LogRequest
+	6,  // 27: caravan.worker.v2.Worker.Attach:output_type -> caravan.worker.v2.WorkerFrame
+	21, // 28: caravan.worker.v2.Worker.Log:output_type -> caravan.worker.v2.LogReply
+	27, // [27:29] is the sub-list for method output_type
+	25, // [25:27] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_worker_proto_init() }
@@ -2109,14 +2498,14 @@ func file_worker_proto_init() {
 	if File_worker_proto != nil {
 		return
 	}
-	file_worker_proto_msgTypes[9].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_proto_rawDesc), len(file_worker_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   21,
+			NumEnums:      2,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -3,7 +3,13 @@
 // Compatibility. The package name carries the major version: it is part of the method names, so two
 // binaries with different major versions find out by the first call. Within a version a field keeps
 // its number and its meaning for ever, a field that is no longer used is reserved, and a receiver
-// ignores fields that it does not know. A change of meaning needs the package caravan.worker.v2.
+// ignores fields that it does not know. A change of meaning needs the package caravan.worker.v3.
+//
+// Sessions. A server that leads a partition begins a session for it with each worker: Lead names the
+// partition, the epoch of its leadership and the number of the session. The worker's first report of the
+// session tells all that it knows of the partition, and was not told to forget. Orders and reports
+// belong to a session. A session ends with its stream, or when the worker accepts a later Lead. So far a
+// worker has one partition, 0, which its server leads in epoch 0, also as a node of a cluster.
 //
 // Units. Times are nanoseconds since the epoch unless a field says otherwise. Durations are
 // nanoseconds. CPU is in thousandths of a core, memory in bytes.
@@ -32,8 +38,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Worker_Attach_FullMethodName = "/caravan.worker.v1.Worker/Attach"
-	Worker_Log_FullMethodName    = "/caravan.worker.v1.Worker/Log"
+	Worker_Attach_FullMethodName = "/caravan.worker.v2.Worker/Attach"
+	Worker_Log_FullMethodName    = "/caravan.worker.v2.Worker/Log"
 )
 
 // WorkerClient is the client API for Worker service.
@@ -42,9 +48,8 @@ const (
 //
 // Worker is served by a worker process, which runs tasks and outlives its server.
 type WorkerClient interface {
-	// Attach is the stream of all work. The worker speaks first and tells all that it knows and was
-	// not told to forget; the last frame of that has synced set. Then both send frames as they have
-	// something to say. A new Attach ends the one before it.
+	// Attach is the stream of all work. The worker speaks first, and says who it is. Then both send
+	// frames as they have something to say. A new Attach ends the one before it.
 	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ServerFrame, WorkerFrame], error)
 	// Log reads what an attempt that runs has printed so far. The first request opens the log; each
 	// request has one reply.
@@ -91,9 +96,8 @@ type Worker_LogClient = grpc.BidiStreamingClient[LogRequest, LogReply]
 //
 // Worker is served by a worker process, which runs tasks and outlives its server.
 type WorkerServer interface {
-	// Attach is the stream of all work. The worker speaks first and tells all that it knows and was
-	// not told to forget; the last frame of that has synced set. Then both send frames as they have
-	// something to say. A new Attach ends the one before it.
+	// Attach is the stream of all work. The worker speaks first, and says who it is. Then both send
+	// frames as they have something to say. A new Attach ends the one before it.
 	Attach(grpc.BidiStreamingServer[ServerFrame, WorkerFrame]) error
 	// Log reads what an attempt that runs has printed so far. The first request opens the log; each
 	// request has one reply.
@@ -153,7 +157,7 @@ type Worker_LogServer = grpc.BidiStreamingServer[LogRequest, LogReply]
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Worker_ServiceDesc = grpc.ServiceDesc{
-	ServiceName: "caravan.worker.v1.Worker",
+	ServiceName: "caravan.worker.v2.Worker",
 	HandlerType: (*WorkerServer)(nil),
 	Methods:     []grpc.MethodDesc{},
 	Streams: []grpc.StreamDesc{

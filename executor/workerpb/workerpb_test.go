@@ -17,6 +17,8 @@ import (
 )
 
 var (
+	session = Session{Partition: 1, Epoch: 1 << 40, Number: 3}
+
 	key    = messages.AttemptKey{Run: 1 << 40, Task: 1<<32 - 1, Attempt: 3}
 	report = executor.Report{Key: key, Kind: executor.Finished, At: 7, GrantedAt: 12, Stdout: []byte{}, Record: messages.AttemptRecord{
 		Task: key.Task, Attempt: 3, Result: messages.AttemptRejected, RC: -1, Start: 5, Stop: 6, ExecutorLog: "why \xff", Node: "here",
@@ -32,10 +34,12 @@ var (
 func fullServerFrame() *ServerFrame {
 	f := ServerFrameFromVTPool()
 	f.SetCapacity(Amount{CPUMillis: 1, MemoryBytes: 2})
-	f.AddAcknowledgement(key)
-	f.AddOrder(&order)
-	f.AddKill(key, time.Second)
-	f.AddRevocation(key)
+	f.AddLead(session)
+	orders := f.OrdersIn(session)
+	orders.AddAcknowledgement(key)
+	orders.AddOrder(&order)
+	orders.AddKill(key, time.Second)
+	orders.AddRevocation(key)
 	f.Ping, f.Drain, f.Release, f.Stop = true, true, true, true
 	return f
 }
@@ -44,14 +48,16 @@ func fullServerFrame() *ServerFrame {
 func fullWorkerFrame() *WorkerFrame {
 	f := WorkerFrameFromVTPool()
 	f.Hello = &Hello{Version: []byte("v"), Name: []byte("n"), Pid: 3}
-	f.AddQueued(key, 1)
-	f.AddStarted(key, -3, 7, 8)
-	f.AddFinished(AppendFinished(nil, &report))
-	f.AddRevoked(key, 9)
-	f.AddIgnored(key)
+	said := f.ReportIn(session)
+	said.AddQueued(key, 1)
+	said.AddStarted(key, -3, 7, 8)
+	said.AddFinished(AppendFinished(nil, &report))
+	said.AddRevoked(key, 9)
+	said.AddIgnored(key, IgnoreReason_IGNORE_REASON_STALE_SESSION, 4)
+	said.Synced = true
 	f.AddPostponed("fork", errors.New("why \xff"))
 	f.SetUsage(Amount{CPUMillis: 1, MemoryBytes: 2})
-	f.Pong, f.Synced, f.Stopped = true, true, true
+	f.Pong, f.Stopped = true, true
 	return f
 }
 
@@ -136,7 +142,7 @@ func TestCodecAgreesWithProtobuf(t *testing.T) {
 }
 
 func TestOrderSurvivesTheWay(t *testing.T) {
-	got := fullServerFrame().Orders[0].ToOrder()
+	got := fullServerFrame().Partitions[0].Orders[0].ToOrder()
 	if !reflect.DeepEqual(got, order) {
 		t.Errorf("%+v, want %+v", got, order)
 	}
@@ -202,7 +208,7 @@ func TestCodecOfStreams(t *testing.T) {
 	}
 	for _, n := range []int{0, 1, 1 << 20} {
 		want := WorkerFrameFromVTPool()
-		want.AddFinished(bytes.Repeat([]byte{7}, n))
+		want.ReportIn(session).AddFinished(bytes.Repeat([]byte{7}, n))
 		slice, err := codec{}.Marshal(want)
 		if err != nil {
 			t.Fatal(err)
@@ -224,6 +230,12 @@ func TestEmptyFrames(t *testing.T) {
 	if !new(ServerFrame).IsEmpty() || !new(WorkerFrame).IsEmpty() {
 		t.Error("a new frame is not empty")
 	}
+	server, worker := new(ServerFrame), new(WorkerFrame)
+	server.OrdersIn(session)
+	worker.ReportIn(session)
+	if !server.IsEmpty() || !worker.IsEmpty() {
+		t.Error("a part without an item makes a frame that is not empty")
+	}
 	for _, full := range []interface {
 		proto.Message
 		IsEmpty() bool
@@ -239,6 +251,23 @@ func TestEmptyFrames(t *testing.T) {
 	}
 }
 
+// TestEachItemOfAPartCounts: a frame whose only item is any field of a part is not empty.
+func TestEachItemOfAPartCounts(t *testing.T) {
+	orders, said := fullServerFrame().Partitions[0], fullWorkerFrame().Partitions[0]
+	for _, full := range []protoreflect.Message{orders.ProtoReflect(), said.ProtoReflect()} {
+		fields := full.Descriptor().Fields()
+		for i := range fields.Len() {
+			field := fields.Get(i)
+			one := full.New()
+			one.Set(field, full.Get(field))
+			isEmpty := one.Interface().(interface{ isEmpty() bool }).isEmpty()
+			if named := field.Number() <= 3; isEmpty != named { // 1 to 3 are the session
+				t.Errorf("a part with %s: empty %v", field.FullName(), isEmpty)
+			}
+		}
+	}
+}
+
 // TestFrameOfThePoolIsEmpty: what a frame had before does not show when it is filled again.
 func TestFrameOfThePoolIsEmpty(t *testing.T) {
 	server, worker := fullServerFrame(), fullWorkerFrame()
@@ -247,8 +276,9 @@ func TestFrameOfThePoolIsEmpty(t *testing.T) {
 	if !server.IsEmpty() || !worker.IsEmpty() {
 		t.Errorf("%v, %v", server, worker)
 	}
-	server.AddOrder(&executor.Order{Key: key})
-	want := &ServerFrame{Orders: []*Order{{Run: uint64(key.Run), Task: key.Task, Attempt: key.Attempt}}}
+	server.OrdersIn(session).AddOrder(&executor.Order{Key: key})
+	want := &ServerFrame{Partitions: []*PartitionOrders{{Partition: 1, Epoch: 1 << 40, Session: 3,
+		Orders: []*Order{{Run: uint64(key.Run), Task: key.Task, Attempt: key.Attempt}}}}}
 	if !proto.Equal(server, want) {
 		t.Errorf("%v", server)
 	}
@@ -261,25 +291,28 @@ func TestSplitKeepsAllItemsInTheirOrder(t *testing.T) {
 	for ends := range 10 {
 		for _, size := range []int{1, 100, 300} {
 			f := fullWorkerFrame()
-			f.Finished = nil
+			f.Partitions[0].Finished = nil
 			for i := range ends {
-				f.AddFinished(bytes.Repeat([]byte{byte(i)}, size))
+				f.Partitions[0].AddFinished(bytes.Repeat([]byte{byte(i)}, size))
 			}
 			before := proto.Clone(f)
 			frames := f.Split(250)
 			joined := new(WorkerFrame)
 			for i, part := range frames {
+				if len(part.Partitions) != 1 || SessionOf(part.Partitions[0]) != session {
+					t.Fatalf("%d ends of %d bytes: frame %d has %v", ends, size, i, part)
+				}
 				bytes := 0
-				for _, end := range part.Finished {
+				for _, end := range part.Partitions[0].Finished {
 					bytes += len(end)
 				}
-				if bytes > 250 && len(part.Finished) > 1 {
+				if bytes > 250 && len(part.Partitions[0].Finished) > 1 {
 					t.Errorf("%d ends of %d bytes: frame %d has %d bytes", ends, size, i, bytes)
 				}
-				if last := i == len(frames)-1; part.Synced != last || part.Stopped != last || (part.Usage != nil) != last || (part.Hello != nil) != (i == 0) {
+				if last := i == len(frames)-1; part.Partitions[0].Synced != last || part.Stopped != last || (part.Usage != nil) != last || (part.Hello != nil) != (i == 0) {
 					t.Errorf("%d ends of %d bytes: frame %d of %d has the wrong fields: %v", ends, size, i, len(frames), part)
 				}
-				proto.Merge(joined, part)
+				mergeFrame(joined, part)
 			}
 			if !proto.Equal(joined, before) {
 				t.Errorf("%d ends of %d bytes: %v", ends, size, joined)
@@ -291,7 +324,59 @@ func TestSplitKeepsAllItemsInTheirOrder(t *testing.T) {
 	}
 }
 
-// FuzzFrames decodes any bytes as each message. What can be read comes back the same.
+// mergeFrame appends a frame to what came before it, as a server takes it in: parts of one session come
+// together.
+func mergeFrame(joined, frame *WorkerFrame) {
+	rest := proto.Clone(frame).(*WorkerFrame)
+	rest.Partitions = nil
+	proto.Merge(joined, rest)
+	for _, report := range frame.Partitions {
+		proto.Merge(joined.ReportIn(SessionOf(report)), &PartitionReport{Queued: report.Queued, Started: report.Started,
+			Finished: report.Finished, Revoked: report.Revoked, Ignored: report.Ignored, Synced: report.Synced})
+	}
+}
+
+// TestSplitKeepsSessionsApart splits frames with the reports of several sessions. Each item stays in its
+// session, and a session's frames are in order, the last of them with synced.
+func TestSplitKeepsSessionsApart(t *testing.T) {
+	for _, ends := range [][]int{{0, 0, 0}, {5, 0, 5}, {1, 1, 1}, {2, 9, 1}, {0, 7, 0}} {
+		f := new(WorkerFrame)
+		for partition, n := range ends {
+			said := f.ReportIn(Session{Partition: uint32(partition), Epoch: 2, Number: uint64(9 - partition)})
+			said.AddQueued(key, 1)
+			for i := range n {
+				said.AddFinished(bytes.Repeat([]byte{byte(i)}, 100))
+			}
+			said.AddRevoked(key, 9)
+			said.Synced = true
+		}
+		before := proto.Clone(f)
+		joined, synced := new(WorkerFrame), map[Session]bool{}
+		for i, part := range f.Split(250) {
+			size := 0
+			for _, report := range part.Partitions {
+				s := SessionOf(report)
+				if synced[s] {
+					t.Errorf("%v: frame %d goes on with a session that was synced: %v", ends, i, report)
+				}
+				synced[s] = report.Synced
+				for _, end := range report.Finished {
+					size += len(end)
+				}
+			}
+			if size > 250 {
+				t.Errorf("%v: frame %d has %d bytes of ends", ends, i, size)
+			}
+			mergeFrame(joined, part)
+		}
+		if !proto.Equal(joined, before) {
+			t.Errorf("%v: %v, want %v", ends, joined, before)
+		}
+	}
+}
+
+// FuzzFrames decodes any bytes as each message. What can be read can be encoded, and what a worker says
+// comes back the same in one frame and in several.
 func FuzzFrames(f *testing.F) {
 	for _, m := range fullMessages() {
 		b, err := proto.Marshal(m)
@@ -313,6 +398,16 @@ func FuzzFrames(f *testing.F) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
+		if frame := new(WorkerFrame); frame.UnmarshalVT(b) == nil {
+			want, joined := new(WorkerFrame), new(WorkerFrame)
+			mergeFrame(want, frame)
+			for _, part := range frame.Split(4) {
+				mergeFrame(joined, part)
+			}
+			if !proto.Equal(joined, want) {
+				t.Errorf("%v was split into %v", want, joined)
+			}
+		}
 		if rep, err := ParseFinished(b); err == nil {
 			if back, err := ParseFinished(AppendFinished(nil, &rep)); err != nil || !reflect.DeepEqual(back, rep) {
 				t.Errorf("%+v came back as %+v, %v", rep, back, err)
@@ -327,6 +422,7 @@ const framed = 32
 // BenchmarkCodec encodes and decodes what an attempt needs of the protocol, in frames of 32
 // attempts. ns/attempt and allocs/op count.
 func BenchmarkCodec(b *testing.B) {
+	single := Session{Number: 1} // of a server without a cluster
 	granted := time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC).UnixNano()
 	key := messages.AttemptKey{Run: 12, Task: 4711, Attempt: 1}
 	order := executor.Order{Key: key, Name: "simulate_4711", Command: []string{"/bin/true"}, Environment: []string{"SEED=4711", "MODE=fast"},
@@ -369,7 +465,7 @@ func BenchmarkCodec(b *testing.B) {
 	way("order", func() (vtMessage, func()) {
 		f := ServerFrameFromVTPool()
 		for range framed {
-			f.AddOrder(&order)
+			f.OrdersIn(single).AddOrder(&order)
 		}
 		return f, f.ReturnToVTPool
 	}, func(sent []byte) {
@@ -377,7 +473,7 @@ func BenchmarkCodec(b *testing.B) {
 		if err := f.UnmarshalVT(sent); err != nil {
 			b.Fatal(err)
 		}
-		for _, o := range f.Orders {
+		for _, o := range f.Partitions[0].Orders {
 			if o := o.ToOrder(); o.Key != key {
 				b.Fatal(o)
 			}
@@ -387,12 +483,12 @@ func BenchmarkCodec(b *testing.B) {
 	way("start", func() (vtMessage, func()) {
 		f := WorkerFrameFromVTPool()
 		for range framed {
-			f.AddStarted(key, granted+1000, 90*time.Microsecond, granted)
+			f.ReportIn(single).AddStarted(key, granted+1000, 90*time.Microsecond, granted)
 		}
 		return f, f.ReturnToVTPool
 	}, func(sent []byte) {
 		f := WorkerFrameFromVTPool()
-		if err := f.UnmarshalVT(sent); err != nil || len(f.Started) != framed {
+		if err := f.UnmarshalVT(sent); err != nil || len(f.Partitions[0].Started) != framed {
 			b.Fatal(err)
 		}
 		f.ReturnToVTPool()
@@ -400,7 +496,7 @@ func BenchmarkCodec(b *testing.B) {
 	way("end", func() (vtMessage, func()) {
 		f := WorkerFrameFromVTPool()
 		for range framed {
-			f.AddFinished(AppendFinished(nil, &end))
+			f.ReportIn(single).AddFinished(AppendFinished(nil, &end))
 		}
 		return f, f.ReturnToVTPool
 	}, func(sent []byte) {
@@ -408,7 +504,7 @@ func BenchmarkCodec(b *testing.B) {
 		if err := f.UnmarshalVT(sent); err != nil {
 			b.Fatal(err)
 		}
-		for _, end := range f.Finished {
+		for _, end := range f.Partitions[0].Finished {
 			if rep, err := ParseFinished(end); err != nil || rep.Key != key {
 				b.Fatal(rep, err)
 			}

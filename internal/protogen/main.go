@@ -31,13 +31,15 @@ import (
 type generator struct{ tool, options string }
 
 // generators run one after the other; each writes files of its own. vtprotobuf makes the encoding
-// that frames use, without reflection, with pools for the two messages that are sent most.
+// that frames use, without reflection, with pools for frames and their parts, which are sent most.
 var generators = []generator{
 	{"google.golang.org/protobuf/cmd/protoc-gen-go", "paths=source_relative"},
 	{"google.golang.org/grpc/cmd/protoc-gen-go-grpc", "paths=source_relative"},
 	{"github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto", "paths=source_relative,features=marshal+unmarshal+size+pool" +
 		",pool=github.com/caravan-dag/caravan/executor/workerpb.ServerFrame" +
-		",pool=github.com/caravan-dag/caravan/executor/workerpb.WorkerFrame"},
+		",pool=github.com/caravan-dag/caravan/executor/workerpb.WorkerFrame" +
+		",pool=github.com/caravan-dag/caravan/executor/workerpb.PartitionOrders" +
+		",pool=github.com/caravan-dag/caravan/executor/workerpb.PartitionReport"},
 }
 
 func main() {
