@@ -68,6 +68,9 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 		return notReady(err)
 	}
 	b := &batch{ctx: contextOf(ctx), s: s, key: key, strict: strict, permit: s.permitOf(ctx), lineBudget: s.newBudgetShare(ctx), windowBudget: s.newBudgetShare(ctx)}
+	if b.maxKey = maxKeyLength; hopsOf(ctx) > 0 && s.cfg.Cluster.Partitions() > 1 {
+		b.maxKey += len("#18446744073709551615") // the key of a line may be that of a request and a number
+	}
 	if s.cfg.Access.Audit != nil {
 		b.auditEntry = s.newAuditEntry(ctx, batchPath)
 		b.auditEntry.Status = fasthttp.StatusOK
@@ -165,6 +168,7 @@ type batch struct {
 	key          string                                // of the request; with the number of a line it is the line's key
 	coding       string                                // of the body
 	strict       bool                                  // warnings are errors
+	maxKey       int                                   // length of the key of a line
 	warnings     map[*messages.Submission]dag.Problems // of the present lines
 	body         *bodyReader
 	lines        *lineReader
@@ -278,13 +282,15 @@ func (b *batch) readError(err error) error {
 // key "K#n", counted from 1 over all lines, also refused and empty ones, so that a repeat of the whole
 // request gives each line its former key. The number is linesRead, which next has raised.
 func (b *batch) parseLine(sub *messages.Submission, line []byte) error {
-	doc, key := bytes.TrimRight(bytes.TrimPrefix(line, []byte(byteOrderMark)), " \t\r"), ""
+	// Without blanks at both ends the document, and its hash, is the same when another node of a cluster has
+	// wrapped it (appendLine).
+	doc, key := bytes.Trim(bytes.TrimPrefix(line, []byte(byteOrderMark)), " \t\r"), ""
 	if len(doc) == 0 {
 		return &messages.Error{Code: messages.Invalid, Text: "the line is empty: want a spec as JSON"}
 	}
 	if isWrappedLine(doc) {
 		var err error
-		if doc, key, err = unwrapLine(doc); err != nil {
+		if doc, key, err = unwrapLine(doc, b.maxKey); err != nil {
 			return err
 		}
 	}
@@ -331,7 +337,7 @@ func isWrappedLine(line []byte) bool {
 // unwrapLine returns the two members of a wrapped line, in either order; key is "" where it is left
 // out. doc is a copy. An unknown member, a second value after the object and a missing spec are errors
 // with the code Invalid; jsontext also refuses a member that occurs twice.
-func unwrapLine(line []byte) (doc []byte, key string, err error) {
+func unwrapLine(line []byte, maxKey int) (doc []byte, key string, err error) {
 	d := jsontext.NewDecoder(bytes.NewReader(line))
 	bad := func(err error) ([]byte, string, error) {
 		return nil, "", invalid("the line is not an object of idempotencyKey and spec: " + err.Error())
@@ -360,7 +366,7 @@ func unwrapLine(line []byte) (doc []byte, key string, err error) {
 				return nil, "", invalid("idempotencyKey: must be a string")
 			}
 			key = value.String()
-			if err := checkIdempotencyKey("idempotencyKey", key); err != nil {
+			if err := checkIdempotencyKey("idempotencyKey", key, maxKey); err != nil {
 				return nil, "", err
 			}
 		default:

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -105,6 +106,10 @@ func (q *scattered) ask(ctx context.Context, partition uint64, p *part, local fu
 	f := q.f
 	lostAt := "" // as in forward
 	defer func() {
+		if cause := recover(); cause != nil { // parts have goroutines of their own, which rendering does not see
+			f.s.log.Error("http: panic", "path", p.path, "partition", partition, "panic", cause, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", cause)
+		}
 		if lostAt != "" && isServerError(err) {
 			err = outcomeUnknown(lostAt)
 		}

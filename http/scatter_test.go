@@ -30,6 +30,8 @@ type partedRuns struct {
 	feeds   map[uint64]*fakeFeed
 	since   map[uint64][]int64
 	onCall  func(node string) // before each call; may be nil
+	// onSubmit is called with mu held; it may be nil.
+	onSubmit func(*messages.Submission)
 }
 
 // partedEngine is the engine of one node.
@@ -90,6 +92,9 @@ func (e *partedEngine) Submit(ctx context.Context, s *messages.Submission) (mess
 	}
 	e.partedRuns.mu.Lock()
 	defer e.partedRuns.mu.Unlock()
+	if e.onSubmit != nil {
+		e.onSubmit(s)
+	}
 	if run, ok := e.keys[s.IdempotencyKey]; ok {
 		return run, nil
 	}
@@ -500,4 +505,43 @@ func TestEventsOfAllPartitions(t *testing.T) {
 	}
 	rig.settled()
 	testenv.Eventually(t, "all subscriptions are closed", func() bool { return all.feeds[0].opened.Load() == 0 && all.feeds[1].opened.Load() == 0 })
+}
+
+// TestLinesForOtherPartitionsKeepKeyAndHash: the answer to a line does not depend on the node that it was
+// sent to.
+func TestLinesForOtherPartitionsKeepKeyAndHash(t *testing.T) {
+	rig, all := newPartedCluster(t, []string{"n1", "n2", "n3"}, 0)
+	long := strings.Repeat("k", 255)
+	var lines strings.Builder
+	for i := range 12 {
+		fmt.Fprintln(&lines, " \t"+specOf(fmt.Sprint("tag-", i)))
+	}
+	hashes := map[string][32]byte{}
+	all.onSubmit = func(s *messages.Submission) {
+		if old, ok := hashes[s.IdempotencyKey]; ok && old != s.BodyHash {
+			t.Errorf("the key …%s has another hash", s.IdempotencyKey[250:])
+		}
+		hashes[s.IdempotencyKey] = s.BodyHash
+	}
+	for _, id := range []string{"n1", "n2"} {
+		for i, line := range rig.node(id).batch(lines.String(), "Idempotency-Key: "+long) {
+			if !strings.Contains(line, "runID") {
+				t.Errorf("%s, line %d: %s", id, i, line)
+			}
+		}
+	}
+}
+
+// TestPanicOfAPart is answered with 500, as that of a handler is.
+func TestPanicOfAPart(t *testing.T) {
+	rig, all := newPartedCluster(t, []string{"n1", "n2"}, 4)
+	all.onCall = func(string) { panic("of this test") }
+	if r := rig.node("n1").get("/v1/dagruns?all=1"); r.status != 500 {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	for _, line := range rig.node("n1").batch(specOf("x") + "\n") {
+		if !strings.Contains(line, `"status":500`) {
+			t.Error(line)
+		}
+	}
 }

@@ -315,14 +315,17 @@ func idempotencyKey(h *fasthttp.RequestHeader) (string, error) {
 		return "", invalid("more than one " + name + " header")
 	}
 	key := string(keys[0])
-	return key, checkIdempotencyKey(name, key)
+	return key, checkIdempotencyKey(name, key, maxKeyLength)
 }
+
+// maxKeyLength is how many characters an idempotency key of a client has at most.
+const maxKeyLength = 255
 
 // checkIdempotencyKey returns what is wrong with an idempotency key. what is its place, for the error:
 // the name of the header or of the member. Visible ASCII has one spelling in every client and log.
-func checkIdempotencyKey(what, key string) error {
-	if len(key) == 0 || len(key) > 255 {
-		return invalid(what + ": must have 1 to 255 characters")
+func checkIdempotencyKey(what, key string, most int) error {
+	if len(key) == 0 || len(key) > most {
+		return invalid(what + ": must have 1 to " + strconv.Itoa(maxKeyLength) + " characters")
 	}
 	for _, c := range []byte(key) {
 		if c < '!' || c > '~' {
