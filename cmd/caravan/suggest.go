@@ -252,6 +252,9 @@ func completeOptions(cmd *cobra.Command) {
 	completeFlag(cmd, "enforce-memory", "on", "off")
 	completeFlag(cmd, "slurm", "on", "off")
 	completeFlag(cmd, "resume", "on", "off")
+	if cmd.Flags().Lookup("replace") != nil {
+		completeFlag(cmd, "replace", "on", "off")
+	}
 	if cmd.Flags().Lookup("paused") != nil {
 		completeFlag(cmd, "paused", "on", "off")
 	}

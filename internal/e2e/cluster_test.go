@@ -149,6 +149,20 @@ func (c *testCluster) leader(asked *clusterNode) (leads, follows *clusterNode) {
 	return leads, follows
 }
 
+// idOf returns the ID of a node, as another one knows it; "" when it cannot say.
+func (c *testCluster) idOf(asked, n *clusterNode) string {
+	found, err := c.client(asked).Cluster(c.t.Context())
+	if err != nil {
+		return ""
+	}
+	for _, node := range found.Nodes {
+		if node.Name == n.name {
+			return node.ID
+		}
+	}
+	return ""
+}
+
 // TestClusterNode proves with the real binary what docs/cluster.md promises: a planned stop that no caller
 // notices, a crash, a node that lost its folder, and the loss of the majority.
 func TestClusterNode(t *testing.T) {
@@ -229,6 +243,7 @@ func TestClusterNode(t *testing.T) {
 
 	// A crash with the loss of the folder: the others go on, and the node is refused.
 	lost := leads
+	formerID := c.idOf(follows, lost)
 	lost.server.Kill()
 	if err := testenv.EndWorkers(lost.config.Data, e2etest.Patience); err != nil {
 		t.Fatal(err)
@@ -247,6 +262,35 @@ func TestClusterNode(t *testing.T) {
 	if code := lost.server.ExitCode(); code != 1 {
 		t.Errorf("exit %d", code)
 	}
+	if err := os.RemoveAll(lost.config.Data); err != nil { // the refused start has made one
+		t.Fatal(err)
+	}
+	lost.config.Args = append(lost.config.Args, "--replace")
+	c.launch(lost)
+	if err := lost.server.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	e2etest.Eventually(t, "the new node has all entries", func() bool {
+		found, err := c.client(leads).Cluster(ctx)
+		id := c.idOf(leads, lost)
+		return err == nil && found.Partitions[0].Lag == 0 && found.Partitions[0].Lease && id != "" && id != formerID
+	})
+	follows.server.Kill()
+	e2etest.Eventually(t, "the new node counts for the majority", func() bool {
+		s, err := c.client(lost).Summary(ctx, run)
+		return err == nil && s.State == client.Completed
+	})
+	if _, err := c.client(lost).Submit(ctx, []byte(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), client.SubmitOptions{}); err != nil {
+		t.Errorf("a submission with the new node: %v", err)
+	}
+	c.launch(follows)
+	if err := follows.server.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := c.client(lost).Summary(ctx, run); err != nil || s.State != client.Completed {
+		t.Errorf("the run at the new node: %+v, %v", s, err)
+	}
+	lost.server.Kill()
 	lost.server = nil
 
 	// One of three: no answer is better than an old one.
