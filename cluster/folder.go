@@ -60,8 +60,10 @@ type identity struct {
 	Base uint64 `json:"base,omitempty"`
 	// Opened says that all replicas were opened once. From then on a missing one was lost.
 	Opened bool `json:"opened,omitempty"`
-	// IsReplacement says that the node is in place of a former one of its name, and IsAdmitted that it is a
-	// voter of all partitions.
+	// IsReplacement says that Members are not those that formed the cluster: this node, or the one that it
+	// has the list from, is in place of a former one. Groups then begin without a list of voters: two first
+	// entries that differ would be two clusters of one ID. IsAdmitted says that the node is a voter of all
+	// partitions.
 	IsReplacement bool `json:"isReplacement,omitempty"`
 	IsAdmitted    bool `json:"isAdmitted,omitempty"`
 }

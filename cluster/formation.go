@@ -127,6 +127,7 @@ func joinFormed(self, other *introduction) (*identity, error) {
 	}
 	formed := self.identity
 	formed.Cluster, formed.Members, formed.Partitions = other.Cluster, other.Members, other.Partitions
+	formed.IsReplacement = other.IsReplacement // its list has a node that the cluster was not formed with
 	return &formed, nil
 }
 

@@ -102,3 +102,32 @@ func TestFormationWaits(t *testing.T) {
 		t.Errorf("a late node: %+v, %v", late, err)
 	}
 }
+
+// TestLateNodeHearsOfAReplacement: a node whose first start was interrupted may learn of its cluster from a node
+// that was not there when the cluster was formed. It does not make groups of that node's list of members.
+func TestLateNodeHearsOfAReplacement(t *testing.T) {
+	all := introductions()
+	formed, err := decideFormation(all["n1"], others(all, "n1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all["n1"].identity = *formed
+	all["n2"].ID = "n2-2" // it has lost its folder
+	replacement, err := decideReplacement(all["n2"], map[string]*introduction{"n1": all["n1"]})
+	if err != nil || !replacement.IsReplacement {
+		t.Fatalf("the replacement: %+v, %v", replacement, err)
+	}
+	all["n2"].identity = *replacement
+	for what, decide := range map[string]func(*introduction, map[string]*introduction) (*identity, error){
+		"formation": decideFormation, "replacement": decideReplacement,
+	} {
+		late, err := decide(all["n3"], map[string]*introduction{"n2": all["n2"]})
+		if err != nil || late.Cluster != formed.Cluster || !late.IsReplacement {
+			t.Errorf("%s: from the replacement: %+v, %v", what, late, err)
+		}
+		late, err = decide(all["n3"], map[string]*introduction{"n1": all["n1"]})
+		if err != nil || late.Cluster != formed.Cluster || late.IsReplacement {
+			t.Errorf("%s: from a first node: %+v, %v", what, late, err)
+		}
+	}
+}

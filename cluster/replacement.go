@@ -84,7 +84,7 @@ func decideReplacement(self *introduction, others map[string]*introduction) (*id
 	formed := self.identity
 	formed.Cluster, formed.Partitions, formed.Members = known.Cluster, known.Partitions, slices.Clone(known.Members)
 	// The ID of this folder is known if the first start of the cluster was interrupted here.
-	formed.IsReplacement = formed.Members[at].ID != self.ID
+	formed.IsReplacement = formed.Members[at].ID != self.ID || known.IsReplacement
 	formed.Members[at].ID = self.ID
 	return &formed, nil
 }
