@@ -148,7 +148,7 @@ func (a *admitter) answer(conn net.Conn) error {
 
 // admit does the next step of an admission, if this node leads the partition.
 func (m *Member) admit(ctx context.Context, r *admissionRequest) (answer admissionAnswer) {
-	if r.Partition < 0 || r.Partition >= len(m.hosts) || nameOfID(r.ID) != r.Name {
+	if _, err := m.placeOf(r.ID); err != nil || r.Partition < 0 || r.Partition >= len(m.hosts) || nameOfID(r.ID) != r.Name {
 		return admissionAnswer{Error: fmt.Sprintf("node %s with the ID %s, partition %d: not of this cluster", r.Name, r.ID, r.Partition)}
 	}
 	group := m.hosts[r.Partition].group

@@ -182,3 +182,16 @@ func TestReplacementOverTLS(t *testing.T) {
 	c.checkRuns(accepted)
 	c.checkReplicas()
 }
+
+// TestUnknownNameIsNotAdmitted: a node takes the place of one that the cluster has, and of no other.
+func TestUnknownNameIsNotAdmitted(t *testing.T) {
+	c := startCluster(t, 1)
+	leader, _ := c.leaderOf(0)
+	m := leader.running()
+	if answer := m.admit(t.Context(), &admissionRequest{Name: "n9", ID: "n9-0123456789abcdef"}); answer.Error == "" {
+		t.Errorf("the answer is %+v", answer)
+	}
+	if learners := m.hosts[0].group.Members().Learners; len(learners) > 0 {
+		t.Errorf("%v became members", learners)
+	}
+}
