@@ -153,7 +153,11 @@ func (h *host) reconcile() error {
 		node, term, ok := h.group.Leader()
 		h.noteLeader(node, term, ok)
 		leads := ok && node == h.self
-		switch l := h.currentLeadership(); {
+		l := h.currentLeadership()
+		if err := l.fatalError(); err != nil {
+			return err // fail reports it, and ends the engine after that
+		}
+		switch {
 		case l != nil && (!leads || term != l.epoch || l.isOver()):
 			if err := h.endEngine(); err != nil {
 				return err

@@ -161,6 +161,15 @@ func (l *leadership) engineFailed() <-chan struct{} {
 	return l.engine.Failed()
 }
 
+// fatalError returns why the engine has failed, if that concerns more than this term. It may be called on
+// nil.
+func (l *leadership) fatalError() error {
+	if l == nil || l.engine == nil {
+		return nil
+	}
+	return withoutLost(l.engine.Err())
+}
+
 // endEngine detaches the engine and closes the store. The engine answers what it was asked before. The error is
 // one that concerns more than this term: of the disk, or of a part of the engine that broke.
 func (l *leadership) endEngine() error {
