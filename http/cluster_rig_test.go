@@ -42,6 +42,8 @@ type clusterRig struct {
 	cut         map[[2]string]bool // links between two nodes that are cut
 	unreachable map[string]bool
 	dialed      int
+	dialing     int // at present
+	mostDialing int
 	changed     chan struct{}
 }
 
@@ -158,6 +160,13 @@ func (n *clusterNode) Changed() <-chan struct{} {
 func (n *clusterNode) Dial(ctx context.Context, node string) (net.Conn, error) {
 	n.rig.mu.Lock()
 	n.rig.dialed++
+	n.rig.dialing++
+	n.rig.mostDialing = max(n.rig.mostDialing, n.rig.dialing)
+	defer func() {
+		n.rig.mu.Lock()
+		defer n.rig.mu.Unlock()
+		n.rig.dialing--
+	}()
 	target, isUnreachable := n.rig.nodes[node], n.rig.unreachable[node] || n.rig.cut[[2]string{n.id, node}]
 	n.rig.mu.Unlock()
 	if target == nil || isUnreachable {

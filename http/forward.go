@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -64,6 +63,12 @@ const (
 	maxHops = 2
 	// dialLimit bounds the time to connect to a node. A node whose machine is down does not answer.
 	dialLimit = time.Second
+	// maxDials bounds the connections to a node that are being made at a time. A node takes only some from
+	// strangers at once, and closes further ones, also those of the replicated log.
+	maxDials = 16
+	// maxLosses is how many lost answers give a request new time to find a leader. A request that ends
+	// the nodes which serve it must not go on to the next one for ever.
+	maxLosses = 3
 	// The pause between two attempts to find a leader doubles from the first to the longest.
 	firstForwardPause   = 10 * time.Millisecond
 	longestForwardPause = 200 * time.Millisecond
@@ -90,6 +95,7 @@ type forwarder struct {
 
 	mu       sync.Mutex // a leaf
 	requests map[*forwardedRequest]struct{}
+	dials    map[string]chan struct{} // by node
 
 	start sync.Once
 	stop  context.CancelFunc
@@ -99,7 +105,7 @@ type forwarder struct {
 
 // newForwarder returns a forwarder that is started by the first Serve.
 func newForwarder(s *Server) *forwarder {
-	f := &forwarder{s: s, cluster: s.cfg.Cluster, wait: s.cfg.leaderWait, requests: make(map[*forwardedRequest]struct{}), ended: make(chan struct{})}
+	f := &forwarder{s: s, cluster: s.cfg.Cluster, wait: s.cfg.leaderWait, requests: make(map[*forwardedRequest]struct{}), dials: make(map[string]chan struct{}), ended: make(chan struct{})}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.transport = &http.Transport{
 		DialContext:         f.dial,
@@ -121,49 +127,6 @@ func newForwarder(s *Server) *forwarder {
 		s.cfg.Registerer.MustRegister(f.outcomes)
 	}
 	return f
-}
-
-// dial connects to a node. The Transport has the ID of the node for the host, and adds a port.
-func (f *forwarder) dial(ctx context.Context, _, address string) (net.Conn, error) {
-	node, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, dialLimit)
-	defer cancel()
-	defer context.AfterFunc(f.ctx, cancel)()
-	conn, err := f.cluster.Dial(ctx, node)
-	if err != nil {
-		return nil, err
-	}
-	return &nodeConn{Conn: conn}, nil
-}
-
-// nodeConn is a connection to another node. It tells when the Transport closes it, which follows the close
-// by the other node. RoundTrip itself returns only after the present read of the body, which may wait for
-// the client for long.
-type nodeConn struct {
-	net.Conn
-	mu      sync.Mutex // held while onClose runs; onClose takes leaves alone
-	onClose func()
-}
-
-// whenClosed has f called when the connection is closed, until the next call; nil = nothing is called. After
-// that call f is not running.
-func (c *nodeConn) whenClosed(f func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.onClose = f
-}
-
-func (c *nodeConn) Close() error {
-	c.mu.Lock()
-	if c.onClose != nil {
-		c.onClose()
-		c.onClose = nil
-	}
-	c.mu.Unlock()
-	return c.Conn.Close()
 }
 
 // forwarding has a request served by the node that leads its partition. A server that is not part of a
@@ -360,7 +323,7 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 					return outcomeUnknown(node)
 				}
 				why = fmt.Sprintf("node %s, which led partition %d, was lost", node, partition)
-				retry.until = time.Now().Add(f.wait) // another leader has to be elected
+				retry.restart(f.wait) // another leader has to be elected
 			default:
 				return err
 			}
@@ -427,9 +390,17 @@ var errNoLeaderInTime = errors.New("no leader was found in time")
 
 // forwardRetry paces the attempts of one request.
 type forwardRetry struct {
-	until time.Time
-	pause time.Duration
-	timer *time.Timer // nil before the first wait
+	until  time.Time
+	losses int
+	pause  time.Duration
+	timer  *time.Timer // nil before the first wait
+}
+
+// restart gives the request its whole time again after a lost answer.
+func (r *forwardRetry) restart(wait time.Duration) {
+	if r.losses++; r.losses <= maxLosses {
+		r.until = time.Now().Add(wait)
+	}
 }
 
 // await returns nil when a leader may have changed, or after a pause. It returns errNoLeaderInTime when

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/http/access"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
@@ -210,6 +211,45 @@ func TestRevokedTokenDoesNotHideAChange(t *testing.T) {
 	entry.rewrite(path, "# none\n")
 	close(release)
 	if r := <-replies; r.status != 200 {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+}
+
+// TestManyRequestsMakeFewConnectionsAtOnce: a node has all the connections that it needs, and makes some at a
+// time.
+func TestManyRequestsMakeFewConnectionsAtOnce(t *testing.T) {
+	rig := newClusterRig(t, 2)
+	leader, entry := rig.node("n1"), rig.node("n2")
+	const polls = 8 * maxDials
+	var all []*bufio.Reader
+	for range polls {
+		_, r := entry.raw("GET /v1/dagrun/2/state?wait=60s HTTP/1.1\r\nHost: c\r\n\r\n")
+		all = append(all, r)
+	}
+	testenv.Eventually(t, "all wait", func() bool { return leader.waits.len() == polls })
+	rig.mu.Lock()
+	if rig.mostDialing > maxDials || rig.dialed < polls {
+		t.Errorf("%d of %d connections were made at once", rig.mostDialing, rig.dialed)
+	}
+	rig.mu.Unlock()
+	leader.engine.move(2, dag.RunCompleted)
+	for _, r := range all {
+		_ = entry.answerTo(r)
+	}
+}
+
+// TestLostAnswersEnd: a request whose answer is lost again and again is given up.
+func TestLostAnswersEnd(t *testing.T) {
+	rig := newClusterRig(t, 2)
+	leader, entry := rig.node("n1"), rig.node("n2")
+	entry.forwarder.wait = 300 * time.Millisecond
+	leader.engine.hook = func(string) { leader.conns.close(true) }
+	began := time.Now()
+	if r := entry.get("/v1/dagrun/3/state"); r.status != 503 || time.Since(began) > 5*time.Second {
+		t.Errorf("%d %s after %v", r.status, r.body, time.Since(began))
+	}
+	r := entry.do("POST", "/v1/dagrun", contractSpec, "Idempotency-Key: k")
+	if r.status != 503 || !strings.Contains(r.body, "outcome-unknown") {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 }

@@ -314,7 +314,7 @@ func (s *Server) answerPanic(ctx *fasthttp.RequestCtx, p any) {
 // from its Location.
 func (s *Server) recordAudit(ctx *fasthttp.RequestCtx, rt *route) {
 	status := ctx.Response.StatusCode()
-	if status == fasthttp.StatusMisdirectedRequest && hopsOf(ctx) > 0 {
+	if c := connOf(ctx); status == fasthttp.StatusMisdirectedRequest && c != nil && c.entrance.CheckNode != nil {
 		return // not of its caller: the entry node looks for the leader
 	}
 	isRecorded := rt.isChange() && status != fasthttp.StatusUnauthorized

@@ -145,7 +145,7 @@ func (q *scattered) ask(ctx context.Context, partition uint64, p *part, local fu
 					lostAt = node
 				}
 				why = fmt.Sprintf("node %s, which led partition %d, was lost", node, partition)
-				retry.until = time.Now().Add(f.wait)
+				retry.restart(f.wait)
 			case errors.As(err, &lost):
 				return outcomeUnknown(node)
 			default:
