@@ -65,6 +65,8 @@ type host struct {
 	mu      sync.Mutex
 	current *leadership // nil between two
 	blocked int         // evictions and a planned stop: no engine may begin
+	// handedOver says that a planned stop has begun: leadership that comes back is given away again.
+	handedOver bool
 
 	wake     chan struct{} // holds one
 	stopping chan struct{}
@@ -163,7 +165,7 @@ func (h *host) reconcile() error {
 				return err
 			}
 		case l == nil && leads && h.unresolved.Load() == 0:
-			if term == h.doubtfulTerm.Load() || h.endedTerm == term && h.endedCount >= maxEngines {
+			if term == h.doubtfulTerm.Load() || h.endedTerm == term && h.endedCount >= maxEngines || h.isHandedOver() {
 				h.giveAway(term)
 				return nil
 			}
@@ -289,6 +291,7 @@ func (h *host) blockEngines() *leadership {
 func (h *host) unblockEngines() {
 	h.mu.Lock()
 	h.blocked--
+	h.handedOver = h.handedOver && h.blocked > 0
 	h.mu.Unlock()
 	h.wakeUp()
 }
@@ -311,7 +314,11 @@ func (h *host) handOver(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			h.unblockEngines()
+			return
 		}
+		h.mu.Lock()
+		h.handedOver = true
+		h.mu.Unlock()
 	}()
 	l := h.blockEngines()
 	if l != nil {
@@ -337,6 +344,12 @@ func (h *host) handOver(ctx context.Context) (err error) {
 	case <-ctx.Done():
 		return fmt.Errorf("partition %d: the leadership was not handed over: %w", h.partition, context.Cause(ctx))
 	}
+}
+
+func (h *host) isHandedOver() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.handedOver
 }
 
 // stop ends the engine and the goroutine.

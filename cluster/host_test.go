@@ -214,6 +214,23 @@ func TestFailedHandOver(t *testing.T) {
 	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
 }
 
+// TestLeadershipComesBackDuringAStop: a node that has handed over and still answers its last requests leads
+// nothing without an engine.
+func TestLeadershipComesBackDuringAStop(t *testing.T) {
+	c := startCluster(t, 1)
+	stopping, _ := c.leaderOf(0)
+	m := stopping.running()
+	if err := m.HandOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	next, _ := c.leaderOf(0, stopping)
+	_ = next.running().hosts[0].group.Transfer(m.Self())
+	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
+	if leader, _ := c.leaderOf(0); leader == stopping {
+		t.Error("the node that stops leads")
+	}
+}
+
 // TestCopiesUnderLoad: followers that were away for longer than the logs reach get copies of several
 // partitions while clients go on, and catch up.
 func TestCopiesUnderLoad(t *testing.T) {
