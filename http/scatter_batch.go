@@ -136,6 +136,8 @@ func resultOfLine(line []byte) (result messages.Result[messages.RunID]) {
 	}
 	err := json.Unmarshal(line, &answer)
 	switch {
+	case len(line) == 0: // the node has stopped reading, and said so in the line before
+		result.Err = &refusal{fasthttp.StatusServiceUnavailable, "the leader of the line's partition has not read the line: repeat it"}
 	case err != nil:
 		result.Err = fmt.Errorf("answer to a line: %w", err)
 	case answer.RunID != nil:

@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -543,5 +544,13 @@ func TestPanicOfAPart(t *testing.T) {
 		if !strings.Contains(line, `"status":500`) {
 			t.Error(line)
 		}
+	}
+}
+
+// TestLineWithoutAnswer was not read, so it may be repeated.
+func TestLineWithoutAnswer(t *testing.T) {
+	var refused *refusal
+	if err := resultOfLine(nil).Err; !errors.As(err, &refused) || refused.status != 503 {
+		t.Errorf("%v", err)
 	}
 }
