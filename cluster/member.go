@@ -330,7 +330,9 @@ func (m *Member) closeParts() error {
 	for i, h := range m.hosts {
 		wait.Go(func() {
 			h.stop()
-			errs[i] = errors.Join(errs[i], h.machine.close())
+			if errs[i] == nil { // else the log may still use the rows
+				errs[i] = h.machine.close()
+			}
 		})
 	}
 	wait.Wait()
