@@ -252,6 +252,13 @@ func anyNodeServes(t *testing.T, partitions int) {
 		if status != 200 || strings.Count(body, "runID") != 8 {
 			t.Fatalf("batch %d: %d %s", i, status, body)
 		}
+		for line := range strings.SplitSeq(strings.TrimSpace(body), "\n") {
+			var answer struct{ RunID uint64 }
+			if err := json.Unmarshal([]byte(line), &answer); err != nil {
+				t.Fatal(err)
+			}
+			n.complete(answer.RunID)
+		}
 	}
 	var lists []string
 	for _, n := range nodes {
