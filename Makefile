@@ -42,8 +42,11 @@ test: test-unit test-e2e ## all tests; no C compiler needed
 
 # The end-to-end tests that measure times do not share the machine with others. Those that mostly
 # wait run in parallel afterwards.
+#
+# Tests of clusters mostly wait for elections. So one package more than there are processors is tested at
+# a time.
 test-unit: ## all tests except the end-to-end tests
-	CGO_ENABLED=0 $(GO) test -shuffle=$(SHUFFLE) $$($(GO) list ./... | grep -v /internal/e2e)
+	CGO_ENABLED=0 $(GO) test -p $$(($$(nproc) + 1)) -shuffle=$(SHUFFLE) $$($(GO) list ./... | grep -v /internal/e2e)
 
 test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
 	CGO_ENABLED=0 $(GO) test -shuffle=$(SHUFFLE) -parallel 4 -timeout 15m ./internal/e2e/...

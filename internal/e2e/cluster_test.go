@@ -6,9 +6,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -125,6 +127,21 @@ func (c *testCluster) client(n *clusterNode) *client.Client {
 		c.t.Fatal(err)
 	}
 	return api
+}
+
+// metrics returns the answer of a node to GET /metrics.
+func (c *testCluster) metrics(n *clusterNode) []byte {
+	c.t.Helper()
+	resp, err := http.Get(n.server.URL + "/metrics")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		c.t.Fatalf("metrics of %s: %d, %v", n.name, resp.StatusCode, err)
+	}
+	return body
 }
 
 // leader returns the node that leads, as another one knows it, and a node that does not.
@@ -435,8 +452,14 @@ func TestClusterOfSeveralPartitions(t *testing.T) {
 			t.Errorf("%s lists %d of %d runs", n.name, listed, len(runs))
 		}
 	}
+	var metrics [][]byte
 	for _, n := range c.nodes {
 		checkAll(n)
+		metrics = append(metrics, c.metrics(n))
+	}
+	written, shown := slices.Compact(e2etest.DocumentedMetrics(t, "operations.md", "cluster.md")), e2etest.ShownMetrics(metrics...)
+	if !slices.Equal(written, shown) {
+		t.Errorf("the documents have\n%q, the nodes\n%q", written, shown)
 	}
 	c.nodes[0].server.Kill()
 	for _, n := range c.nodes[1:] {

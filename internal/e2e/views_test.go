@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -268,30 +267,15 @@ func TestBatchSurvivesCrash(t *testing.T) {
 	}
 }
 
-// TestMetricsAreDocumented: the table of metrics in docs/operations.md has exactly the metrics of a
-// server.
+// TestMetricsAreDocumented proves that the table of metrics in docs/operations.md has exactly the metrics
+// of a single server. TestClusterOfSeveralPartitions has those of nodes.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
-	doc, err := os.ReadFile("../../docs/operations.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var written []string
-	for _, row := range regexp.MustCompile(`(?m)^\| `+"`"+`caravan_.*$`).FindAll(doc, -1) {
-		for _, m := range regexp.MustCompile("`(caravan_[a-z_]+)").FindAllSubmatch(row, -1) {
-			written = append(written, string(m[1]))
-		}
-	}
-	told := []string{"caravan_slots_external"} // only with an executor that uses them
 	s := e2etest.Start(t)
 	s.Want(200, "GET", "/ready", "")
-	for _, m := range regexp.MustCompile(`(?m)^# TYPE (caravan_\S+) `).FindAllSubmatch(s.Do("GET", "/metrics", "").Body, -1) {
-		told = append(told, string(m[1]))
-	}
-	slices.Sort(written)
-	slices.Sort(told)
-	if !slices.Equal(written, told) {
-		t.Errorf("the document has\n%q, the server\n%q", written, told)
+	written, shown := e2etest.DocumentedMetrics(t, "operations.md"), e2etest.ShownMetrics(s.Do("GET", "/metrics", "").Body)
+	if !slices.Equal(written, shown) {
+		t.Errorf("the document has\n%q, the server\n%q", written, shown)
 	}
 }
 
