@@ -142,12 +142,16 @@ func TestDamageWhileRunning(t *testing.T) {
 		return e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh(script)})
 	}
 	var run uint64
+	var others []uint64
 	for i := range 100 { // so that its row is in a block that the start does not read
 		if i == 50 {
 			run = first.Submit(graph("touch " + touched + "; exit 3 # qzjxkvwpfbvmhg"))
 			first.Await(run, "ERRORED")
 		}
-		first.Submit(graph(fmt.Sprintf("true %d %s", i, strings.Repeat(fmt.Sprint(i), 100))))
+		others = append(others, first.Submit(graph(fmt.Sprintf("true %d %s", i, strings.Repeat(fmt.Sprint(i), 100)))))
+	}
+	for _, other := range others { // a start reads the definitions of unfinished runs, and keeps their blocks
+		first.Await(other, "COMPLETED")
 	}
 	if _, _, err := first.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
