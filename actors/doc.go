@@ -83,7 +83,7 @@
 //   - An error of Lead, Start, Detach or Node.Err that wraps persistence.ErrLost ends this engine alone.
 //     After Start the owner goes on with step 7, after Failed with 5; then the next term may begin. Any
 //     other error of Lead, Start or Node.Err ends the server.
-//   - Start that fails leaves nothing behind, but for the store.
+//   - Start that fails leaves only the store.
 //   - When Detach has returned, the engine has no goroutine and no metric, it gives no order to an
 //     executor, and no report reaches it. Its attempts go on. What was never given to a worker stays
 //     in the journal as granted.

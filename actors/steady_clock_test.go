@@ -177,7 +177,7 @@ func TestSteadyClockBeginsAtTheNewestStoredTime(t *testing.T) {
 }
 
 // TestSteadyClockMovesToAnotherMachine: the next machine goes on at once with what has passed, however often
-// that happens, and counts nothing twice. A wall clock that is behind counts for nothing, until it is right.
+// that happens, and counts nothing twice. A wall clock that is set too early is ignored until it is right.
 func TestSteadyClockMovesToAnotherMachine(t *testing.T) {
 	const hour, year, gap = time.Hour, 365 * 24 * time.Hour, 3 * time.Second
 	m := &machine{wall: 50 * year, monotonic: hour, boot: 2 * hour, id: "one"}

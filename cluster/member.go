@@ -441,7 +441,7 @@ type Status struct {
 	Synced    uint64 // the entry up to which the rows are durable
 }
 
-// lag returns how many entries the replica lacks that is furthest behind; 0 unless this node leads.
+// lag returns the number of entries that the slowest replica lacks. It is 0 unless this node leads.
 func (s *Status) lag() (entries uint64) {
 	for _, match := range s.Match {
 		if match < s.Last {

@@ -48,7 +48,7 @@ func (c *cluster) load(leader *replica, epoch uint64, callers, bytes int) (stop 
 
 // TestFollowerIsFedAfterRefusals is the second kind of failure: after a refused append the library may
 // never send entries to that follower again, while heartbeats go on. Without the goroutine that drains
-// the pipeline the follower stays behind for good.
+// the pipeline the follower never catches up.
 func TestFollowerIsFedAfterRefusals(t *testing.T) {
 	verifyNoLeaks(t)
 	c := newCluster(t, 3, withoutWatch())
