@@ -148,10 +148,10 @@ func (s *shard) ensureActor(ctx actor.Context, id messages.RunID, summary *messa
 	return r
 }
 
-// forwardRequest passes a request on to the run's actor. For a finished run it answers requests
-// without effect itself; a restart starts an actor. It reads the summary of a finished run from the
-// store, which is one row. A run that has lost its entry before its end (a defect) gets an actor, so
-// that a kill is acknowledged only with its effect.
+// forwardRequest passes a request on to the run's actor. It answers a kill of a finished run itself, and
+// refuses a read of one by errFinished: the caller then asks query.Reader. A restart starts an actor. It reads
+// the summary of a finished run from the store, which is one row. A run that has lost its entry before
+// its end (a defect) gets an actor, so that a kill is acknowledged only with its effect.
 func (s *shard) forwardRequest(ctx actor.Context, m messages.Request) {
 	id := m.Target()
 	if r := s.run(id); r != nil {

@@ -190,7 +190,8 @@ func findParameter(parameters []Parameter, name string) int {
 // A group's number is the matched digits of a task, read as a number in mixed radix of their own. Both
 // directions are arithmetic: from a task to its group (a division per matched axis), and from a group
 // to the child's tasks (EachChild). So an edge takes O(axes) memory, whatever the product is. Events
-// come from parents, so there is no way from a group to the parent's tasks.
+// come from parents, so a match has only the free axes of the child. A list of the parent's tasks of a
+// group would need those of the parent as well (newMatch), or the group of each task (GroupOfParent).
 type Match struct {
 	ID            int      // in Plan.Matches
 	Names         []string // the parameters, sorted, each once
