@@ -239,6 +239,7 @@ type (
 
 // Effect is an action for the driver, once the event's records are durable. Effects must be carried
 // out in their order; a final RunChanged comes last, after all slots were released. The set is closed.
+// Effects are comparable: tests compare them by ==.
 type Effect interface{ isEffect() }
 
 type (

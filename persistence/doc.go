@@ -68,12 +68,13 @@
 //   - A damaged block is the end of the rows for its iterator, without an error: scanTxn,
 //     rowDeletions and badgerguard.Iterator ask for none, and the functions of iterators.go have no
 //     error to return. So finishedIndex is the witness of lost rows, a backup verifies the tables
-//     last (VerifyTables), and a new leader its index first (DB.verifyIndexTables). Errors of another storage engine's iterators must be asked for, and
-//     they, as those of a get (getRowTxn), must wrap ErrDamaged: only such errors are reported as damage
-//     (runReader.viewAt). A list takes the block for the end of the rows. missingReporter then names the
-//     indexed runs from there on, and confirmSuspected reads each by its key. summaryLookup.find must
-//     return the error: nil means that a run is finished. A deletion must end with it (deleteMarked),
-//     or it would take the mark away and leave rows.
+//     last (VerifyTables), and a new leader its index first (DB.verifyIndexTables). Errors of another
+//     storage engine's iterators must be asked for, and they, as those of a get (getRowTxn), must wrap
+//     ErrDamaged: only such errors are reported as damage (runReader.viewAt). A list takes the block
+//     for the end of the rows. missingReporter then names the indexed runs from there on, and
+//     confirmSuspected reads each by its key. summaryLookup.find must return the error: nil means
+//     that a run is finished. A deletion must end with it (deleteMarked), or it would take the mark
+//     away and leave rows.
 //   - Its files are tables that never change, each with a number, and one file that names them. The
 //     verifier, Offline and the inventory depend on that (verify.go; in offline.go linkTables,
 //     tablesToRead, gatherRows, applyStagedBatches and openView). The inventory also has the highest run
@@ -89,6 +90,22 @@
 // TestOlderCommitsReplayedOverNewerRows holds Badger to the first and third of these points,
 // TestReplicasEndEqual to the first four together, and the tests of timestamps.go to the second.
 //
+// What these files use of Badger is little:
+//
+//	open, close  db.go (openTables, abandon, Close), offline.go (gatherRows, applyStagedBatches, openView,
+//	             Close), replica_copy.go (fillFromCopy)
+//	write        writeToBadger; many commits at once: replayer.flush, offline.go, writeCopiedRows
+//	read         a transaction: readAt (read.go), DB.View and Backup; a row: getRowTxn, the two summaryRow of
+//	             iterators.go; ErrKeyNotFound: these and decodeSummaryRow
+//	iterate      scanTxn, rowDeletions, badgerguard.Iterator
+//	forget       SetDiscardTs: DB.publish, RunStore.publishCommit
+//	tables       localLog (retireFlushed, catchUp), openReplica, Sync, skippedByLead, DiskSpace
+//
+// All other functions pass a transaction or an item on.
+//
+// Its open files must fit into what maxConnections (cmd/caravan/process.go) keeps for the engine, at least
+// 96 descriptors.
+//
 // These files use Badger: attempts.go, backup.go, commit.go, db.go, delete.go, documents.go,
 // finished_index.go, iterators.go, lead.go, list.go, local_log.go, meta.go, offline.go, read.go,
 // replica.go, replica_copy.go, row_writer.go, rows.go, snapshot.go and staged_batch.go.
@@ -99,7 +116,8 @@
 // internal/e2e/damaged_files_test.go opens Badger.
 //
 // internal/e2e/check_test.go, internal/e2e/damaged_files_test.go and
-// internal/e2e/data_folder_test.go know the names of its files; bench/recovery.go knows that tables are
+// internal/e2e/data_folder_test.go know the names of its files, and cluster/rig_test.go that of its
+// manifest; bench/recovery.go knows that tables are
 // named *.sst.
 //
 // These tests know Badger, its files or its tombstones: bench_test.go, export_test.go,

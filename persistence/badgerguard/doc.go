@@ -51,6 +51,10 @@
 //	    relies on the texts of two lines
 //	    tests     TestBadgerStillLogsTheseLines
 //
+// Not all of the package is Badger's. Another storage engine shares Damage, ErrInUse, Limits, VerifyOptions,
+// Fingerprint, NextRun of Inventory, Report except for Manifest, and what the comment of DiskSpace calls
+// independent of Badger.
+//
 // # Verification
 //
 // A folder is verified without Badger: its files are read as bytes, never written to, and whatever
