@@ -29,7 +29,9 @@ import (
 //
 //	the partition is led here         the handler, as on a single node
 //	another node leads it             forwarded
-//	it cannot be reached              a third node is asked to forward it: it may reach the leader
+//	it cannot be reached, or no leader is known for some time
+//	                                  a third node is asked to forward it: this one may be cut off from the
+//	                                  leader alone (forward_relay.go)
 //	a leader is unknown, cannot be reached, or says that it does not lead (421)
 //	                                  tried again when leaders change and after a pause, until
 //	                                  leaderWait is up: 503
@@ -90,8 +92,9 @@ type forwarder struct {
 	wait      time.Duration // Config.leaderWait
 	outcomes  *prometheus.CounterVec
 
-	rotation atomic.Uint64 // spreads submissions without a key over partitions, and requests over relays
-	ticks    atomic.Int64  // of watchRequests
+	rotation   atomic.Uint64  // spreads submissions without a key over partitions, and requests over relays
+	ticks      atomic.Int64   // of watchRequests
+	leaderless []atomic.Int64 // by partition: ticks since a leader was known
 
 	mu       sync.Mutex // a leaf
 	requests map[*forwardedRequest]struct{}
@@ -105,7 +108,8 @@ type forwarder struct {
 
 // newForwarder returns a forwarder that is started by the first Serve.
 func newForwarder(s *Server) *forwarder {
-	f := &forwarder{s: s, cluster: s.cfg.Cluster, wait: s.cfg.leaderWait, requests: make(map[*forwardedRequest]struct{}), dials: make(map[string]chan struct{}), ended: make(chan struct{})}
+	f := &forwarder{s: s, cluster: s.cfg.Cluster, wait: s.cfg.leaderWait, leaderless: make([]atomic.Int64, s.cfg.Cluster.Partitions()),
+		requests: make(map[*forwardedRequest]struct{}), dials: make(map[string]chan struct{}), ended: make(chan struct{})}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.transport = &http.Transport{
 		DialContext:         f.dial,
@@ -287,6 +291,9 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 		case node == self:
 			why = fmt.Sprintf("the engine of partition %d is starting", partition)
 		case node == "":
+			if hops == 0 && f.isCutOff(partition) && retry.isRelayDue() {
+				hint = f.relay("")
+			}
 		case hops >= maxHops:
 			return f.refuseMisdirected(ctx, partition)
 		default:
@@ -346,19 +353,6 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 	}
 }
 
-// relay returns a node that may reach a leader which this one cannot reach: another one each time, "" if
-// when all other nodes were excluded.
-func (f *forwarder) relay(leader string) string {
-	nodes := f.cluster.Status(f.ctx).Nodes
-	first := f.rotation.Add(1)
-	for i := range uint64(len(nodes)) {
-		if node := nodes[(first+i)%uint64(len(nodes))].ID; node != leader && node != f.cluster.Self() {
-			return node
-		}
-	}
-	return ""
-}
-
 // isServerError tells whether an error is answered with a status from 500.
 func isServerError(err error) bool {
 	var (
@@ -394,6 +388,7 @@ type forwardRetry struct {
 	losses int
 	pause  time.Duration
 	timer  *time.Timer // nil before the first wait
+	relay  relayPace
 }
 
 // restart gives the request its whole time again after a lost answer.
@@ -466,9 +461,11 @@ var errLeaderChanged = errors.New("another node leads, and this one does not ans
 
 // forwardedRequest is a request that another node is answering.
 type forwardedRequest struct {
-	f         *forwarder
-	node      string
-	leader    string // whom this node took for the leader; another than node if node is to forward the request
+	f    *forwarder
+	node string
+	// leader is whom this node took for the leader; another than node if node is to forward the request.
+	// watchRequests sets it to the first leader that becomes known when there was none.
+	leader    string
 	partition uint64
 	conn      *conn // the client's; nil for a request that did not come from Serve
 	isSafe    bool  // a GET or HEAD
@@ -531,6 +528,7 @@ func (f *forwarder) watchRequests() {
 			return
 		}
 		now := f.ticks.Add(1)
+		f.noteLeaders()
 		isDraining := f.s.draining.Load()
 		for _, r := range f.waiting(now) {
 			since := r.waitsFrom.Load()
@@ -543,7 +541,11 @@ func (f *forwarder) watchRequests() {
 			if now-since <= graceTicks {
 				continue
 			}
-			if leader, _ := f.cluster.Leader(r.partition); leader != r.node && leader != r.leader {
+			leader, _ := f.cluster.Leader(r.partition)
+			if r.leader == "" {
+				r.leader = leader
+			}
+			if leader != r.node && leader != r.leader {
 				r.cancel(errLeaderChanged)
 			} else if r.conn != nil && !r.isBatch {
 				if err := r.conn.watchClient(); err != nil {
