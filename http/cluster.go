@@ -29,6 +29,8 @@ type Cluster interface {
 	// Dial connects to the listener for forwarded requests of another node (Entrance.CheckNode). The
 	// connection is authenticated in both directions.
 	Dial(ctx context.Context, node string) (net.Conn, error)
+	// Nodes returns the IDs of all nodes, this one among them, in the same order each time.
+	Nodes() []string
 	// Status returns what GET /v1/cluster shows.
 	Status(ctx context.Context) ClusterStatus
 }

@@ -45,6 +45,8 @@ type clusterRig struct {
 	dialing     int // at present
 	mostDialing int
 	changed     chan struct{}
+	// onStatus is called by Status; it may be nil.
+	onStatus func()
 }
 
 // clusterNode is a node of a rig, and its Cluster.
@@ -175,10 +177,15 @@ func (n *clusterNode) Dial(ctx context.Context, node string) (net.Conn, error) {
 	return n.rig.authority.dial(ctx, n.rig.authority.nodeTLS(n.id), target.port)
 }
 
+func (n *clusterNode) Nodes() []string { return []string{"n1", "n2", "n3"} }
+
 func (n *clusterNode) Status(context.Context) ClusterStatus {
+	if n.rig.onStatus != nil {
+		n.rig.onStatus()
+	}
 	leader, isHere := n.Leader(0)
 	s := ClusterStatus{ID: "c", Node: n.id, Partitions: []PartitionStatus{{Leader: leader, Term: 3, Applied: 17, Lag: 2, Lease: isHere}}}
-	for _, id := range []string{"n1", "n2", "n3"} {
+	for _, id := range n.Nodes() {
 		s.Nodes = append(s.Nodes, NodeStatus{ID: id, Name: id, Address: "127.0.0.1:2504"})
 	}
 	return s

@@ -40,10 +40,10 @@ func (f *forwarder) isCutOff(partition uint64) bool {
 // relay returns a node that may reach a leader which this one cannot reach: another one each time, "" if
 // when all other nodes were excluded.
 func (f *forwarder) relay(leader string) string {
-	nodes := f.cluster.Status(f.ctx).Nodes
+	nodes := f.cluster.Nodes()
 	first := f.rotation.Add(1)
 	for i := range uint64(len(nodes)) {
-		if node := nodes[(first+i)%uint64(len(nodes))].ID; node != leader && node != f.cluster.Self() {
+		if node := nodes[(first+i)%uint64(len(nodes))]; node != leader && node != f.cluster.Self() {
 			return node
 		}
 	}

@@ -209,6 +209,7 @@ func TestStaleLeaderNamesTheNext(t *testing.T) {
 // TestThirdNodeReachesTheLeader: a node that is cut off from the leader alone still has requests served.
 func TestThirdNodeReachesTheLeader(t *testing.T) {
 	rig := newClusterRig(t, 3)
+	rig.onStatus = func() { t.Error("a request asks for the status of the cluster, which may wait for leases") }
 	rig.update(func() { rig.cut[[2]string{"n2", "n1"}] = true })
 	for range 4 {
 		if r := rig.node("n2").do("POST", "/v1/dagrun", contractSpec); r.status != 200 {

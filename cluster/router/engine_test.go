@@ -353,6 +353,9 @@ func TestRouter(t *testing.T) {
 	if got := r.Status(t.Context()); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
 	}
+	if ids := r.Nodes(); !slices.Equal(ids, []string{"n1", "n2"}) {
+		t.Errorf("%q", ids)
+	}
 	d.update(func() { d.engine, d.leader = nil, "" })
 	if node, isHere := r.Leader(0); node != "" || isHere {
 		t.Errorf("without a leader: %q %v", node, isHere)

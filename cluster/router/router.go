@@ -53,6 +53,14 @@ func (r *Router) Dial(ctx context.Context, node string) (net.Conn, error) {
 	return r.member.Dial(ctx, raftlog.NodeID(node), cluster.HTTPProtocol)
 }
 
+// Nodes returns the IDs of all nodes of the cluster.
+func (r *Router) Nodes() (ids []string) {
+	for _, n := range r.member.Nodes() {
+		ids = append(ids, string(n.ID))
+	}
+	return ids
+}
+
 // Status returns the cluster as this node sees it.
 func (r *Router) Status(context.Context) http.ClusterStatus {
 	s := http.ClusterStatus{ID: r.member.Cluster().String(), Node: r.Self()}

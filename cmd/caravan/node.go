@@ -255,6 +255,14 @@ func (s *startingCluster) Dial(ctx context.Context, node string) (net.Conn, erro
 	return nil, errStarting
 }
 
+// Nodes returns the IDs of all nodes; none while the node has not joined.
+func (s *startingCluster) Nodes() []string {
+	if r := s.router.Load(); r != nil {
+		return r.Nodes()
+	}
+	return nil
+}
+
 // Status returns the cluster as this node sees it; an empty one while the node has not joined.
 func (s *startingCluster) Status(ctx context.Context) http.ClusterStatus {
 	if r := s.router.Load(); r != nil {
