@@ -26,10 +26,11 @@ import (
 // Headers of forwarded requests and their answers.
 const (
 	nodeHeaderPrefix = "X-Caravan-"
-	callerHeader     = nodeHeaderPrefix + "Caller"    // a forwardedPrincipal, as JSON
-	hopsHeader       = nodeHeaderPrefix + "Hops"      // how often the request was forwarded, from 1
-	partitionHeader  = nodeHeaderPrefix + "Partition" // that the request, or this part of it, is about
-	leaderHeader     = nodeHeaderPrefix + "Leader"    // of a 421: the leader that the node knows, or empty
+	callerHeader     = nodeHeaderPrefix + "Caller"     // a forwardedPrincipal, as JSON
+	hopsHeader       = nodeHeaderPrefix + "Hops"       // how often the request was forwarded, from 1
+	partitionHeader  = nodeHeaderPrefix + "Partition"  // that the request, or this part of it, is about
+	leaderHeader     = nodeHeaderPrefix + "Leader"     // of a 421: the leader that the node knows, or empty
+	pageBytesHeader  = nodeHeaderPrefix + "Page-Bytes" // of a part of a list: the length from which it ends
 )
 
 // maxForwardedHeader bounds the request line and headers of a forwarded request, in bytes: those of the

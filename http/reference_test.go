@@ -154,7 +154,7 @@ func TestBoundsOfTheOperationsPage(t *testing.T) {
 		"| `errors` of one document | " + thousands(maxListedErrors) + ";",
 		"| `warnings` of one document | " + thousands(specjson.MaxWarnings) + ";",
 		"| entries of a page | " + thousands(maxPageSize) + "; " + thousands(defaultPageSize) + " unless asked |",
-		fmt.Sprintf("| bytes of a page of the list of runs | %d MiB, and the entry that exceeds them |", maxPageBytes>>20),
+		fmt.Sprintf("| bytes of a page of the list of runs | %d MiB, and the entry that exceeds them; in a cluster of several parts, an equal share of %d MiB for the runs of each |", maxPageBytes>>20, maxPageBytes>>20),
 		fmt.Sprintf("| `state?wait=` | %.0f s |", maxWaitForState.Seconds()),
 		fmt.Sprintf("%d KiB of its head and tail in documents", inlineOutput>>10),
 	} {

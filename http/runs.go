@@ -112,7 +112,12 @@ func (s *Server) listRuns(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	l := &runList{ctx: contextOf(ctx), engine: s.engine, query: q}
+	l := &runList{ctx: contextOf(ctx), engine: s.engine, query: q, pageBytes: maxPageBytes}
+	if hopsOf(ctx) > 0 {
+		if l.pageBytes, err = forwardedPageBytes(&ctx.Request.Header); err != nil {
+			return err
+		}
+	}
 	if q.Limit > 0 {
 		// One entry more than the page tells whether there is a next page.
 		next, err := l.renderPage()
@@ -180,6 +185,7 @@ type runList struct {
 	engine     Views
 	query      messages.ListQuery // of the rest of the list
 	pageBuffer []byte             // for renderPage
+	pageBytes  int                // length from which renderPage ends a page
 	begun      bool               // an entry was rendered
 }
 
@@ -187,12 +193,13 @@ type runList struct {
 // index excludes do not count. It bounds the time of a request whose filter selects few of many runs.
 const maxRunsPerPage = 4096
 
-// maxPageBytes is the length from which a page ends. 10,000 runs with all the tags that specjson
-// permits (80 KiB each) would take 780 MiB otherwise.
+// maxPageBytes is the length from which a page ends; that of one of several partitions has a share of it
+// (partPageBytes). 10,000 runs with all the tags that specjson permits (80 KiB each) would take 780 MiB
+// otherwise.
 const maxPageBytes = 8 << 20
 
 // renderPage renders a whole page of query.Limit entries, without the closing bracket, and tells
-// whether there are more. The page has fewer entries when maxRunsPerPage or maxPageBytes is exceeded
+// whether there are more. The page has fewer entries when maxRunsPerPage or pageBytes is exceeded
 // first, possibly zero. It leaves the position of the next page in query.After.
 func (l *runList) renderPage() (more bool, err error) {
 	q, budget := l.query, maxRunsPerPage+l.query.Limit
@@ -201,7 +208,7 @@ func (l *runList) renderPage() (more bool, err error) {
 	n := 0
 	l.pageBuffer = append(l.pageBuffer, '[')
 	err = l.engine.Summaries(l.ctx, q, func(sum *messages.Summary) bool {
-		if n == l.query.Limit || len(l.pageBuffer) >= maxPageBytes {
+		if n == l.query.Limit || n > 0 && len(l.pageBuffer) >= l.pageBytes {
 			more = true
 			return false
 		}

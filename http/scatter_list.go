@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -23,7 +24,8 @@ import (
 //	partition 1    1  3  5  7 | goes on after 7
 //	page           0  1  2  3  4       after 4 there may be more of partition 0
 //
-// Rows are passed on as the leaders have rendered them.
+// Rows are passed on as the leaders have rendered them. All partitions together have the memory of one page
+// of a single server: each of P may give maxPageBytes / P, in a page that ends there.
 
 // listedRun is a row of a list, as JSON.
 type listedRun struct {
@@ -99,8 +101,8 @@ func (l *mergedList) appendRows(dst []byte, rows []listedRun) []byte {
 // partition, also in those that do not have that run.
 //
 // Each partition is asked for limit rows, since all of the page may come from one. A partition whose page
-// ends early, because few of the rows that it has read match, ends the merged page there: it may be empty,
-// as a page of a single node may.
+// ends early, because few of the rows that it has read match or because its bytes are used up, ends the
+// merged page there: it may be empty, as a page of a single node may.
 func (l *mergedList) page(limit int) (rows []listedRun, more bool, err error) {
 	parts := make([]listPart, l.f.cluster.Partitions())
 	if err := l.inEach(func(p uint64) error { return l.readPart(p, limit, &parts[p]) }); err != nil {
@@ -152,11 +154,13 @@ func (l *mergedList) readPart(partition uint64, limit int, out *listPart) error 
 	if l.query.HasAfter {
 		query += "&cursor=" + formatCursor(runCursor, uint64(l.query.After))
 	}
-	return l.ask(l.ctx, partition, &part{method: fasthttp.MethodGet, path: batchPath, query: query, isRepeatable: true, limit: 2 * maxPageBytes},
+	pageBytes := partPageBytes(l.f.cluster.Partitions())
+	return l.ask(l.ctx, partition, &part{method: fasthttp.MethodGet, path: batchPath, query: query, isRepeatable: true, limit: int64(pageBytes) + maxRowBytes,
+		header: http.Header{pageBytesHeader: {strconv.Itoa(pageBytes)}}},
 		func(ctx context.Context) (err error) {
 			q := l.query
 			q.Limit = limit
-			here := &runList{ctx: ctx, engine: l.f.s.engine, query: q}
+			here := &runList{ctx: ctx, engine: l.f.s.engine, query: q, pageBytes: pageBytes}
 			if out.more, err = here.renderPage(); err != nil {
 				return err
 			}
@@ -176,6 +180,28 @@ func (l *mergedList) readPart(partition uint64, limit int, out *listPart) error 
 		})
 }
 
+// maxRowBytes bounds the row of a run, in bytes. Its tags have at most 81 KiB (package specjson), and the
+// escapes of JSON make them six times as long at most.
+const maxRowBytes = 1 << 20
+
+// partPageBytes is the length from which the page of one of several partitions ends. A page has at least
+// one row, so the list goes on also where this is less than a row.
+func partPageBytes(partitions uint64) int { return int(max(1, maxPageBytes/partitions)) }
+
+// forwardedPageBytes returns the length from which the page of a forwarded list ends. Only the part of a
+// merged list has one of its own.
+func forwardedPageBytes(h *fasthttp.RequestHeader) (int, error) {
+	text := h.Peek(pageBytesHeader)
+	if len(text) == 0 {
+		return maxPageBytes, nil
+	}
+	n, err := strconv.Atoi(string(text))
+	if err != nil || n < 1 || n > maxPageBytes {
+		return 0, &refusal{fasthttp.StatusBadRequest, "invalid " + pageBytesHeader + " " + quoteInput(text) + ": must be a number from 1 to " + strconv.Itoa(maxPageBytes)}
+	}
+	return n, nil
+}
+
 // withoutPosition returns the members of a query that select runs, each followed by "&".
 func withoutPosition(query string) string {
 	var out strings.Builder
@@ -189,7 +215,8 @@ func withoutPosition(query string) string {
 	return out.String()
 }
 
-// splitRows takes a page apart: an array of objects that begin with the run's ID.
+// splitRows takes a page apart: an array of objects that begin with the run's ID. The rows are parts of
+// page.
 func splitRows(page []byte) ([]listedRun, error) {
 	d := jsontext.NewDecoder(bytes.NewReader(page))
 	if _, err := d.ReadToken(); err != nil {
@@ -202,14 +229,15 @@ func splitRows(page []byte) ([]listedRun, error) {
 			return nil, fmt.Errorf("page of a list: %w", err)
 		}
 		digits, _ := bytes.CutPrefix(row, []byte(`{"runID":`))
-		if end := bytes.IndexAny(digits, ",}"); end >= 0 {
-			digits = digits[:end]
+		if i := bytes.IndexAny(digits, ",}"); i >= 0 {
+			digits = digits[:i]
 		}
 		id, err := strconv.ParseUint(string(digits), 10, 64)
 		if err != nil {
 			return nil, fmt.Errorf("page of a list: %w", err)
 		}
-		rows = append(rows, listedRun{messages.RunID(id), bytes.Clone(row)})
+		end := int(d.InputOffset()) // row itself is memory of the decoder
+		rows = append(rows, listedRun{messages.RunID(id), page[end-len(row) : end : end]})
 	}
 	return rows, nil
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/valyala/fasthttp"
+
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
@@ -226,6 +228,59 @@ func TestListOfAllPartitions(t *testing.T) {
 	rig.update(func() { rig.leaders[1] = "" })
 	rig.node("n1").forwarder.wait = 50 * time.Millisecond
 	refusedWith(t, rig.node("n1").get("/v1/dagruns?all=1"), 503, "partition 1 has no leader")
+}
+
+// TestListOfAllPartitionsTakesTheMemoryOfOnePage: the page of all partitions has the bytes of one of a
+// single server, and the list goes on after it.
+func TestListOfAllPartitionsTakesTheMemoryOfOnePage(t *testing.T) {
+	const partitions, runs, rowBytes = 3, 60, 512 << 10
+	rig, all := newPartedCluster(t, []string{"n1", "n2", "n3"}, runs)
+	tag := strings.Repeat("x", rowBytes)
+	for _, r := range all.runs {
+		r.view.Summary.Tag = tag
+	}
+	entry := rig.node("n2")
+	next := 0
+	for target := "/v1/dagruns?all=1&limit=1000"; target != ""; {
+		r := entry.get(target)
+		var page []struct{ RunID int }
+		if err := json.Unmarshal([]byte(r.body), &page); err != nil || r.status != 200 {
+			t.Fatalf("%d %v", r.status, err)
+		}
+		if len(r.body) > maxPageBytes+partitions*(rowBytes+1<<10) {
+			t.Errorf("a page of %d bytes", len(r.body))
+		}
+		for _, run := range page {
+			if run.RunID != next {
+				t.Fatalf("run %d follows run %d", run.RunID, next-1)
+			}
+			next++
+		}
+		target = ""
+		if cursor := r.header.Get("X-Next-Cursor"); cursor != "" {
+			target = "/v1/dagruns?all=1&limit=1000&cursor=" + cursor
+		}
+	}
+	if next != runs {
+		t.Errorf("%d runs", next)
+	}
+	// Neither a client nor a node can ask for more.
+	if n, err := forwardedPageBytes(new(fasthttp.RequestHeader)); n != maxPageBytes || err != nil {
+		t.Errorf("%d %v", n, err)
+	}
+	for _, text := range []string{"0", "-1", "x", fmt.Sprint(maxPageBytes + 1)} {
+		h := new(fasthttp.RequestHeader)
+		h.Set(pageBytesHeader, text)
+		if _, err := forwardedPageBytes(h); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+	if r := entry.get("/v1/dagruns?all=1&limit=1"); r.status != 200 || strings.Count(r.body, "runID") != 1 {
+		t.Errorf("a page of one row: %d, %d bytes", r.status, len(r.body))
+	}
+	if partPageBytes(messages.MaxPartitions) < 1 || partPageBytes(2*maxPageBytes) != 1 {
+		t.Error("a partition may give nothing")
+	}
 }
 
 // TestSubmissionsToPartitions: a key leads to one partition from any node, and a submission without a key
