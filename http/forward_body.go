@@ -37,6 +37,7 @@ type forwardedBody struct {
 	permit       *permit // checked for each part of stream
 	limit        int64   // of stream, in bytes
 	isLines      bool
+	isEncoded    bool // compressed: a line cannot be seen in it
 	isHandedOver bool // the stream of the answer closes stream
 
 	// turn is held while stream is read, by the goroutine that reads, and for what follows.
@@ -44,6 +45,7 @@ type forwardedBody struct {
 	attempt  int   // the present attempt to send the body: others may not read stream
 	isBegun  bool  // stream was read from
 	received int64 // bytes from stream
+	hasLine  bool  // a line of a batch may have left
 	readErr  error // why stream cannot be read on; io.EOF at its end
 
 	isCut atomic.Bool // reading was ended for the other node's sake
@@ -59,7 +61,8 @@ func (f *forwarder) openBody(ctx *fasthttp.RequestCtx, rt *route) (*forwardedBod
 		return nil, nil
 	}
 	s := f.s
-	b := &forwardedBody{length: h.ContentLength(), held: s.newBudgetShare(ctx), permit: s.permitOf(ctx), limit: s.bodyLimit(h), isLines: rt.body == linesBody}
+	b := &forwardedBody{length: h.ContentLength(), held: s.newBudgetShare(ctx), permit: s.permitOf(ctx), limit: s.bodyLimit(h),
+		isLines: rt.body == linesBody, isEncoded: len(h.Peek(fasthttp.HeaderContentEncoding)) > 0}
 	if b.length >= 0 && b.length <= maxRepeatedBody {
 		tokens := s.tokensInForce()
 		var err error
@@ -125,7 +128,8 @@ func (a *attemptBody) Read(p []byte) (int, error) {
 	b.isBegun = true
 	n, err := b.stream.Read(p)
 	b.received += int64(n)
-	if b.isLines && bytes.IndexByte(p[:n], '\n') >= 0 {
+	isLineEnd := bytes.IndexByte(p[:n], '\n') >= 0
+	if b.isLines && isLineEnd {
 		b.stream.beginLine()
 	}
 	switch {
@@ -137,6 +141,7 @@ func (a *attemptBody) Read(p []byte) (int, error) {
 		err = errBodyDetached // the read's own error is a deadline
 	}
 	b.readErr = err
+	b.hasLine = b.hasLine || n > 0 && (isLineEnd || b.isEncoded) || err == io.EOF && b.received > 0
 	return n, err
 }
 
@@ -179,6 +184,20 @@ func (b *forwardedBody) isComplete() bool {
 	b.turn <- struct{}{}
 	defer func() { <-b.turn }()
 	return b.readErr == io.EOF || b.length >= 0 && b.received >= int64(b.length)
+}
+
+// mayHaveLines tells whether the other node may have a line of a batch, which it carries out before it has
+// the rest. isSent says that the request has left.
+func (b *forwardedBody) mayHaveLines(isSent bool) bool {
+	switch {
+	case b == nil || !b.isLines || !isSent:
+		return false
+	case b.stream == nil:
+		return true
+	}
+	b.turn <- struct{}{}
+	defer func() { <-b.turn }()
+	return b.hasLine
 }
 
 // isRepeatable tells whether the request may be sent again although it may have been carried out.

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // One request to another node, and its answer. Both are copied: fasthttp reuses the memory of a request
@@ -110,6 +112,9 @@ func (f *forwarder) send(ctx *fasthttp.RequestCtx, rt *route, body *forwardedBod
 		return err
 	}
 	if failure := f.failureOf(ctx, r, body, context.Cause(within)); failure != nil {
+		if body.mayHaveLines(isSent) && !isUnfinished(failure) {
+			return linesUnanswered(failure)
+		}
 		return failure
 	}
 	// A document of which the node lacks a part is not carried out. Lines of a batch are.
@@ -139,6 +144,13 @@ func (f *forwarder) failureOf(ctx *fasthttp.RequestCtx, r *forwardedRequest, bod
 		return cause
 	}
 	return nil
+}
+
+// linesUnanswered is the answer to a batch that ended for a reason of its client or of this node, before the
+// other one has answered the first line.
+func linesUnanswered(failure error) error {
+	return &messages.Error{Code: messages.OutcomeUnknown,
+		Text: failure.Error() + ": lines that had arrived may have taken effect. Look for their runs, or repeat the batch with the same keys"}
 }
 
 // newRequest returns the request to a node. Its target is the client's, byte by byte, except that bytes

@@ -253,3 +253,77 @@ func TestLostAnswersEnd(t *testing.T) {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 }
+
+// TestBatchThatEndsBeforeItsFirstAnswer: a line that has reached the leader may be carried out, whatever
+// ends the request. Without a whole line the reason is the answer.
+func TestBatchThatEndsBeforeItsFirstAnswer(t *testing.T) {
+	line := specOf("x") + "\n"
+	for name, c := range map[string]struct {
+		part      string // of the body, which does not end
+		isWhole   bool   // the part is all of the body
+		end       func(entry *clusterNode, tokens string)
+		status    int
+		isUnknown bool
+	}{
+		"revoked after a line":            {line, false, func(entry *clusterNode, tokens string) { entry.rewrite(tokens, "# none\n") }, 503, true},
+		"revoked after a short body":      {line, true, func(entry *clusterNode, tokens string) { entry.rewrite(tokens, "# none\n") }, 503, true},
+		"revoked within the first line":   {line[:10], false, func(entry *clusterNode, tokens string) { entry.rewrite(tokens, "# none\n") }, 401, false},
+		"shutdown after a line":           {line, false, func(entry *clusterNode, _ string) { entry.shutDown() }, 503, true},
+		"shutdown within the first line":  {line[:10], false, func(entry *clusterNode, _ string) { entry.shutDown() }, 503, false},
+		"no further bytes after a line":   {line, false, nil, 503, true},
+		"no further bytes within a line":  {line[:10], false, nil, 408, false},
+		"no further bytes of a gzip body": {"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff", false, nil, 503, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tokens, secret, path := withTokenFile(t)
+			nodes := 0
+			rig := newClusterRig(t, 2, tokens, func(config *Config) {
+				if nodes++; c.end == nil && nodes == 2 { // the leader would answer first
+					config.ReadTimeout = 300 * time.Millisecond
+				}
+			})
+			leader, entry := rig.node("n1"), rig.node("n2")
+			reached, release := make(chan struct{}, 1), make(chan struct{})
+			leader.engine.wait = func(_ context.Context, method string) error {
+				if method == "SubmitAll" {
+					reached <- struct{}{}
+					<-release
+				}
+				return nil
+			}
+			defer close(release)
+			header := "POST " + batchPath + " HTTP/1.1\r\nHost: c\r\nContent-Type: " + linesType + "\r\n" + bearer(secret[access.Submit]) + "\r\n"
+			if strings.HasPrefix(c.part, "\x1f") {
+				header += "Content-Encoding: gzip\r\n"
+			}
+			body := fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", len(c.part), c.part)
+			if c.isWhole {
+				body = fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(c.part), c.part)
+			}
+			_, r := entry.raw(header + body)
+			if strings.HasSuffix(c.part, "\n") {
+				<-reached
+			} else {
+				testenv.Eventually(t, "the leader reads the body", func() bool { return leader.inflight.Load() == 1 })
+			}
+			if c.end != nil {
+				c.end(entry, path)
+			}
+			got := entry.answerTo(r)
+			if got.status != c.status || strings.Contains(got.body, `"type":"outcome-unknown"`) != c.isUnknown || c.isUnknown && got.header.Get("Retry-After") != "" {
+				t.Errorf("%d %v %s", got.status, got.header, got.body)
+			}
+		})
+	}
+}
+
+// shutDown begins the shutdown of a node, which the end of the test completes.
+func (n *clusterNode) shutDown() {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = n.Shutdown(ctx)
+	}()
+	n.t.Cleanup(func() { cancel(); <-ended })
+}
