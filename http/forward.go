@@ -450,8 +450,11 @@ type unsentError struct{ cause error }
 func (e *unsentError) Error() string { return "the request was not sent: " + e.cause.Error() }
 func (e *unsentError) Unwrap() error { return e.cause }
 
-// lostAnswerError: the request was sent, and the answer did not come.
-type lostAnswerError struct{ cause error }
+// lostAnswerError: the request was sent, and the answer did not come, or not to its end.
+type lostAnswerError struct {
+	cause    error
+	received []byte // of the body of a part's answer with status 200
+}
 
 func (e *lostAnswerError) Error() string { return "the answer was lost: " + e.cause.Error() }
 func (e *lostAnswerError) Unwrap() error { return e.cause }

@@ -121,7 +121,7 @@ func (f *forwarder) send(ctx *fasthttp.RequestCtx, rt *route, body *forwardedBod
 	if !isSent || body.isStream() && (!body.isSpent() || !body.isLines && !body.isComplete()) {
 		return &unsentError{err}
 	}
-	return &lostAnswerError{err}
+	return &lostAnswerError{cause: err}
 }
 
 // failureOf returns why a request ended that is not the other node's doing; nil when it is. cause is that

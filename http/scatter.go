@@ -86,6 +86,8 @@ type part struct {
 	body                func() []byte // called only when another node answers; nil for a GET
 	isRepeatable        bool          // the part may be sent again although it may have been carried out
 	limit               int64         // of the answer, in bytes; it does not apply to a stream
+	// salvage takes what has arrived of an answer that broke off. nil = it is ignored.
+	salvage func(received []byte)
 }
 
 // partAnswer is the answer of another node to a part. Its body is read, or stays open where it is a stream.
@@ -135,6 +137,9 @@ func (q *scattered) ask(ctx context.Context, partition uint64, p *part, local fu
 				unsent  *unsentError
 				lost    *lostAnswerError
 			)
+			if errors.As(err, &lost) && p.salvage != nil {
+				p.salvage(lost.received)
+			}
 			switch {
 			case errors.As(err, &refused):
 				why = fmt.Sprintf("node %s does not lead partition %d", node, partition)
@@ -178,11 +183,11 @@ func (q *scattered) send(ctx context.Context, node string, partition uint64, p *
 		(&forwardedBody{whole: p.body()}).attach(req)
 	}
 	var resp *http.Response
+	var answer *partAnswer
 	var err error
 	r.waitFor(func() { resp, err = f.transport.RoundTrip(req) })
 	if err == nil {
 		isSent = true
-		var answer *partAnswer
 		if answer, err = receivePart(r, resp, p); err == nil {
 			if answer.stream == nil {
 				r.end()
@@ -203,11 +208,16 @@ func (q *scattered) send(ctx context.Context, node string, partition uint64, p *
 	case !isSent:
 		return nil, &unsentError{err}
 	}
-	return nil, &lostAnswerError{err}
+	lost := &lostAnswerError{cause: err}
+	if answer != nil {
+		lost.received = answer.body
+	}
+	return nil, lost
 }
 
 // receivePart reads the answer to a part. An answer that is an error becomes a refusal with its status and
-// sentence, so the client sees what the leader has said.
+// sentence, so the client sees what the leader has said. Of an answer that breaks off it returns the
+// beginning with the error.
 func receivePart(r *forwardedRequest, resp *http.Response, p *part) (*partAnswer, error) {
 	if leader, ok := resp.Header[leaderHeader]; ok && resp.StatusCode == http.StatusMisdirectedRequest {
 		_ = resp.Body.Close()
@@ -222,6 +232,8 @@ func receivePart(r *forwardedRequest, resp *http.Response, p *part) (*partAnswer
 	var err error
 	r.waitFor(func() { answer.body, err = io.ReadAll(io.LimitReader(resp.Body, p.limit+1)) })
 	switch {
+	case err != nil && resp.StatusCode == http.StatusOK:
+		return answer, err
 	case err != nil:
 		return nil, err
 	case int64(len(answer.body)) > p.limit:

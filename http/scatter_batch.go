@@ -22,7 +22,7 @@ import (
 //	                       → submitGroup   of another one   POST /v1/dagruns to its leader → resultOfLine
 //
 // When a node is lost before its answer, a group whose lines all have a key is sent again. Lines of other
-// groups are answered outcome-unknown.
+// groups are answered outcome-unknown, except those whose answers had arrived.
 
 // submitAll creates runs. In a cluster of several partitions each goes to the partition of its key; those
 // without a key go together to a partition that is led here, if there is one.
@@ -82,8 +82,18 @@ func (q *scattered) submitGroup(partition uint64, group []int, subs []*messages.
 		}
 		return lines.Bytes()
 	}
+	answered := 0 // lines of the group, from the first one, whose results are set
+	salvage := func(received []byte) {
+		for i, at := range group {
+			line, rest, isWhole := bytes.Cut(received, []byte{'\n'})
+			if !isWhole {
+				return
+			}
+			results[at], received, answered = resultOfLine(line), rest, max(answered, i+1)
+		}
+	}
 	err := q.ask(q.ctx, partition, &part{method: fasthttp.MethodPost, path: batchPath, header: http.Header{fasthttp.HeaderContentType: {linesType}},
-		body: asLines, isRepeatable: isKeyed, limit: maxLineAnswer * int64(len(group))},
+		body: asLines, isRepeatable: isKeyed, limit: maxLineAnswer * int64(len(group)), salvage: salvage},
 		func(ctx context.Context) error {
 			answers, err := q.f.s.engine.SubmitAll(ctx, own)
 			if err == nil {
@@ -102,7 +112,7 @@ func (q *scattered) submitGroup(partition uint64, group []int, subs []*messages.
 			return nil
 		})
 	if err != nil {
-		for _, at := range group {
+		for _, at := range group[answered:] {
 			results[at].Err = err
 		}
 	}

@@ -1,11 +1,14 @@
 package http
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -463,6 +466,43 @@ func TestLostNodeOfAPart(t *testing.T) {
 			}
 			close(release)
 		})
+	}
+}
+
+// TestAnswersThatArrivedBeforeTheLossCount: the lines of a node that is lost within its answers have those
+// that arrived.
+func TestAnswersThatArrivedBeforeTheLossCount(t *testing.T) {
+	rig, _ := newPartedCluster(t, []string{"n9", "n9"}, 0)
+	port := tls.NewListener(rig.listen(), rig.authority.nodeTLS("n9"))
+	defer port.Close()
+	rig.mu.Lock()
+	rig.nodes["n9"] = &clusterNode{rig: rig, id: "n9", port: port.Addr().String()}
+	rig.mu.Unlock()
+	ended := make(chan error, 1)
+	go func() { // n9: it answers the first line and a part of the second one
+		nc, err := port.Accept()
+		if err != nil {
+			ended <- err
+			return
+		}
+		defer nc.Close()
+		_ = nc.SetDeadline(time.Now().Add(testenv.Patience))
+		req, err := http.ReadRequest(bufio.NewReader(nc))
+		if err == nil {
+			_, err = io.Copy(io.Discard, req.Body)
+		}
+		if err == nil {
+			const answers = `{"runID":7}` + "\n" + `{"runI`
+			_, err = fmt.Fprintf(nc, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", linesType, len(answers), answers)
+		}
+		ended <- err
+	}()
+	answers := rig.node("n1").batch(specOf("a") + "\n" + specOf("b") + "\n" + specOf("c") + "\n")
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if len(answers) != 3 || answers[0] != `{"runID":7}` || !strings.Contains(answers[1], "outcome-unknown") || !strings.Contains(answers[2], "outcome-unknown") {
+		t.Errorf("%q", answers)
 	}
 }
 
