@@ -40,7 +40,7 @@ type conn struct {
 	// Whether the client is a node of the cluster, once that was checked: see checkNode.
 	isNodeChecked bool
 	nodeErr       error
-	belowTLS      net.Conn // the connection under TLS; nil without TLS
+	belowTLS      net.Conn // the connection under TLS; nil without TLS, and where a listener hides it
 	uid           int      // user at the other end of a unix socket; -1 = unknown
 	address       string   // of the client, for logs: HOST:PORT or "unix"
 

@@ -357,9 +357,12 @@ func (e *Entrance) accept(c *conn) {
 	}
 	c.waitingSince.Store(notWaiting)
 	c.request.Store(newRequestContext(c))
-	if e.TLS != nil {
+	switch encrypted, ok := c.Conn.(interface{ NetConn() net.Conn }); {
+	case e.TLS != nil:
 		c.belowTLS = c.Conn
 		c.Conn = tls.Server(c.belowTLS, e.TLS)
+	case ok: // the listener has made the handshake, as that for other nodes does
+		c.belowTLS = encrypted.NetConn()
 	}
 }
 

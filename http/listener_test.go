@@ -2,14 +2,18 @@ package http
 
 import (
 	"bufio"
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -276,4 +280,64 @@ func TestConnectionIsOccupiedOrEvicted(t *testing.T) {
 	if c.occupy() {
 		t.Error("an evicted connection is used after it was closed")
 	}
+}
+
+// TestConnectionsOfNodesCloseWithoutAMessage: the closing message of TLS waits for a node that does not read,
+// and close holds the lock of all connections.
+func TestConnectionsOfNodesCloseWithoutAMessage(t *testing.T) {
+	rig := newClusterRig(t, 1)
+	n := rig.node("n1")
+	before := n.idleConnections()
+	forNodes := &Entrance{Listener: tls.NewListener(rig.listen(), rig.authority.nodeTLS("n1")), CheckNode: checkTestNode}
+	served := make(chan error, 1)
+	go func() { served <- n.Serve(forNodes) }()
+	defer func() {
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
+		defer cancel()
+		if err := n.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	raw, err := net.Dial("tcp", forNodes.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	counted := &countedConn{Conn: raw}
+	node := tls.Client(counted, rig.authority.nodeTLS("n2"))
+	_ = node.SetDeadline(time.Now().Add(testenv.Patience))
+	const caller = `{"node":"n2","scopes":"read","address":"192.0.2.1:1","uid":-1}`
+	if _, err := fmt.Fprintf(node, "GET /v1/dagrun/0/state HTTP/1.1\r\nHost: c\r\n%s: 0\r\n%s: %s\r\n%s: 1\r\n\r\n", partitionHeader, callerHeader, caller, hopsHeader); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(node), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp.Status, err)
+	}
+	testenv.Eventually(t, "the connection waits for its next request", func() bool { return n.idleConnections() == before+1 })
+	received := counted.received.Load()
+	n.conns.close(true)
+	if _, err := io.Copy(io.Discard, node); counted.received.Load() != received {
+		t.Errorf("a message of %d bytes came at the close: %v", counted.received.Load()-received, err)
+	}
+}
+
+// countedConn counts the bytes that it has received.
+type countedConn struct {
+	net.Conn
+	received atomic.Int64
+}
+
+func (c *countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.received.Add(int64(n))
+	return n, err
 }
