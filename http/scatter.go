@@ -79,6 +79,30 @@ func (q *scattered) inEach(do func(partition uint64) error) error {
 	return nil
 }
 
+// readEach is inEach for reads. The first error is the answer, and ends the other parts: one of them may
+// wait for a leader for as long as leaderWait. A change goes on in the other partitions, so it takes inEach.
+func (q *scattered) readEach(do func(ctx context.Context, partition uint64) error) error {
+	ctx, cancel := context.WithCancelCause(q.ctx)
+	defer cancel(nil)
+	var (
+		failed sync.Once
+		first  error
+	)
+	_ = q.inEach(func(partition uint64) error {
+		if err := do(ctx, partition); err != nil {
+			failed.Do(func() {
+				first = err
+				cancel(errPartFailed)
+			})
+		}
+		return nil
+	})
+	return first
+}
+
+// errPartFailed ends the parts of a request that has its answer from another one.
+var errPartFailed = errors.New("another part of the request has failed")
+
 // part is a request for one partition.
 type part struct {
 	method, path, query string
@@ -281,8 +305,8 @@ func (f *forwarder) serverState(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	reasons := make([]string, f.cluster.Partitions())
-	err = q.inEach(func(partition uint64) error {
-		return q.ask(q.ctx, partition, &part{method: fasthttp.MethodGet, path: serverStatePath, isRepeatable: true, limit: maxStateAnswer},
+	err = q.readEach(func(ctx context.Context, partition uint64) error {
+		return q.ask(ctx, partition, &part{method: fasthttp.MethodGet, path: serverStatePath, isRepeatable: true, limit: maxStateAnswer},
 			func(ctx context.Context) error {
 				if err := f.s.engine.Ready(ctx); err != nil {
 					return notReady(err)

@@ -105,7 +105,8 @@ func (l *mergedList) appendRows(dst []byte, rows []listedRun) []byte {
 // merged page there: it may be empty, as a page of a single node may.
 func (l *mergedList) page(limit int) (rows []listedRun, more bool, err error) {
 	parts := make([]listPart, l.f.cluster.Partitions())
-	if err := l.inEach(func(p uint64) error { return l.readPart(p, limit, &parts[p]) }); err != nil {
+	err = l.readEach(func(ctx context.Context, p uint64) error { return l.readPart(ctx, p, limit, &parts[p]) })
+	if err != nil {
 		return nil, false, err
 	}
 	order := func(a, b messages.RunID) int {
@@ -149,13 +150,13 @@ type listPart struct {
 }
 
 // readPart reads the page of a partition.
-func (l *mergedList) readPart(partition uint64, limit int, out *listPart) error {
+func (l *mergedList) readPart(ctx context.Context, partition uint64, limit int, out *listPart) error {
 	query := l.rawQuery + "limit=" + strconv.Itoa(limit)
 	if l.query.HasAfter {
 		query += "&cursor=" + formatCursor(runCursor, uint64(l.query.After))
 	}
 	pageBytes := partPageBytes(l.f.cluster.Partitions())
-	return l.ask(l.ctx, partition, &part{method: fasthttp.MethodGet, path: batchPath, query: query, isRepeatable: true, limit: int64(pageBytes) + maxRowBytes,
+	return l.ask(ctx, partition, &part{method: fasthttp.MethodGet, path: batchPath, query: query, isRepeatable: true, limit: int64(pageBytes) + maxRowBytes,
 		header: http.Header{pageBytesHeader: {strconv.Itoa(pageBytes)}}},
 		func(ctx context.Context) (err error) {
 			q := l.query

@@ -286,6 +286,22 @@ func TestListOfAllPartitionsTakesTheMemoryOfOnePage(t *testing.T) {
 	}
 }
 
+// TestFailureOfAPartEndsTheOthers: the error of one partition is answered at once, while another one
+// has no leader.
+func TestFailureOfAPartEndsTheOthers(t *testing.T) {
+	for _, leaders := range [][]string{{"n1", ""}, {"", "n1"}, {"", "n2"}} {
+		rig, all := newPartedCluster(t, leaders, 4)
+		all.fail = map[string]error{"Summaries": &messages.Error{Code: messages.Damaged, Text: "a row is damaged"}}
+		entry := rig.node("n1")
+		entry.forwarder.wait = 5 * time.Second
+		began := time.Now()
+		refusedWith(t, entry.get("/v1/dagruns?all=1&limit=2"), 500, "a row is damaged")
+		if took := time.Since(began); took > entry.forwarder.wait/2 {
+			t.Errorf("led by %q: the answer took %v", leaders, took)
+		}
+	}
+}
+
 // TestSubmissionsToPartitions: a key leads to one partition from any node, and a submission without a key
 // stays where a partition is led.
 func TestSubmissionsToPartitions(t *testing.T) {
