@@ -327,3 +327,22 @@ func (n *clusterNode) shutDown() {
 	}()
 	n.t.Cleanup(func() { cancel(); <-ended })
 }
+
+// TestUnknownOutcomeOfTheLeaderIsTheAnswer, also for a submission with a key: docs/rest.md leaves the repeat
+// to the client.
+func TestUnknownOutcomeOfTheLeaderIsTheAnswer(t *testing.T) {
+	rig := newClusterRig(t, 2)
+	leader := rig.node("n1")
+	var calls atomic.Int64
+	leader.engine.wait = func(_ context.Context, method string) error {
+		calls.Add(1)
+		return &messages.Error{Code: messages.OutcomeUnknown, Text: "the lead was lost within the commit"}
+	}
+	for _, id := range []string{"n1", "n2"} {
+		calls.Store(0)
+		r := rig.node(id).do("POST", "/v1/dagrun", contractSpec, "Idempotency-Key: k")
+		if r.status != 503 || !strings.Contains(r.body, `"type":"outcome-unknown"`) || r.header.Get("Retry-After") != "" || calls.Load() != 1 {
+			t.Errorf("%s, after %d calls: %d %v %s", id, calls.Load(), r.status, r.header, r.body)
+		}
+	}
+}
