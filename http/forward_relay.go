@@ -17,7 +17,7 @@ const (
 	// cutOffTicks is how long no leader is known before this node takes itself for cut off: 0.5 to 0.75 s.
 	cutOffTicks = 3
 	// firstRelayPause is the interval between the first two attempts of a request to find a relay while no
-	// leader is known. It doubles each time, so a request makes four attempts in 3 s.
+	// leader is known. It doubles each time, so a request makes five attempts in 4.5 s.
 	firstRelayPause = 200 * time.Millisecond
 )
 
