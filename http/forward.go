@@ -99,17 +99,20 @@ type forwarder struct {
 	mu       sync.Mutex // a leaf
 	requests map[*forwardedRequest]struct{}
 	dials    map[string]chan struct{} // by node
+	probes   map[string]*relayProbe   // by node
 
 	start sync.Once
 	stop  context.CancelFunc
 	ctx   context.Context // ends with close
 	ended chan struct{}   // closed when watchRequests has returned
+	// background has the probes, which watchRequests starts.
+	background sync.WaitGroup
 }
 
 // newForwarder returns a forwarder that is started by the first Serve.
 func newForwarder(s *Server) *forwarder {
 	f := &forwarder{s: s, cluster: s.cfg.Cluster, wait: s.cfg.leaderWait, leaderless: make([]atomic.Int64, s.cfg.Cluster.Partitions()),
-		requests: make(map[*forwardedRequest]struct{}), dials: make(map[string]chan struct{}), ended: make(chan struct{})}
+		requests: make(map[*forwardedRequest]struct{}), dials: make(map[string]chan struct{}), probes: make(map[string]*relayProbe), ended: make(chan struct{})}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.transport = &http.Transport{
 		DialContext:         f.dial,
@@ -513,6 +516,7 @@ func (f *forwarder) close() {
 	f.stop()
 	f.start.Do(func() { close(f.ended) }) // it was never started
 	<-f.ended
+	f.background.Wait()
 	f.transport.CloseIdleConnections()
 }
 
@@ -533,7 +537,9 @@ func (f *forwarder) watchRequests() {
 		now := f.ticks.Add(1)
 		f.noteLeaders()
 		isDraining := f.s.draining.Load()
-		for _, r := range f.waiting(now) {
+		waiting := f.waiting(now)
+		f.probeRelays(waiting, now)
+		for _, r := range waiting {
 			since := r.waitsFrom.Load()
 			if since == notWaiting {
 				continue

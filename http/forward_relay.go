@@ -1,6 +1,12 @@
 package http
 
-import "time"
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+)
 
 // Requests by way of a third node, the relay. A node that is cut off from the leader alone still reaches
 // the others, and one of them reaches the leader. The cut shows in two ways:
@@ -12,6 +18,10 @@ import "time"
 // An election looks like the second one, and every node that is asked then refuses the request. So the
 // relay is asked only when the partition has been without a known leader for longer than an election
 // usually takes, and by one request a few times.
+//
+// A request that waits for a leader ends when another node leads (watchRequests). That does not show the
+// loss of a relay whose machine is dead: TCP notices it after minutes. So a relay is dialled at intervals
+// while requests wait for its answer.
 
 const (
 	// cutOffTicks is how long no leader is known before this node takes itself for cut off: 0.5 to 0.75 s.
@@ -19,6 +29,11 @@ const (
 	// firstRelayPause is the interval between the first two attempts of a request to find a relay while no
 	// leader is known. It doubles each time, so a request makes five attempts in 4.5 s.
 	firstRelayPause = 200 * time.Millisecond
+	// probeTicks is the interval at which a relay is dialled, and how long a request waits before that: 1 s.
+	probeTicks = 4
+	// maxFailedProbes is how many attempts in a row fail until a relay counts as lost. A node under load
+	// may refuse one.
+	maxFailedProbes = 3
 )
 
 // noteLeaders counts for how many ticks each partition has been without a known leader.
@@ -66,4 +81,77 @@ func (r *forwardRetry) isRelayDue() bool {
 	r.relay.pause = max(2*r.relay.pause, firstRelayPause)
 	r.relay.next = now.Add(r.relay.pause)
 	return true
+}
+
+// errRelayLost ends the wait for a relay that cannot be reached any more.
+var errRelayLost = errors.New("the node that has forwarded the request cannot be reached")
+
+// relayProbe is the check of one relay, under forwarder.mu.
+type relayProbe struct {
+	isRunning bool
+	failures  int // in a row
+}
+
+// probeRelays dials the relays of requests that wait for long, and ends the requests of those that are lost:
+// their answers count as lost. Only watchRequests calls it.
+func (f *forwarder) probeRelays(waiting []*forwardedRequest, now int64) {
+	if now%probeTicks != 0 {
+		return
+	}
+	relays := make(map[string][]*forwardedRequest)
+	for _, r := range waiting {
+		if since := r.waitsFrom.Load(); r.node != r.leader && since != notWaiting && now-since >= probeTicks {
+			relays[r.node] = append(relays[r.node], r)
+		}
+	}
+	for _, node := range f.startProbes(relays) {
+		f.s.log.Info("http: a node that forwards requests to the leader cannot be reached", "node", node, "requests", len(relays[node]))
+		for _, r := range relays[node] {
+			r.cancel(errRelayLost)
+		}
+	}
+}
+
+// startProbes begins a probe of each relay that has none, and returns those that are lost. It forgets the
+// nodes that are no longer relays.
+func (f *forwarder) startProbes(relays map[string][]*forwardedRequest) (lost []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for node, probe := range f.probes {
+		if relays[node] == nil && !probe.isRunning {
+			delete(f.probes, node)
+		}
+	}
+	for _, node := range slices.Sorted(maps.Keys(relays)) {
+		probe := f.probes[node]
+		if probe == nil {
+			probe = new(relayProbe)
+			f.probes[node] = probe
+		}
+		switch {
+		case probe.failures >= maxFailedProbes:
+			probe.failures = 0
+			lost = append(lost, node)
+		case !probe.isRunning:
+			probe.isRunning = true
+			f.background.Go(func() { f.probeRelay(node, probe) })
+		}
+	}
+	return lost
+}
+
+// probeRelay dials a node once.
+func (f *forwarder) probeRelay(node string, probe *relayProbe) {
+	ctx, cancel := context.WithTimeout(f.ctx, dialLimit)
+	defer cancel()
+	conn, err := f.cluster.Dial(ctx, node)
+	if err == nil {
+		_ = conn.Close()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	probe.isRunning = false
+	if probe.failures++; err == nil {
+		probe.failures = 0
+	}
 }
