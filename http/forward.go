@@ -92,9 +92,9 @@ type forwarder struct {
 	wait      time.Duration // Config.leaderWait
 	outcomes  *prometheus.CounterVec
 
-	rotation   atomic.Uint64  // spreads submissions without a key over partitions, and requests over relays
-	ticks      atomic.Int64   // of watchRequests
-	leaderless []atomic.Int64 // by partition: ticks since a leader was known
+	rotation atomic.Uint64 // spreads submissions without a key over partitions, and requests over relays
+	ticks    atomic.Int64  // of watchRequests
+	leaders  []knownLeader // by partition
 
 	mu       sync.Mutex // a leaf
 	requests map[*forwardedRequest]struct{}
@@ -111,7 +111,7 @@ type forwarder struct {
 
 // newForwarder returns a forwarder that is started by the first Serve.
 func newForwarder(s *Server) *forwarder {
-	f := &forwarder{s: s, cluster: s.cfg.Cluster, wait: s.cfg.leaderWait, leaderless: make([]atomic.Int64, s.cfg.Cluster.Partitions()),
+	f := &forwarder{s: s, cluster: s.cfg.Cluster, wait: s.cfg.leaderWait, leaders: make([]knownLeader, s.cfg.Cluster.Partitions()),
 		requests: make(map[*forwardedRequest]struct{}), dials: make(map[string]chan struct{}), probes: make(map[string]*relayProbe), ended: make(chan struct{})}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.transport = &http.Transport{
@@ -294,8 +294,8 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 		case node == self:
 			why = fmt.Sprintf("the engine of partition %d is starting", partition)
 		case node == "":
-			if hops == 0 && f.isCutOff(partition) && retry.isRelayDue() {
-				hint = f.relay("")
+			if hops == 0 {
+				hint = f.relayWithoutLeader(partition, &retry.relay)
 			}
 		case hops >= maxHops:
 			return f.refuseMisdirected(ctx, partition)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,29 +37,41 @@ const (
 	maxFailedProbes = 3
 )
 
-// noteLeaders counts for how many ticks each partition has been without a known leader.
+// knownLeader is what watchRequests has seen of the leader of a partition.
+type knownLeader struct {
+	ticksWithout atomic.Int64           // since a leader was known
+	last         atomic.Pointer[string] // nil = none was known yet
+}
+
+// noteLeaders looks at the leaders of all partitions, once a tick.
 func (f *forwarder) noteLeaders() {
-	for p := range f.leaderless {
-		if leader, _ := f.cluster.Leader(uint64(p)); leader == "" {
-			f.leaderless[p].Add(1)
-		} else {
-			f.leaderless[p].Store(0)
+	for p := range f.leaders {
+		known := &f.leaders[p]
+		leader, isHere := f.cluster.Leader(uint64(p))
+		if leader == "" && !isHere {
+			known.ticksWithout.Add(1)
+			continue
+		}
+		known.ticksWithout.Store(0)
+		if last := known.last.Load(); last == nil || *last != leader {
+			node := leader // leader itself stays off the heap
+			known.last.Store(&node)
 		}
 	}
 }
 
 // isCutOff tells whether this node alone may be without a leader of the partition.
 func (f *forwarder) isCutOff(partition uint64) bool {
-	return f.leaderless[partition].Load() >= cutOffTicks
+	return f.leaders[partition].ticksWithout.Load() >= cutOffTicks
 }
 
-// relay returns a node that may reach a leader which this one cannot reach: another one each time, "" if
-// when all other nodes were excluded.
-func (f *forwarder) relay(leader string) string {
+// relay returns a node that may reach a leader which this one cannot reach: another one each time. It is
+// neither this node nor the avoided one; "" = all were excluded.
+func (f *forwarder) relay(avoided string) string {
 	nodes := f.cluster.Nodes()
 	first := f.rotation.Add(1)
 	for i := range uint64(len(nodes)) {
-		if node := nodes[(first+i)%uint64(len(nodes))]; node != leader && node != f.cluster.Self() {
+		if node := nodes[(first+i)%uint64(len(nodes))]; node != avoided && node != f.cluster.Self() {
 			return node
 		}
 	}
@@ -72,15 +85,22 @@ type relayPace struct {
 	pause time.Duration
 }
 
-// isRelayDue tells whether the request may ask a relay now, and counts that attempt.
-func (r *forwardRetry) isRelayDue() bool {
+// relayWithoutLeader returns a relay for a request whose partition has no known leader; "" = it waits. The
+// first attempt leaves the last leader out: if its machine is dead, the request would wait for dialLimit,
+// while another node may already lead. Later attempts do not, because it may follow a leader that this node
+// has not heard of.
+func (f *forwarder) relayWithoutLeader(partition uint64, pace *relayPace) string {
 	now := time.Now()
-	if now.Before(r.relay.next) {
-		return false
+	if !f.isCutOff(partition) || now.Before(pace.next) {
+		return ""
 	}
-	r.relay.pause = max(2*r.relay.pause, firstRelayPause)
-	r.relay.next = now.Add(r.relay.pause)
-	return true
+	avoided := ""
+	if last := f.leaders[partition].last.Load(); last != nil && pace.pause == 0 {
+		avoided = *last
+	}
+	pace.pause = max(2*pace.pause, firstRelayPause)
+	pace.next = now.Add(pace.pause)
+	return f.relay(avoided)
 }
 
 // errRelayLost ends the wait for a relay that cannot be reached any more.
@@ -112,8 +132,8 @@ func (f *forwarder) probeRelays(waiting []*forwardedRequest, now int64) {
 	}
 }
 
-// startProbes begins a probe of each relay that has none, and returns those that are lost. It forgets the
-// nodes that are no longer relays.
+// startProbes begins a probe of each relay unless one runs, and returns the relays that are lost. It
+// forgets the nodes that are no longer relays.
 func (f *forwarder) startProbes(relays map[string][]*forwardedRequest) (lost []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

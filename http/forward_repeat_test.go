@@ -75,59 +75,6 @@ func TestHeadersThatCannotBePassedOn(t *testing.T) {
 	}
 }
 
-// TestLongWaitsByWayOfAThirdNode: an answer that takes long is waited for there, too.
-func TestLongWaitsByWayOfAThirdNode(t *testing.T) {
-	rig := newClusterRig(t, 3)
-	rig.update(func() { rig.cut[[2]string{"n2", "n1"}] = true })
-	leader, entry := rig.node("n1"), rig.node("n2")
-	leader.engine.feed = newFakeFeed()
-	_, events := entry.listen(runEventsPath)
-	var calls atomic.Int64
-	leader.engine.hook = func(method string) {
-		if method == "Await" {
-			calls.Add(1)
-		}
-	}
-	began := time.Now()
-	r := entry.get("/v1/dagrun/2/state?wait=2500ms")
-	if r.status != 200 || calls.Load() != 1 || time.Since(began) > 4*time.Second {
-		t.Errorf("%d %s after %v and %d calls", r.status, r.body, time.Since(began), calls.Load())
-	}
-	plan := leader.engine.runs[2].view.Plan
-	leader.engine.feed.news <- &messages.RunEvents{Seq: 5, Plan: plan}
-	nextBlock(t, events, "id: 5")
-}
-
-// TestLostRelayEndsAWait: a third node that has a request for the leader is lost without a sign on its
-// connection, as by a power failure, while the leader stays the same.
-func TestLostRelayEndsAWait(t *testing.T) {
-	rig := newClusterRig(t, 3)
-	leader, entry := rig.node("n1"), rig.node("n2")
-	toLeader, toRelay := [2]string{"n2", "n1"}, [2]string{"n2", "n3"}
-	rig.update(func() { rig.cut[toLeader] = true })
-	var calls atomic.Int64
-	leader.engine.hook = func(method string) {
-		if method == "Await" {
-			calls.Add(1)
-		}
-	}
-	replies := make(chan reply, 1)
-	go func() { replies <- entry.get("/v1/dagrun/2/state?wait=60s") }()
-	testenv.Eventually(t, "the leader waits", func() bool { return calls.Load() == 1 })
-	began := entry.forwarder.ticks.Load()
-	testenv.Eventually(t, "the relay was probed", func() bool { return entry.forwarder.ticks.Load() > began+2*probeTicks })
-	if calls.Load() != 1 {
-		t.Errorf("the wait began %d times while its relay was well", calls.Load())
-	}
-	rig.update(func() { rig.cut[toLeader], rig.cut[toRelay] = false, true })
-	testenv.Eventually(t, "the leader is asked again", func() bool { return calls.Load() == 2 })
-	leader.engine.move(2, dag.RunCompleted)
-	if r := <-replies; r.status != 200 {
-		t.Errorf("%d %s", r.status, r.body)
-	}
-	rig.settled()
-}
-
 // TestWaitThatOutlastsItsLeader goes on at the next one: the time in which a leader is to be found begins
 // when the first one has gone.
 func TestWaitThatOutlastsItsLeader(t *testing.T) {

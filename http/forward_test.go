@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -213,70 +212,6 @@ func TestStaleLeaderNamesTheNext(t *testing.T) {
 	rig.update(func() { rig.leader, rig.views["n1"], rig.views["n2"] = "n3", "n2", "n1" })
 	rig.node("n2").forwarder.wait = 50 * time.Millisecond
 	refusedWith(t, rig.node("n2").get("/v1/dagrun/3/state"), 503, "does not lead partition 0")
-}
-
-// TestThirdNodeReachesTheLeader: a node that is cut off from the leader alone still has requests served.
-func TestThirdNodeReachesTheLeader(t *testing.T) {
-	rig := newClusterRig(t, 3)
-	rig.onStatus = func() { t.Error("a request asks for the status of the cluster, which may wait for leases") }
-	rig.update(func() { rig.cut[[2]string{"n2", "n1"}] = true })
-	for range 4 {
-		if r := rig.node("n2").do("POST", "/v1/dagrun", contractSpec); r.status != 200 {
-			t.Fatalf("%d %s", r.status, r.body)
-		}
-	}
-	if n := len(rig.node("n1").engine.submitted); n != 4 {
-		t.Errorf("%d runs", n)
-	}
-	rig = newClusterRig(t, 3)
-	rig.update(func() { rig.cut[[2]string{"n2", "n1"}], rig.cut[[2]string{"n3", "n1"}] = true, true })
-	rig.node("n2").forwarder.wait = 50 * time.Millisecond
-	refusedWith(t, rig.node("n2").get("/v1/dagrun/3/state"), 503, "node n1, which leads partition 0, cannot be reached")
-}
-
-// TestThirdNodeIsAskedWithoutALeader: a node that is cut off from the leader alone soon knows no leader at
-// all, because no heartbeat comes.
-func TestThirdNodeIsAskedWithoutALeader(t *testing.T) {
-	rig := newClusterRig(t, 3)
-	rig.update(func() { rig.cut[[2]string{"n2", "n1"}], rig.views["n2"] = true, "" })
-	for i := range 4 {
-		if r := rig.node("n2").do("POST", "/v1/dagrun", contractSpec); r.status != 200 {
-			t.Fatalf("submission %d: %d %s", i, r.status, r.body)
-		}
-	}
-	if n := len(rig.node("n1").engine.submitted); n != 4 {
-		t.Errorf("%d runs", n)
-	}
-	// The request that a third node has forwarded is not given up when this node hears of the leader.
-	replies := make(chan reply, 1)
-	go func() { replies <- rig.node("n2").get("/v1/dagrun/2/state?wait=60s") }()
-	testenv.Eventually(t, "the leader waits", func() bool { return rig.node("n1").waits.len() == 1 })
-	calls := rig.node("n1").engine.waits
-	rig.update(func() { delete(rig.views, "n2") })
-	entry, began := rig.node("n2").forwarder, rig.node("n2").forwarder.ticks.Load()
-	testenv.Eventually(t, "the wait was looked at several times", func() bool { return entry.ticks.Load() > began+2*graceTicks })
-	if calls() != 1 {
-		t.Errorf("%d waits at the leader", calls())
-	}
-	rig.node("n1").engine.move(2, dag.RunCompleted)
-	if r := <-replies; r.status != 200 {
-		t.Errorf("%d %s", r.status, r.body)
-	}
-}
-
-// TestElectionCausesFewRequestsToThirdNodes: while no node leads, each of them refuses what it is asked.
-func TestElectionCausesFewRequestsToThirdNodes(t *testing.T) {
-	rig := newClusterRig(t, 3, func(c *Config) { c.leaderWait = time.Second })
-	rig.lead("")
-	entry := rig.node("n2")
-	testenv.Eventually(t, "the node takes itself for cut off", func() bool { return entry.forwarder.isCutOff(0) })
-	refusedWith(t, entry.get("/v1/dagrun/3/state"), 503, "partition 0 has no leader")
-	const counter = `caravan_http_forwarded_requests_total{outcome="misdirected"} `
-	_, after, _ := strings.Cut(entry.get("/metrics").body, counter)
-	count, _, _ := strings.Cut(after, "\n")
-	if n, err := strconv.Atoi(count); err != nil || n < 1 || n > 4 {
-		t.Errorf("one request has asked third nodes %q times", count)
-	}
 }
 
 // TestLeaderLostInMidRequest: what may be sent again is, and anything else has an unknown outcome.
