@@ -329,3 +329,29 @@ func TestRequestsOutliveTheirLeader(t *testing.T) {
 		}
 	}
 }
+
+// TestNodeThatIsCutOffFromTheLeaderAlone hears of no leader after a while, and its requests reach the leader by
+// way of the third node.
+func TestNodeThatIsCutOffFromTheLeaderAlone(t *testing.T) {
+	nodes, network := startNodes(t, 1)
+	leader := leaderOf(t, nodes)
+	leader.complete(leader.submit("first"))
+	rest := maps.Clone(nodes)
+	delete(rest, leader.member.Self())
+	entry := rest[sortedIDs(rest)[0]]
+	network.Isolate(raftlog.NodeID(entry.name), raftlog.NodeID(leader.name))
+	testenv.Eventually(t, "the node knows no leader", func() bool {
+		_, ok := entry.member.Leader(0)
+		return !ok
+	})
+	for i := range 3 {
+		if status, body := entry.do("POST", "/v1/dagrun", chain, fmt.Sprint("Idempotency-Key: cut-", i)); status != 200 {
+			t.Errorf("submission %d: %d %s", i, status, body)
+		}
+	}
+	if l, ok := entry.member.Leader(0); ok {
+		t.Errorf("the node has heard of the leader %s", l.Node)
+	}
+	run := leader.submit("cut-0")
+	entry.complete(run)
+}
