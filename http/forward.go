@@ -74,10 +74,8 @@ const (
 	// The pause between two attempts to find a leader doubles from the first to the longest.
 	firstForwardPause   = 10 * time.Millisecond
 	longestForwardPause = 200 * time.Millisecond
-	// forwardTick is the interval at which requests that wait for another node are looked at.
-	forwardTick = 250 * time.Millisecond
 	// graceTicks is how long a request waits on for the answer of a node that no longer leads: one that
-	// was frozen or has lost its disk does not answer any more.
+	// was frozen or has lost its disk does not answer any more. A tick is Config.forwardTick.
 	graceTicks = 4
 	// idleForwardConns is how many connections to a node are kept between requests.
 	idleForwardConns = 256
@@ -526,7 +524,7 @@ func (f *forwarder) close() {
 // engine is (watchLongCalls).
 func (f *forwarder) watchRequests() {
 	defer close(f.ended)
-	ticker := time.NewTicker(forwardTick)
+	ticker := time.NewTicker(f.s.cfg.forwardTick)
 	defer ticker.Stop()
 	for {
 		select {

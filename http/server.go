@@ -72,6 +72,8 @@ type Config struct {
 	// leaderWait is how long a request waits for a leader of its partition; default 4.5 s. A follower misses
 	// its leader after 1 to 2 s, and an election without a result is repeated after another 1 to 2 s.
 	leaderWait time.Duration
+	// forwardTick is the interval at which requests that wait for another node are looked at; default 250 ms.
+	forwardTick time.Duration
 }
 
 const (
@@ -234,6 +236,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.leaderWait <= 0 {
 		c.leaderWait = 4500 * time.Millisecond
+	}
+	if c.forwardTick <= 0 {
+		c.forwardTick = 250 * time.Millisecond
 	}
 	if c.heartbeat <= 0 {
 		c.heartbeat = 15 * time.Second
