@@ -32,18 +32,17 @@ type trackedAttempt struct {
 // An attempt of the table may have come in another session, of this server or a former one. w.mu is
 // held, and the present session has the order.
 func (w *Worker) enterOrder(o *executor.Order) (start bool) {
-	key := o.Key
-	a := w.attempts[key]
-	switch {
-	case a != nil && a.GrantedAt == o.GrantedAt:
-		w.link.addAttempt(w.session, key, a)
-	case a != nil, w.process.HasStarted(key):
-		w.link.outgoing.ReportIn(w.session).AddIgnored(key, workerpb.IgnoreReason_IGNORE_REASON_KEY_USED, w.session.Epoch)
-	case w.draining || w.stopping:
-		w.link.outgoing.ReportIn(w.session).AddRevoked(key, time.Now().UnixNano())
-	default:
-		w.attempts[key] = &trackedAttempt{Attempt: lifecycle.Attempt{GrantedAt: o.GrantedAt}}
+	key, p := o.Key, &w.partition
+	report := func() *workerpb.PartitionReport { return w.link.outgoing.ReportIn(p.session) }
+	switch p.enterOrder(key, o.GrantedAt, sinceBoot(), w.process.HasStarted(key), w.draining || w.stopping) {
+	case orderEntered:
 		return true
+	case orderKnown:
+		w.link.addAttempt(p.session, key, p.attempts[key])
+	case orderKeyUsed:
+		report().AddIgnored(key, workerpb.IgnoreReason_IGNORE_REASON_KEY_USED, p.session.Epoch)
+	case orderGivenBack, orderLeaseOver:
+		report().AddRevoked(key, time.Now().UnixNano())
 	}
 	return false
 }
@@ -56,7 +55,7 @@ func (w *Worker) recordIntents(orders []*executor.Order) error {
 	w.mu.Lock()
 	// From here on a compaction writes the intents, so that a new file has them too.
 	for _, o := range orders {
-		if a := w.attempts[o.Key]; a != nil {
+		if a := w.partition.attempts[o.Key]; a != nil {
 			a.MoveTo(lifecycle.Starting)
 			a.intentAt = at
 		}
@@ -80,7 +79,7 @@ func (w *Worker) recordIntents(orders []*executor.Order) error {
 func (w *Worker) withdrawIntent(o *executor.Order) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if a := w.attempts[o.Key]; a != nil && a.State() == lifecycle.Starting {
+	if a := w.partition.attempts[o.Key]; a != nil && a.State() == lifecycle.Starting {
 		a.MoveTo(lifecycle.Queued)
 		a.intentAt = 0
 		w.journal.add(func(b *recordBuffer) { b.addWithdrawn(o.Key) })
@@ -107,7 +106,7 @@ func (w *Worker) startPostponed(o *executor.Order, reason string, err error) {
 func (w *Worker) processStarted(o *executor.Order, pid int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if a := w.attempts[o.Key]; a != nil {
+	if a := w.partition.attempts[o.Key]; a != nil {
 		a.pid = pid
 		w.journal.add(func(b *recordBuffer) { b.addForked(o.Key, pid, a.intentAt) })
 	}
@@ -120,12 +119,12 @@ func (w *Worker) forgetEnds(keys []*workerpb.AttemptKey) {
 	w.mu.Lock()
 	for _, k := range keys {
 		key := workerpb.KeyOf(k)
-		if a := w.attempts[key]; a != nil && a.State() == lifecycle.Ended {
-			delete(w.attempts, key)
+		if a := w.partition.attempts[key]; a != nil && a.State() == lifecycle.Ended {
+			delete(w.partition.attempts, key)
 			w.wasBusy = true
 		}
 	}
-	drained := w.draining && len(w.attempts) == 0
+	drained := w.draining && len(w.partition.attempts) == 0
 	w.mu.Unlock()
 	if drained {
 		wakeUp(w.checkIdle)
@@ -138,7 +137,7 @@ func (w *Worker) startDrain() {
 	w.mu.Lock()
 	w.draining = true
 	var queued []messages.AttemptKey
-	for key, a := range w.attempts {
+	for key, a := range w.partition.attempts {
 		if a.State() == lifecycle.Queued {
 			queued = append(queued, key)
 		}
@@ -191,7 +190,7 @@ func (w *Worker) rewriteJournal() error {
 // the server gives them to another worker. w.mu is held.
 func (w *Worker) rewriteLocked() error {
 	return w.journal.rewrite(func(records *recordBuffer) {
-		for key, a := range w.attempts {
+		for key, a := range w.partition.attempts {
 			switch a.State() {
 			case lifecycle.Ended:
 				records.addFinished(a.end)

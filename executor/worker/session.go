@@ -122,13 +122,14 @@ func (w *Worker) Attach(stream attachStream) error {
 // setLink sets the link, or nil when its server has gone. The session of the former link is over, and
 // the next server may number its sessions from 1 again. The epoch stays: it only grows. mu is held.
 func (w *Worker) setLink(l *link) {
-	w.link, w.session.Number = l, 0
+	w.link = l
+	w.partition.endSession()
 	w.wasBusy = true
 }
 
 // isLed reports whether the present server has begun a session. Before that it hears nothing of
 // attempts, and the first report of its session tells it all. mu is held.
-func (w *Worker) isLed() bool { return w.link != nil && w.session.Number != 0 }
+func (w *Worker) isLed() bool { return w.link != nil && w.partition.session.Number != 0 }
 
 // beginSession answers a Lead. It tells the whole table, which ends with Synced: so a server that was
 // away, or is a new one, hears of each attempt, and may conclude from what it does not hear. An attempt that
@@ -141,16 +142,13 @@ func (w *Worker) beginSession(l *link, lead *workerpb.Lead) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case w.link != l:
+	if w.link != l {
 		return nil
-	case s.Epoch < w.session.Epoch:
-		l.outgoing.ReportIn(s).AddIgnored(messages.AttemptKey{}, workerpb.IgnoreReason_IGNORE_REASON_STALE_EPOCH, w.session.Epoch)
-	case s.Epoch == w.session.Epoch && s.Number <= w.session.Number:
-		l.outgoing.ReportIn(s).AddIgnored(messages.AttemptKey{}, workerpb.IgnoreReason_IGNORE_REASON_STALE_SESSION, w.session.Epoch)
-	default:
-		w.session = s
-		for key, a := range w.attempts {
+	}
+	if reason, begun := w.partition.beginSession(s); !begun {
+		l.outgoing.ReportIn(s).AddIgnored(messages.AttemptKey{}, reason, w.partition.session.Epoch)
+	} else {
+		for key, a := range w.partition.attempts {
 			l.addAttempt(s, key, a)
 		}
 		if w.draining {
@@ -300,9 +298,9 @@ func (w *Worker) handleOrders(l *link, orders *workerpb.PartitionOrders) error {
 		}
 	}
 	w.mu.Lock()
-	accepted := w.isLed() && w.session == workerpb.SessionOf(orders)
+	reason, accepted := w.partition.checkSession(workerpb.SessionOf(orders))
 	if !accepted && w.link == l {
-		w.refuseOrders(orders)
+		w.refuseOrders(orders, reason)
 	}
 	w.mu.Unlock()
 	if !accepted {
@@ -321,14 +319,10 @@ func (w *Worker) handleOrders(l *link, orders *workerpb.PartitionOrders) error {
 }
 
 // refuseOrders answers each order with Ignored, in its own session. w.mu is held, and there is a link.
-func (w *Worker) refuseOrders(orders *workerpb.PartitionOrders) {
+func (w *Worker) refuseOrders(orders *workerpb.PartitionOrders, reason workerpb.IgnoreReason) {
 	s := workerpb.SessionOf(orders)
-	reason := workerpb.IgnoreReason_IGNORE_REASON_STALE_SESSION
-	if s.Epoch != w.session.Epoch {
-		reason = workerpb.IgnoreReason_IGNORE_REASON_STALE_EPOCH
-	}
 	for _, o := range orders.Orders {
-		w.link.outgoing.ReportIn(s).AddIgnored(workerpb.KeyOf(o), reason, w.session.Epoch)
+		w.link.outgoing.ReportIn(s).AddIgnored(workerpb.KeyOf(o), reason, w.partition.session.Epoch)
 	}
 }
 
@@ -373,7 +367,7 @@ func (w *Worker) takeReports(reports ...executor.Report) {
 // enterReport enters a report; end is the encoded report if its kind is Finished. It reports whether
 // the server should hear of it at once. w.mu is held.
 func (w *Worker) enterReport(r *executor.Report, end []byte, short bool) (urgent bool) {
-	a := w.attempts[r.Key]
+	a := w.partition.attempts[r.Key]
 	if a == nil {
 		return false // not ordered by a server
 	}
@@ -387,7 +381,7 @@ func (w *Worker) enterReport(r *executor.Report, end []byte, short bool) (urgent
 		w.journal.add(func(b *recordBuffer) { b.addFinished(end) })
 		urgent = w.draining || short
 	case executor.Revoked:
-		delete(w.attempts, r.Key)
+		delete(w.partition.attempts, r.Key)
 		urgent = true
 	}
 	w.wasBusy = true
@@ -395,9 +389,9 @@ func (w *Worker) enterReport(r *executor.Report, end []byte, short bool) (urgent
 		return urgent
 	}
 	if r.Kind == executor.Revoked {
-		w.link.outgoing.ReportIn(w.session).AddRevoked(r.Key, r.At)
+		w.link.outgoing.ReportIn(w.partition.session).AddRevoked(r.Key, r.At)
 	} else {
-		w.link.addAttempt(w.session, r.Key, a)
+		w.link.addAttempt(w.partition.session, r.Key, a)
 	}
 	if w.draining {
 		w.setUsage(w.link.outgoing)

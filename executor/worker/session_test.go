@@ -84,8 +84,8 @@ func TestFramesOfAReplacedServerAreIgnored(t *testing.T) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.attempts) != 0 || g.stopping {
-		t.Errorf("book %v, stopping %v", g.attempts, g.stopping)
+	if len(g.partition.attempts) != 0 || g.stopping {
+		t.Errorf("book %v, stopping %v", g.partition.attempts, g.stopping)
 	}
 }
 

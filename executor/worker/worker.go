@@ -53,15 +53,14 @@ type Worker struct {
 	frameMu sync.Mutex
 
 	mu            sync.Mutex
-	attempts      attemptTable
-	link          *link            // nil when no server is attached
-	session       workerpb.Session // the newest one of partition 0: its highest epoch; number 0 when the link has begun none
-	draining      bool             // queued orders were given back, and no order is accepted
-	stopping      bool             // the attempts that run are being ended
-	released      bool             // the registry does not name the worker any more, so the folder may go
-	wasBusy       bool             // since the last isBusy
-	lastComplaint time.Time        // about a journal that cannot be written
-	nextRepair    time.Time        // before it a broken journal is left alone
+	partition     partition // the only one: 0, without leases
+	link          *link     // nil when no server is attached
+	draining      bool      // queued orders were given back, and no order is accepted
+	stopping      bool      // the attempts that run are being ended
+	released      bool      // the registry does not name the worker any more, so the folder may go
+	wasBusy       bool      // since the last isBusy
+	lastComplaint time.Time // about a journal that cannot be written
+	nextRepair    time.Time // before it a broken journal is left alone
 }
 
 // Run is the whole life of a worker process. It returns nil when the worker was told to stop, was
@@ -109,7 +108,7 @@ func inheritFolder(cfg Config) (*Folder, net.Listener, error) {
 // newWorker makes a worker whose folder is locked, and begins its journal. The journal comes last: a folder
 // without one is that of a worker that never served. Attempts start once a server tells the capacity.
 func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err error) {
-	w = &Worker{folder: folder, log: log, attempts: attemptTable{},
+	w = &Worker{folder: folder, log: log, partition: partition{attempts: attemptTable{}},
 		checkIdle: make(chan struct{}, 1), journalPending: make(chan struct{}, 1), stopped: make(chan struct{})}
 	if err := w.settings.loadFrom(folder.Path); err != nil {
 		return nil, fmt.Errorf("worker's settings: %w", err)
@@ -178,7 +177,7 @@ func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	w.server.Stop()
 	err := w.process.Close()
 	w.mu.Lock()
-	left := len(w.attempts) // ends that are not acknowledged
+	left := len(w.partition.attempts) // ends that are not acknowledged
 	released := w.released
 	w.mu.Unlock()
 	if left == 0 && err == nil {
@@ -235,12 +234,12 @@ func (w *Worker) isBusy() (busy, drained bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	busy = w.wasBusy || w.link != nil
-	for _, a := range w.attempts {
+	for _, a := range w.partition.attempts {
 		// The next server finds the ends in the journal: they need no process.
 		busy = busy || a.State() != lifecycle.Ended
 	}
 	w.wasBusy = false
-	return busy, w.draining && len(w.attempts) == 0
+	return busy, w.draining && len(w.partition.attempts) == 0
 }
 
 // stopAttempts ends all attempts, tells the server, and lets the worker end once the server has heard
