@@ -38,5 +38,5 @@
 // Locks: Worker.frameMu is held over each frame; then Worker.mu, which guards the table, the
 // link and the session; then journal.mu. executor.Process calls back with no lock of its own held.
 //
-// Reading order: worker.go, session.go, attempts.go, journal.go, dead_worker.go.
+// Reading order: worker.go, session.go, partition.go, attempts.go, journal.go, dead_worker.go.
 package worker
