@@ -11,7 +11,7 @@ import (
 )
 
 // partition is what a worker knows of a partition: the session of its leader, its attempts, and the lease
-// under which they may run. It decides and does nothing else: without a clock, a lock or I/O. Its caller
+// under which they may run. It only decides, without a clock, a lock or I/O. Its caller
 // passes the time, holds a lock, and carries out what partition answers.
 //
 // Times are nanoseconds since boot (sinceBoot), a clock that goes on while the machine sleeps.

@@ -127,7 +127,7 @@ func (w *Worker) setLink(l *link) {
 	w.wasBusy = true
 }
 
-// isLed reports whether the present server has begun a session. Before that it hears nothing of
+// isLed reports whether the present server has begun a session. Until then the worker does not tell it of
 // attempts, and the first report of its session tells it all. mu is held.
 func (w *Worker) isLed() bool { return w.link != nil && w.partition.session.Number != 0 }
 
