@@ -10,8 +10,8 @@
 //
 // Rules, in the words of package internal/model:
 //
-//  1. A worker is led by Lead. Its first report of the session decides about the attempts whose rows name it,
-//     and no later report does (AbsenceFromFirstReport).
+//  1. Lead begins a session with a worker. Only the first report of a session proves that the worker does not
+//     have an attempt whose row names it (AbsenceFromFirstReport).
 //  2. An attempt of a former epoch is ordered under its number only when its worker has reported without it
 //     (ResumeHearsAll, PlacedGrants).
 //  3. An order that comes back is believed in the first report of a later session: the order itself may be
@@ -21,7 +21,7 @@
 //     under a number that is used up (SilentIsLost).
 //  5. A lease is renewed only in a session that was heard. Else an order of a former session could begin under
 //     the renewal.
-//  6. What a dead worker has left is what its successor says. What the successor does not name has not begun if
+//  6. The successor of a dead worker speaks for it. An attempt that the successor does not name has not begun if
 //     the journal is complete, and is lost otherwise (TornJournalProvesNothing).
 //
 // The caller keeps the others: it orders what is committed (CommitBeforeOrder), renews after a check that it

@@ -88,6 +88,7 @@ func (t *Table) placeAttempt(a *trackedAttempt, grantedAt, at int64) bool {
 		}
 		return false
 	case a.standing != placed && a.isForeign(grantedAt):
+		a.GrantedAt = grantedAt
 		t.refuseForeign(a, at)
 		return false
 	}
@@ -147,8 +148,8 @@ func (t *Table) onFinished(w *knownWorker, end *executor.Report, at int64) {
 }
 
 // isReturned reports whether an order of the table has come back from a worker, which has not begun it and
-// does not have it. Whether the engine has asked for that makes no difference: the first report of a later
-// session proves it.
+// does not have it. The first report of a later session has to prove that, whether the engine has asked for
+// the order or not.
 func (t *Table) isReturned(w *knownWorker, key messages.AttemptKey) bool {
 	a := t.attempts[key]
 	return a != nil && a.worker == w && a.State() == lifecycle.Queued && a.standing == placed

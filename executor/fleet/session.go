@@ -106,14 +106,14 @@ func (t *Table) Heartbeat(worker string) {
 		return
 	}
 	w.silentTicks, w.silent = 0, false
-	if w.link != nil && w.state == sessionNone {
+	if w.link != nil && w.state == sessionNone && !w.dead {
 		t.beginSession(w)
 	}
 }
 
 // Renew renews the worker's lease in answer to a heartbeat. The caller has made sure that it leads, by a check that
-// began after Heartbeat. A session that was not heard renews nothing: an order of the session before could
-// begin under the renewal, although it was lost to the silence in between. The first renewal of a
+// began after Heartbeat. A session that was not heard does not renew the lease: an order of the session before
+// could begin under it, although the attempt was lost to the silence in between. The first renewal of a
 // session releases the orders that waited for it.
 func (t *Table) Renew(worker string, heartbeat uint64, at int64) {
 	w := t.workers[worker]
@@ -221,6 +221,7 @@ func (t *Table) completeReport(w *knownWorker, at int64) {
 		}
 	}
 	for _, p := range w.predecessors {
+		p.worker.link, p.worker.state = nil, sessionNone
 		t.concludeDeath(p.worker, p.complete, at)
 	}
 }

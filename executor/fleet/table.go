@@ -40,7 +40,7 @@ type Table struct {
 //
 //	fresh       its worker does not have it: it was granted in this epoch, or the worker has said so.
 //	            It is ordered when the worker may be given orders, or given back
-//	unresolved  it may be at its worker, whose first report decides. It is lost if there is none
+//	unresolved  it may be at its worker, whose first report decides. It is lost if that report does not come
 //	placed      it was ordered, or its worker has reported it
 //
 // An attempt goes from fresh to placed and from unresolved to any other. It returns from placed to unresolved
@@ -102,7 +102,7 @@ func (l *attemptList) remove(a *trackedAttempt) {
 	a.previous, a.next = nil, nil
 }
 
-// all yields the attempts. The one that was yielded may be removed meanwhile.
+// all yields the attempts. The loop may remove the one that it has got.
 func (l *attemptList) all() iter.Seq[*trackedAttempt] {
 	return func(yield func(*trackedAttempt) bool) {
 		for a := l.first; a != nil; {
