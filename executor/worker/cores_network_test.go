@@ -34,8 +34,8 @@ type coreMachine struct {
 	rate         int64 // of its clock, in thousandths of the right one
 	worker       *coreWorker
 	incarnation  int
-	frozen       bool // the worker is stopped
-	draining     bool
+	frozen       bool                           // the worker is stopped
+	draining     bool                           // the worker accepts no more orders
 	gone         bool                           // it is lost with its disk
 	torn         bool                           // the journal was cut by a power failure
 	processes    map[messages.AttemptKey]bool   // true: it lives; false: it has exited by itself
@@ -424,6 +424,9 @@ func (n *coreNode) takeHeartbeat(l *coreLink, number uint64) {
 		return
 	}
 	e.table.Heartbeat(l.worker.name)
+	if l.worker == l.worker.machine.worker && l.worker.machine.draining {
+		e.table.Drain(l.worker.name, c.now)
+	}
 	renew := func() {
 		if n.engine == e && n.leads() {
 			e.table.Renew(l.worker.name, number, c.now)

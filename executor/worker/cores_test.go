@@ -179,7 +179,7 @@ func (c *cores) injectFault(n *coreNode, m *coreMachine) {
 	case 15, 16, 17:
 		m.frozen = false
 	case 18:
-		m.draining = !m.draining && m.worker.up
+		m.draining = true
 	case 19, 20:
 		c.declareDeaths()
 	}
@@ -252,7 +252,9 @@ func (c *cores) crashNode(n *coreNode) {
 }
 
 // leads reports whether the node leads in the epoch of its engine, as a check against a majority would say.
-func (n *coreNode) leads() bool { return n.engine != nil && n.c.leader == n && n.engine.epoch == n.c.term }
+func (n *coreNode) leads() bool {
+	return n.engine != nil && n.c.leader == n && n.engine.epoch == n.c.term
+}
 
 // changeEngine ends an engine whose node does not lead any more, or begins one on the node that leads, when
 // all entries of the term are resolved.
@@ -260,6 +262,8 @@ func (n *coreNode) changeEngine() {
 	c := n.c
 	switch {
 	case n.frozen:
+	case c.leader == nil && c.chance(3):
+		c.electLeader(n)
 	case n.engine != nil:
 		if !n.leads() && c.chance(3) {
 			n.engine = nil
