@@ -42,11 +42,8 @@ func (t *Table) Hear(worker string, link Link, report *workerpb.PartitionReport,
 		returned = t.isReturned(w, workerpb.KeyOf(m)) || returned
 	}
 	for _, m := range report.Ignored {
-		switch m.Reason {
-		case workerpb.IgnoreReason_IGNORE_REASON_KEY_USED:
+		if m.Reason == workerpb.IgnoreReason_IGNORE_REASON_KEY_USED { // else it says nothing about the attempt
 			t.onKeyUsed(w, workerpb.KeyOf(m), at)
-		case workerpb.IgnoreReason_IGNORE_REASON_LEASE_OVER:
-			returned = t.isReturned(w, workerpb.KeyOf(m)) || returned
 		}
 	}
 	switch {
@@ -147,9 +144,8 @@ func (t *Table) onFinished(w *knownWorker, end *executor.Report, at int64) {
 	}
 }
 
-// isReturned reports whether an order of the table has come back from a worker, which has not begun it and
-// does not have it. The first report of a later session has to prove that, whether the engine has asked for
-// the order or not.
+// isReturned reports whether an order of the table has come back from a worker, which has not begun it: because
+// it drains, its lease is over, or the engine wants the order back. The first report of a later session proves it.
 func (t *Table) isReturned(w *knownWorker, key messages.AttemptKey) bool {
 	a := t.attempts[key]
 	return a != nil && a.worker == w && a.State() == lifecycle.Queued && a.standing == placed

@@ -200,12 +200,15 @@ func (t *Table) Drain(worker string, at int64) {
 func (t *Table) completeReport(w *knownWorker, at int64) {
 	w.state, w.silentTicks, w.silent = sessionHeard, 0, false
 	for a := range w.attempts.all() {
-		switch {
+		switch listed := a.listedIn == w.session.Number; {
 		case a.State() == lifecycle.Ended:
-		case a.listedIn == w.session.Number:
-			if a.order != nil {
-				t.sendWithdrawal(a, at)
-			} else if t.isOrphan(a.key) {
+			if listed && a.lost { // it may live on
+				w.link.AddKill(w.session, a.key, t.config.OrphanGrace)
+			}
+		case listed && a.order != nil:
+			t.sendWithdrawal(a, at)
+		case listed:
+			if t.isOrphan(a.key) {
 				t.discardOrphan(a)
 			}
 		case a.order == nil:

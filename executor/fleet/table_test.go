@@ -13,9 +13,14 @@ import (
 
 const (
 	keyUsed      = workerpb.IgnoreReason_IGNORE_REASON_KEY_USED
-	leaseOver    = workerpb.IgnoreReason_IGNORE_REASON_LEASE_OVER
 	staleEpoch   = workerpb.IgnoreReason_IGNORE_REASON_STALE_EPOCH
 	staleSession = workerpb.IgnoreReason_IGNORE_REASON_STALE_SESSION
+)
+
+// Effects of ends, as the rig records them.
+const (
+	succeeded = "report: succeeded "
+	lost      = "report: lost "
 )
 
 // rig is a table whose effects are recorded, as lines in the order in which they came.
@@ -33,9 +38,9 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 	g := &rig{t: t, links: map[string]*recordedLink{}}
 	c := Config{Epoch: 4, LastSession: &g.lastSession, OrphanGrace: time.Second}
 	c.Report = func(r executor.Report) {
-		kind := [...]string{"started", "ended", "revoked"}[r.Kind]
-		if r.Kind == executor.Finished {
-			kind = "ended " + r.Record.Result.String()
+		kind := [...]string{"started", "succeeded", "revoked"}[r.Kind]
+		if r.Record.Result == messages.AttemptLost {
+			kind = "lost"
 		}
 		g.record("report: %s %d", kind, r.Key.Task)
 	}
@@ -159,12 +164,6 @@ func ignored(task uint32, reason workerpb.IgnoreReason) func(*workerpb.Partition
 	return func(r *workerpb.PartitionReport) { r.AddIgnored(key(task), reason, 6) }
 }
 
-// succeeded is how the recorder shows a good end.
-var succeeded = "report: ended " + messages.AttemptSucceeded.String() + " "
-
-// lost is how it shows a loss.
-var lost = "report: ended " + messages.AttemptLost.String() + " "
-
 // TestEveryConnectionIsLed: each Hello is answered by Lead with the next number, whether rows name the worker or not.
 // Orders go out in a session that was heard, and attempts stay placed when the link breaks.
 func TestEveryConnectionIsLed(t *testing.T) {
@@ -229,30 +228,26 @@ func TestOrdersWaitForARenewal(t *testing.T) {
 // TestOrderThatComesBackEndsTheSession: the first report of the next session decides, whether the engine has asked
 // for the order or not.
 func TestOrderThatComesBackEndsTheSession(t *testing.T) {
-	for name, back := range map[string]func(*workerpb.PartitionReport){"revoked": revoked(1), "lease over": ignored(1, leaseOver)} {
-		t.Run(name, func(t *testing.T) {
-			g := newRig(t)
-			g.connect("a")
-			g.hear("a", synced)
-			g.start("a", 1)
-			g.hear("a", back)
-			g.hearIn("a", workerpb.Session{Epoch: 4, Number: 1}, back)
-			g.expect("a: lead 1 of epoch 4", "a: order 1 in 1", "a: lead 2 of epoch 4")
-			g.hear("a", synced)
-			g.expect("a: order 1 in 2")
-			g.Revoke(key(1), 9)
-			g.hear("a", back)
-			g.hear("a", synced)
-			g.expect("a: revocation 1 in 2", "a: lead 3 of epoch 4", "report: revoked 1")
-			g.start("a", 2)
-			g.hear("a", revoked(2))
-			g.Drain("a", 9)
-			g.expect("a: order 2 in 3", "a: lead 4 of epoch 4")
-			g.hear("a", synced)
-			g.start("a", 3)
-			g.expect("report: revoked 2", "report: revoked 3")
-		})
-	}
+	g := newRig(t)
+	g.connect("a")
+	g.hear("a", synced)
+	g.start("a", 1)
+	g.hear("a", revoked(1))
+	g.hearIn("a", workerpb.Session{Epoch: 4, Number: 1}, revoked(1))
+	g.expect("a: lead 1 of epoch 4", "a: order 1 in 1", "a: lead 2 of epoch 4")
+	g.hear("a", synced)
+	g.expect("a: order 1 in 2")
+	g.Revoke(key(1), 9)
+	g.hear("a", revoked(1))
+	g.hear("a", synced)
+	g.expect("a: revocation 1 in 2", "a: lead 3 of epoch 4", "report: revoked 1")
+	g.start("a", 2)
+	g.hear("a", revoked(2))
+	g.Drain("a", 9)
+	g.expect("a: order 2 in 3", "a: lead 4 of epoch 4")
+	g.hear("a", synced)
+	g.start("a", 3)
+	g.expect("report: revoked 2", "report: revoked 3")
 }
 
 // TestSilenceEndsTheSessionFirst: attempts that a silent worker may have are lost, and others are given back. A
@@ -289,7 +284,7 @@ func TestSilenceEndsTheSessionFirst(t *testing.T) {
 	g.hear("a", started(2), synced)
 	g.Renew("a", 4, 9)
 	g.Acknowledge(key(1), key(2))
-	g.expect("a: renewal 4 of epoch 4", "a: acknowledgement 1", "a: acknowledgement 2")
+	g.expect("a: kill 2 in 3", "a: renewal 4 of epoch 4", "a: acknowledgement 1", "a: acknowledgement 2")
 }
 
 // TestLostAttemptIsEndedWhereItLives: the operator may be wrong about a worker.
@@ -398,7 +393,7 @@ func TestOrphansAreEnded(t *testing.T) {
 	g.ResumeDone(1)
 	g.expect("a: kill 1 in 1", "a: kill 2 in 1", "a: acknowledgement 4")
 	g.hear("a", finished(2), started(5), finished(6))
-	g.expect("a: acknowledgement 2", "a: kill 5 in 1", "a: acknowledgement 6")
+	g.expect("a: kill 5 in 1", "a: acknowledgement 2", "a: acknowledgement 6")
 	g.disconnect("a")
 	g.connect("a")
 	g.hear("a", started(5), synced)

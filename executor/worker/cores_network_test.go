@@ -535,11 +535,8 @@ func (l *coreLink) AddOrder(s workerpb.Session, o *executor.Order) {
 			w.tellAttempt(key)
 		case orderKeyUsed:
 			w.ignore(l, s, key, workerpb.IgnoreReason_IGNORE_REASON_KEY_USED)
-		case orderGivenBack:
+		case orderGivenBack, orderLeaseOver:
 			w.giveBack(key)
-		case orderLeaseOver:
-			w.ignore(l, s, key, workerpb.IgnoreReason_IGNORE_REASON_LEASE_OVER)
-			w.machine.c.counts["orders that came back"]++
 		}
 	})
 }

@@ -37,6 +37,7 @@ var plainPackages = []string{
 	"dag/specjson",
 	"executor",
 	"executor/executortest",
+	"executor/fleet",
 	"executor/lifecycle",
 	"executor/procfs",
 	"executor/remote",

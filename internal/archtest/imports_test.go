@@ -15,6 +15,7 @@ var may = map[string][]string{
 	"persistence":             {"dag", "messages", "internal/idtable", "internal/lengthprefix", "internal/vfs", "persistence/commitlog", "persistence/badgerguard"},
 	"persistence/badgerguard": {"internal/vfs"},
 	"executor":                {"executor/procfs", "messages", "internal/outputs", "internal/vfork"},
+	"executor/fleet":          {"executor", "executor/lifecycle", "executor/workerpb", "messages"},
 	"executor/lifecycle":      {},
 	"executor/procfs":         {},
 	"executor/remote":         {"executor", "executor/lifecycle", "executor/procfs", "executor/worker", "executor/workerpb", "messages", "internal/outputs", "internal/vfs"},
