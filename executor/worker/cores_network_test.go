@@ -223,7 +223,7 @@ func (c *cores) noticeBreak() {
 
 // killWorker ends the worker's process with its memory. The processes of its attempts live on.
 func (m *coreMachine) killWorker() {
-	m.worker.up = false
+	m.worker.up, m.frozen = false, false
 	for _, l := range m.worker.links {
 		l.openAtWorker = false
 	}

@@ -91,7 +91,7 @@ type cores struct {
 	losses   int      // of machines
 	frames   []coreFrame
 	starts   map[messages.AttemptKey]int
-	counts   map[string]int // of what happened, so that a test of nothing is noticed
+	counts   map[string]int // of what happened
 	broken   error
 }
 
@@ -126,7 +126,7 @@ func coreKey(task, attempt uint32) messages.AttemptKey {
 func (c *cores) step() {
 	n, m := c.nodes[c.random.IntN(len(c.nodes))], c.machines[c.random.IntN(len(c.machines))]
 	switch roll := c.random.IntN(1000); {
-	case roll < 400:
+	case roll < 430:
 		c.deliverFrame()
 	case roll < 500:
 		c.passTime()
@@ -134,7 +134,7 @@ func (c *cores) step() {
 		c.commitProposal()
 	case roll < 700:
 		n.stepEngine()
-	case roll < 790:
+	case roll < 820:
 		m.stepWorker()
 	case roll < 850:
 		m.sendHeartbeat()
