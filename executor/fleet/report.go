@@ -155,7 +155,11 @@ func (t *Table) isReturned(w *knownWorker, key messages.AttemptKey) bool {
 // belongs to another history. A new number can begin.
 func (t *Table) onKeyUsed(w *knownWorker, key messages.AttemptKey, at int64) {
 	a := t.attempts[key]
-	if a == nil || a.worker != w || a.State() != lifecycle.Queued || a.standing != placed || a.order == nil {
+	switch {
+	case a == nil || a.worker != w || a.State() != lifecycle.Queued || a.standing != placed:
+		return
+	case a.order == nil: // its run orders it again, and is told then
+		t.removeAttempt(a)
 		return
 	}
 	t.complain("a worker refused an order: an attempt of this number has run before", a)
