@@ -9,13 +9,13 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Hear takes in what a worker says in a session, in the order that the protocol says: the states of attempts
-// before Synced, which claims that all were told. A report of a session that is over is dropped, as the
-// first report of the present one says the same, or more. The error names a malformed report, which ends
-// the connection.
+// Hear takes in what a worker says in a session, in the order that the protocol says: the states of
+// attempts before Synced, which claims that all were told. A report of a session that is over is
+// dropped, as the first report of the present one says the same, or more. The error names a malformed
+// report, which ends the connection.
 //
-// An order that comes back ends the session: the first report of the next one decides. That report also has what
-// the present one would have said, if it was not heard yet.
+// An order that comes back ends the session: the first report of the next one decides. That report also
+// has what the present one would have said, if it was not heard yet.
 func (t *Table) Hear(worker string, link Link, report *workerpb.PartitionReport, at int64) error {
 	for _, m := range report.Ignored {
 		t.highestEpoch = max(t.highestEpoch, m.Epoch)
@@ -55,8 +55,8 @@ func (t *Table) Hear(worker string, link Link, report *workerpb.PartitionReport,
 	return nil
 }
 
-// attemptOf returns the attempt that a worker speaks of, and enters it if it is new. An attempt without an order
-// is kept until ResumeDone. The result is nil when the attempt was granted to another worker.
+// attemptOf returns the attempt that a worker speaks of, and enters it if it is new. An attempt without
+// an order is kept until ResumeDone. The result is nil when the attempt was granted to another worker.
 func (t *Table) attemptOf(w *knownWorker, key messages.AttemptKey) *trackedAttempt {
 	a := t.attempts[key]
 	switch {
@@ -75,8 +75,8 @@ func (t *Table) attemptOf(w *knownWorker, key messages.AttemptKey) *trackedAttem
 	return a
 }
 
-// placeAttempt takes in that a worker has the attempt, and reports whether to go on with it. If it is lost, it
-// is ended: its task may run again under the next number. So is an attempt of another history.
+// placeAttempt takes in that a worker has the attempt, and reports whether to go on with it. If it is
+// lost, it is ended: its task may run again under the next number. So is an attempt of another history.
 func (t *Table) placeAttempt(a *trackedAttempt, grantedAt, at int64) bool {
 	switch {
 	case a.State() == lifecycle.Ended:
@@ -93,8 +93,8 @@ func (t *Table) placeAttempt(a *trackedAttempt, grantedAt, at int64) bool {
 	return true
 }
 
-// onQueued takes in that an order waits in a worker, as the worker says for each one in the first report of a
-// session, and in answer to an order that it has already.
+// onQueued takes in that an order waits in a worker, as the worker says for each one in the first
+// report of a session, and in answer to an order that it has already.
 func (t *Table) onQueued(w *knownWorker, key messages.AttemptKey, grantedAt, at int64) {
 	a := t.attemptOf(w, key)
 	if a == nil || !t.placeAttempt(a, grantedAt, at) {
@@ -144,15 +144,16 @@ func (t *Table) onFinished(w *knownWorker, end *executor.Report, at int64) {
 	}
 }
 
-// isReturned reports whether an order of the table has come back from a worker, which has not begun it: because
-// it drains, its lease is over, or the engine wants the order back. The first report of a later session proves it.
+// isReturned reports whether an order of the table has come back from a worker, which has not begun it:
+// because it drains, its lease is over, or the engine wants the order back. The first report of a later
+// session proves it.
 func (t *Table) isReturned(w *knownWorker, key messages.AttemptKey) bool {
 	a := t.attempts[key]
 	return a != nil && a.worker == w && a.State() == lifecycle.Queued && a.standing == placed
 }
 
-// onKeyUsed takes in that the number of an order is used up: the end of that attempt is acknowledged, or
-// belongs to another history. A new number can begin.
+// onKeyUsed takes in that the number of an order is used up: the end of that attempt is acknowledged,
+// or belongs to another history. A new number can begin.
 func (t *Table) onKeyUsed(w *knownWorker, key messages.AttemptKey, at int64) {
 	a := t.attempts[key]
 	switch {

@@ -7,8 +7,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// knownWorker is a worker that is connected, or that a grant names. A worker is one process: a name is never used
-// again. It stays in the table as long as the engine lives.
+// knownWorker is a worker that is connected, or that a grant names. A worker is one process: a name is
+// never used again. It stays in the table as long as the engine lives.
 type knownWorker struct {
 	name         string
 	attempts     attemptList
@@ -46,15 +46,15 @@ const (
 	sessionHeard
 )
 
-// Predecessor names a dead worker for which a worker speaks that connects. Complete says that the journal of the
-// dead worker proves that what it does not name has not begun.
+// Predecessor names a dead worker for which a worker speaks that connects. Complete says that the
+// journal of the dead worker proves that what it does not name has not begun.
 type Predecessor struct {
 	Name     string
 	Complete bool
 }
 
-// workerOf returns the worker of this name, and enters it if it is new: its silence counts from now on, which is
-// not before the takeover.
+// workerOf returns the worker of this name, and enters it if it is new: its silence counts from now on,
+// which is not before the takeover.
 func (t *Table) workerOf(name string) *knownWorker {
 	w := t.workers[name]
 	if w == nil {
@@ -65,13 +65,14 @@ func (t *Table) workerOf(name string) *knownWorker {
 	return w
 }
 
-// mayOrder reports whether the worker may be given orders: with leases, only after a renewal in this session.
+// mayOrder reports whether the worker may be given orders: with leases, only after a renewal in this
+// session.
 func (t *Table) mayOrder(w *knownWorker) bool {
 	return w.state == sessionHeard && (w.renewed || t.config.SilenceTicks == 0)
 }
 
-// Connect says that a worker is connected, and has said hello. It is led at once, whether rows name it or not: a new
-// attempt needs a session that was heard. The link takes the place of a former one.
+// Connect says that a worker is connected, and has said hello. It is led at once, whether rows name it
+// or not: a new attempt needs a session that was heard. The link takes the place of a former one.
 func (t *Table) Connect(worker string, predecessors []Predecessor, link Link) {
 	w := t.workerOf(worker)
 	w.link, w.predecessors = link, nil
@@ -90,8 +91,8 @@ func (t *Table) Disconnect(worker string, link Link) {
 	}
 }
 
-// beginSession sends Lead with the next number. The worker refuses orders of all sessions before as soon as it
-// has this one, and its first report says what it has.
+// beginSession sends Lead with the next number. The worker refuses orders of all sessions before as
+// soon as it has this one, and its first report says what it has.
 func (t *Table) beginSession(w *knownWorker) {
 	*t.config.LastSession++
 	w.session = workerpb.Session{Partition: t.config.Partition, Epoch: t.config.Epoch, Number: *t.config.LastSession}
@@ -111,10 +112,10 @@ func (t *Table) Heartbeat(worker string) {
 	}
 }
 
-// Renew renews the worker's lease in answer to a heartbeat. The caller has made sure that it leads, by a check that
-// began after Heartbeat. A session that was not heard does not renew the lease: an order of the session before
-// could begin under it, although the attempt was lost to the silence in between. The first renewal of a
-// session releases the orders that waited for it.
+// Renew renews the worker's lease in answer to a heartbeat. The caller has made sure that it leads, by
+// a check that began after Heartbeat. A session that was not heard does not renew the lease: an order
+// of the session before could begin under it, although the attempt was lost to the silence in between.
+// The first renewal of a session releases the orders that waited for it.
 func (t *Table) Renew(worker string, heartbeat uint64, at int64) {
 	w := t.workers[worker]
 	if w == nil || w.state != sessionHeard {
@@ -136,8 +137,8 @@ func (t *Table) decideFresh(w *knownWorker, at int64) {
 	}
 }
 
-// Tick counts the silence of all workers. The caller's ticks are counted and not measured: a leader that was frozen
-// hears its sockets before it counts on.
+// Tick counts the silence of all workers. The caller's ticks are counted and not measured: a leader
+// that was frozen hears its sockets before it counts on.
 func (t *Table) Tick(at int64) {
 	if t.config.SilenceTicks == 0 {
 		return
@@ -150,10 +151,10 @@ func (t *Table) Tick(at int64) {
 	}
 }
 
-// Died says that a worker is dead: its successor on its machine, its server or the operator says so. ends are what
-// its journal has; begun attempts without an end are among them, as lost. Others have not begun if the
-// journal is complete, and are lost otherwise. link, which may be nil, gets the acknowledgements of the
-// ends.
+// Died says that a worker is dead: its successor on its machine, its server or the operator says so.
+// ends are what its journal has; begun attempts without an end are among them, as lost. Others have not
+// begun if the journal is complete, and are lost otherwise. link, which may be nil, gets the
+// acknowledgements of the ends.
 func (t *Table) Died(worker string, complete bool, ends []executor.Report, link Link, at int64) {
 	w := t.workerOf(worker)
 	w.link, w.state = link, sessionNone
@@ -169,8 +170,8 @@ func (t *Table) concludeDeath(w *knownWorker, complete bool, at int64) {
 	t.decideAll(w, at)
 }
 
-// decideAll decides about all attempts of a worker that has not said, and cannot say, what became of them. An attempt
-// that has started and whose end is not known is lost, whatever a journal says.
+// decideAll decides about all attempts of a worker that has not said, and cannot say, what became of
+// them. An attempt that has started and whose end is not known is lost, whatever a journal says.
 func (t *Table) decideAll(w *knownWorker, at int64) {
 	for a := range w.attempts.all() {
 		switch {
@@ -195,8 +196,8 @@ func (t *Table) Drain(worker string, at int64) {
 	t.decideFresh(w, at)
 }
 
-// completeReport takes in that the worker has told all that it knows. An attempt that it did not name has not begun.
-// Kills and revocations that may have been lost with a former session are sent again.
+// completeReport takes in that the worker has told all that it knows. An attempt that it did not name
+// has not begun. Kills and revocations that may have been lost with a former session are sent again.
 func (t *Table) completeReport(w *knownWorker, at int64) {
 	w.state, w.silentTicks, w.silent = sessionHeard, 0, false
 	for a := range w.attempts.all() {

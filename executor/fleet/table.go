@@ -15,9 +15,9 @@ type Config struct {
 	Partition   uint32
 	Epoch       uint64  // of the engine; 0 on a single node
 	LastSession *uint64 // number of the newest session of this process, over all of its tables; required
-	// SilenceTicks is how many ticks without a heartbeat make a worker silent. The lease of the worker and its
-	// margin are over within one tick less, as the first tick may come right after the heartbeat. 0: workers
-	// have no leases and are never silent.
+	// SilenceTicks is how many ticks without a heartbeat make a worker silent. The lease of the worker
+	// and its margin are over within one tick less, as the first tick may come right after the
+	// heartbeat. 0: workers have no leases and are never silent.
 	SilenceTicks int
 	OrphanGrace  time.Duration         // from SIGTERM to SIGKILL, for attempts that runs do not ask for
 	Report       func(executor.Report) // takes what the engine is to hear, and does not call the Table; required
@@ -25,8 +25,8 @@ type Config struct {
 	Complain func(text, worker string, key messages.AttemptKey)
 }
 
-// Table is what the leader of a partition knows of its attempts and their workers, in one epoch. Times (at) are
-// nanoseconds since the epoch of Unix; they are shown and decide nothing.
+// Table is what the leader of a partition knows of its attempts and their workers, in one epoch. Times
+// (at) are nanoseconds since the epoch of Unix; they are shown and decide nothing.
 type Table struct {
 	config       Config
 	workers      map[string]*knownWorker
@@ -36,15 +36,16 @@ type Table struct {
 	highestEpoch uint64                  // that workers have spoken of
 }
 
-// standing is what is known of where an attempt is, from the order or the first report about it to its end.
+// standing is what is known of where an attempt is, from the order or the first report about it to its
+// end.
 //
 //	fresh       its worker does not have it: it was granted in this epoch, or the worker has said so.
 //	            It is ordered when the worker may be given orders, or given back
 //	unresolved  it may be at its worker, whose first report decides. It is lost if that report does not come
 //	placed      it was ordered, or its worker has reported it
 //
-// An attempt goes from fresh to placed and from unresolved to any other. It returns from placed to unresolved
-// when a later session of its worker, or the lack of one, has to decide.
+// An attempt goes from fresh to placed and from unresolved to any other. It returns from placed to
+// unresolved when a later session of its worker, or the lack of one, has to decide.
 type standing uint8
 
 const (
@@ -53,11 +54,11 @@ const (
 	placed
 )
 
-// trackedAttempt is an attempt of the table: from its order, or from the first word of a worker about it, to the
-// acknowledgement of its end, or until it is given back.
+// trackedAttempt is an attempt of the table: from its order, or from the first word of a worker about
+// it, to the acknowledgement of its end, or until it is given back.
 //
-// An order that was sent in the present session of its worker is in the table until its end is known: so an
-// attempt that the table lacks, in a session that was heard, is not at the worker.
+// An order that was sent in the present session of its worker is in the table until its end is known:
+// so an attempt that the table lacks, in a session that was heard, is not at the worker.
 type trackedAttempt struct {
 	lifecycle.Attempt // GrantedAt is that of the attempt which the worker has
 	key               messages.AttemptKey
@@ -74,8 +75,8 @@ type trackedAttempt struct {
 	revoked           bool             // the engine wants the order back
 }
 
-// attemptList is the attempts of a worker, in the order in which their orders came: so they are sent in that
-// order, in each session.
+// attemptList is the attempts of a worker, in the order in which their orders came: so they are sent in
+// that order, in each session.
 type attemptList struct{ first, last *trackedAttempt }
 
 func (l *attemptList) push(a *trackedAttempt) {
@@ -115,18 +116,18 @@ func (l *attemptList) all() iter.Seq[*trackedAttempt] {
 	}
 }
 
-// NewTable returns the table of an engine that begins. Its caller connects the workers that there are, names the
-// runs that resume (ExpectResume), and orders their attempts again.
+// NewTable returns the table of an engine that begins. Its caller connects the workers that there are,
+// names the runs that resume (ExpectResume), and orders their attempts again.
 func NewTable(config Config) *Table {
 	return &Table{config: config, workers: map[string]*knownWorker{}, attempts: map[messages.AttemptKey]*trackedAttempt{}}
 }
 
-// HighestEpoch returns the highest epoch that workers have spoken of. If it is above the table's own, another
-// engine leads the partition.
+// HighestEpoch returns the highest epoch that workers have spoken of. If it is above the table's own,
+// another engine leads the partition.
 func (t *Table) HighestEpoch() uint64 { return t.highestEpoch }
 
-// Start orders an attempt, whose committed grant names the worker. An order that is resumed may have begun
-// there. A key that has an order already is a repetition, which is ignored.
+// Start orders an attempt, whose committed grant names the worker. An order that is resumed may have
+// begun there. A key that has an order already is a repetition, which is ignored.
 func (t *Table) Start(o *executor.Order, worker string, at int64) {
 	w, a := t.workerOf(worker), t.attempts[o.Key]
 	switch {
@@ -150,7 +151,8 @@ func (t *Table) Start(o *executor.Order, worker string, at int64) {
 	t.decide(a, at)
 }
 
-// attachOrder gives an order to the attempt that a worker has named before, and reports what is known of it.
+// attachOrder gives an order to the attempt that a worker has named before, and reports what is known
+// of it.
 func (t *Table) attachOrder(a *trackedAttempt, o *executor.Order, at int64) {
 	a.order = o
 	if a.isForeign(a.GrantedAt) {
@@ -167,9 +169,9 @@ func (t *Table) attachOrder(a *trackedAttempt, o *executor.Order, at int64) {
 	}
 }
 
-// isForeign reports whether the attempt that a worker has of this number is not the order's, but one of a run
-// that the store has lost, and whose number it gave again. A new order was never begun. An order that
-// is resumed knows the time of its grant, or an earlier one (dag.Run.GrantedAt).
+// isForeign reports whether the attempt that a worker has of this number is not the order's, but one of
+// a run that the store has lost, and whose number it gave again. A new order was never begun. An order
+// that is resumed knows the time of its grant, or an earlier one (dag.Run.GrantedAt).
 func (a *trackedAttempt) isForeign(grantedAt int64) bool {
 	switch {
 	case a.order == nil || grantedAt == 0 || grantedAt == a.order.GrantedAt:
@@ -189,8 +191,8 @@ func (t *Table) refuseForeign(a *trackedAttempt, at int64) {
 	t.discardOrphan(a)
 }
 
-// decide does what is known to be right for an attempt that is not placed, and leaves it alone as long as its
-// worker may still decide.
+// decide does what is known to be right for an attempt that is not placed, and leaves it alone as long
+// as its worker may still decide.
 func (t *Table) decide(a *trackedAttempt, at int64) {
 	w := a.worker
 	if a.standing == unresolved {
@@ -216,15 +218,15 @@ func (t *Table) decide(a *trackedAttempt, at int64) {
 	}
 }
 
-// giveBack reports an order that its worker does not have as revoked: the engine may grant it again, under its
-// number.
+// giveBack reports an order that its worker does not have as revoked: the engine may grant it again,
+// under its number.
 func (t *Table) giveBack(a *trackedAttempt, at int64) {
 	t.removeAttempt(a)
 	t.config.Report(executor.Report{Key: a.key, Kind: executor.Revoked, At: at})
 }
 
-// loseAttempt reports an attempt as lost, and keeps it until the loss is acknowledged. It may have begun, so its
-// number is used up.
+// loseAttempt reports an attempt as lost, and keeps it until the loss is acknowledged. It may have
+// begun, so its number is used up.
 func (t *Table) loseAttempt(a *trackedAttempt, reason string, at int64) {
 	end := a.order.NotStartedReport(at, messages.AttemptLost, reason)
 	end.Record.Start = a.StartedAt
@@ -233,8 +235,8 @@ func (t *Table) loseAttempt(a *trackedAttempt, reason string, at int64) {
 	t.config.Report(end)
 }
 
-// Kill ends an attempt that the engine has ordered. An order that its worker does not have is revoked. If the
-// worker may have it, the kill waits for its first report.
+// Kill ends an attempt that the engine has ordered. An order that its worker does not have is revoked.
+// If the worker may have it, the kill waits for its first report.
 func (t *Table) Kill(key messages.AttemptKey, grace time.Duration, at int64) {
 	a := t.attempts[key]
 	if a == nil || a.order == nil || a.State() == lifecycle.Ended {
@@ -256,8 +258,8 @@ func (t *Table) Revoke(key messages.AttemptKey, at int64) {
 	t.sendWithdrawal(a, at)
 }
 
-// sendWithdrawal sends the kill or the revocation of an attempt to its worker, in a session that was heard: the
-// first report of a later one sends it again.
+// sendWithdrawal sends the kill or the revocation of an attempt to its worker, in a session that was
+// heard: the first report of a later one sends it again.
 func (t *Table) sendWithdrawal(a *trackedAttempt, at int64) {
 	w := a.worker
 	switch {
@@ -271,10 +273,10 @@ func (t *Table) sendWithdrawal(a *trackedAttempt, at int64) {
 	}
 }
 
-// ExpectResume names runs that order their live attempts again. From the first call on, the attempts that workers
-// have of all other runs are orphans. Each call takes the orders of its runs back: an attempt that a worker
-// may have stays in the table without an order, and is reported once its run orders it again. It costs
-// O(attempts).
+// ExpectResume names runs that order their live attempts again. From the first call on, the attempts
+// that workers have of all other runs are orphans. Each call takes the orders of its runs back: an
+// attempt that a worker may have stays in the table without an order, and is reported once its run
+// orders it again. It costs O(attempts).
 func (t *Table) ExpectResume(runs ...messages.RunID) {
 	if t.expectedRuns == nil {
 		t.expectedRuns = map[messages.RunID]bool{}
@@ -294,8 +296,9 @@ func (t *Table) ExpectResume(runs ...messages.RunID) {
 	}
 }
 
-// detachOrder makes an attempt one that is not asked for yet. An order that was not sent in the present session is
-// dropped, since its run orders it again. A kill does not count any more: the run repeats it.
+// detachOrder makes an attempt one that is not asked for yet. An order that was not sent in the present
+// session is dropped, since its run orders it again. A kill does not count any more: the run repeats
+// it.
 func (t *Table) detachOrder(a *trackedAttempt) {
 	if a.standing != placed && a.State() != lifecycle.Ended {
 		t.removeAttempt(a)
@@ -304,7 +307,8 @@ func (t *Table) detachOrder(a *trackedAttempt) {
 	a.order, a.startReported, a.killed, a.revoked = nil, false, false, false
 }
 
-// ResumeDone says that a run has ordered all its live attempts again: what workers have of it besides are orphans.
+// ResumeDone says that a run has ordered all its live attempts again: what workers have of it besides
+// are orphans.
 func (t *Table) ResumeDone(run messages.RunID) {
 	delete(t.expectedRuns, run)
 	for _, w := range t.inOrder {
@@ -316,14 +320,14 @@ func (t *Table) ResumeDone(run messages.RunID) {
 	}
 }
 
-// isOrphan reports whether an attempt without an order will not get one any more: the engine has said which
-// runs resume, and this one is not among them or is done.
+// isOrphan reports whether an attempt without an order will not get one any more: the engine has said
+// which runs resume, and this one is not among them or is done.
 func (t *Table) isOrphan(key messages.AttemptKey) bool {
 	return t.expectedRuns != nil && !t.expectedRuns[key.Run]
 }
 
-// discardOrphan ends an attempt that runs will not ask for, or forgets its end. In a session that was not heard
-// yet the kill waits for the first report.
+// discardOrphan ends an attempt that runs will not ask for, or forgets its end. In a session that was
+// not heard yet the kill waits for the first report.
 func (t *Table) discardOrphan(a *trackedAttempt) {
 	switch w := a.worker; {
 	case a.State() == lifecycle.Ended:
@@ -342,8 +346,8 @@ func (t *Table) Acknowledge(keys ...messages.AttemptKey) {
 	}
 }
 
-// forgetEnd drops an ended attempt and lets its worker forget the end. A worker without a connection repeats the
-// end in its next session, as an orphan.
+// forgetEnd drops an ended attempt and lets its worker forget the end. A worker without a connection
+// repeats the end in its next session, as an orphan.
 func (t *Table) forgetEnd(a *trackedAttempt) {
 	t.removeAttempt(a)
 	if w := a.worker; w.link != nil {
@@ -389,9 +393,9 @@ func (t *Table) complain(text string, a *trackedAttempt) {
 	}
 }
 
-// Link is what a Table says to a worker, on one connection. Its methods add to the next frame and do not call the
-// Table. A renewal has to arrive before the orders that are added after it: an order that meets a
-// worker without a lease comes back.
+// Link is what a Table says to a worker, on one connection. Its methods add to the next frame and do
+// not call the Table. A renewal has to arrive before the orders that are added after it: an order that
+// meets a worker without a lease comes back.
 type Link interface {
 	AddLead(workerpb.Session)
 	AddRenewal(epoch, heartbeat uint64)

@@ -32,8 +32,8 @@ type rig struct {
 	links       map[string]*recordedLink
 }
 
-// newRig returns a table in epoch 4, without leases unless change says otherwise, for an engine that has named its
-// runs: run 1 resumes, and others do not exist.
+// newRig returns a table in epoch 4, without leases unless change says otherwise, for an engine that
+// has named its runs: run 1 resumes, and others do not exist.
 func newRig(t *testing.T, change ...func(*Config)) *rig {
 	g := &rig{t: t, links: map[string]*recordedLink{}}
 	c := Config{Epoch: 4, LastSession: &g.lastSession, OrphanGrace: time.Second}
@@ -164,8 +164,9 @@ func ignored(task uint32, reason workerpb.IgnoreReason) func(*workerpb.Partition
 	return func(r *workerpb.PartitionReport) { r.AddIgnored(key(task), reason, 6) }
 }
 
-// TestEveryConnectionIsLed: each Hello is answered by Lead with the next number, whether rows name the worker or not.
-// Orders go out in a session that was heard, and attempts stay placed when the link breaks.
+// TestEveryConnectionIsLed: each Hello is answered by Lead with the next number, whether rows name the
+// worker or not. Orders go out in a session that was heard, and attempts stay placed when the link
+// breaks.
 func TestEveryConnectionIsLed(t *testing.T) {
 	g := newRig(t)
 	g.connect("a")
@@ -189,8 +190,8 @@ func TestEveryConnectionIsLed(t *testing.T) {
 	g.expect("report: started 2", "a: order 3 in 3")
 }
 
-// TestFirstReportDecides about resumed attempts and about those that were ordered before; a later report with Synced,
-// as a repeated first report is, does not.
+// TestFirstReportDecides about resumed attempts and about those that were ordered before; a later
+// report with Synced, as a repeated first report is, does not.
 func TestFirstReportDecides(t *testing.T) {
 	g := newRig(t)
 	g.resume("a", 1, 2, 3, 4)
@@ -225,8 +226,8 @@ func TestOrdersWaitForARenewal(t *testing.T) {
 	g.expect("a: renewal 2 of epoch 4", "a: order 1 in 1", "a: order 2 in 1", "a: renewal 3 of epoch 4")
 }
 
-// TestOrderThatComesBackEndsTheSession: the first report of the next session decides, whether the engine has asked
-// for the order or not.
+// TestOrderThatComesBackEndsTheSession: the first report of the next session decides, whether the
+// engine has asked for the order or not.
 func TestOrderThatComesBackEndsTheSession(t *testing.T) {
 	g := newRig(t)
 	g.connect("a")
@@ -250,8 +251,9 @@ func TestOrderThatComesBackEndsTheSession(t *testing.T) {
 	g.expect("report: revoked 2", "report: revoked 3")
 }
 
-// TestSilenceEndsTheSessionFirst: attempts that a silent worker may have are lost, and others are given back. A
-// heartbeat leads the worker again, and the lease is renewed only when the new session was heard.
+// TestSilenceEndsTheSessionFirst: attempts that a silent worker may have are lost, and others are given
+// back. A heartbeat leads the worker again, and the lease is renewed only when the new session was
+// heard.
 func TestSilenceEndsTheSessionFirst(t *testing.T) {
 	g := newRig(t, leased)
 	g.connect("a")
@@ -337,8 +339,8 @@ func TestDeathDecides(t *testing.T) {
 	}
 }
 
-// TestSuccessorSpeaksForTheDead: its first report decides about the attempts of its predecessors, and it gets the
-// acknowledgements of their ends.
+// TestSuccessorSpeaksForTheDead: its first report decides about the attempts of its predecessors, and
+// it gets the acknowledgements of their ends.
 func TestSuccessorSpeaksForTheDead(t *testing.T) {
 	g := newRig(t)
 	g.resume("a", 1, 2)
@@ -356,7 +358,8 @@ func TestSuccessorSpeaksForTheDead(t *testing.T) {
 	g.expect("c: lead 2 of epoch 4", "report: started 4", succeeded+"4")
 }
 
-// TestKillsAndRevocations go to the worker that has the attempt, and wait where it is not known to have it.
+// TestKillsAndRevocations go to the worker that has the attempt, and wait where it is not known to have
+// it.
 func TestKillsAndRevocations(t *testing.T) {
 	g := newRig(t)
 	g.resume("a", 1, 2)
@@ -381,8 +384,8 @@ func TestKillsAndRevocations(t *testing.T) {
 	g.expect("report: started 5")
 }
 
-// TestOrphansAreEnded: an attempt that runs do not ask for is kept while its run may resume, then it is killed, and
-// its end is forgotten.
+// TestOrphansAreEnded: an attempt that runs do not ask for is kept while its run may resume, then it is
+// killed, and its end is forgotten.
 func TestOrphansAreEnded(t *testing.T) {
 	g := newRig(t)
 	g.connect("a")
@@ -400,8 +403,8 @@ func TestOrphansAreEnded(t *testing.T) {
 	g.expect("a: lead 2 of epoch 4", "a: kill 5 in 2")
 }
 
-// TestRunThatResumesAgain: the actor of a run is rebuilt, and orders its live attempts again. What was sent stays
-// where it is.
+// TestRunThatResumesAgain: the actor of a run is rebuilt, and orders its live attempts again. What was
+// sent stays where it is.
 func TestRunThatResumesAgain(t *testing.T) {
 	g := newRig(t)
 	g.connect("a")
@@ -422,7 +425,8 @@ func TestRunThatResumesAgain(t *testing.T) {
 	g.expect("b: lead 2 of epoch 4", "b: order 4 in 2")
 }
 
-// TestNumberThatIsTaken: an attempt of another history of the data folder is ended, and the order is lost.
+// TestNumberThatIsTaken: an attempt of another history of the data folder is ended, and the order is
+// lost.
 func TestNumberThatIsTaken(t *testing.T) {
 	g := newRig(t)
 	g.ResumeDone(1)

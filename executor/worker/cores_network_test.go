@@ -27,7 +27,8 @@ type coreLink struct {
 	openAtNode, openAtWorker bool
 }
 
-// coreMachine is a machine with its disk, its worker, and the processes of attempts, which outlive the worker.
+// coreMachine is a machine with its disk, its worker, and the processes of attempts, which outlive the
+// worker.
 type coreMachine struct {
 	c            *cores
 	index        int
@@ -65,7 +66,8 @@ func (c *cores) addMachine() {
 	m.startWorker(0)
 }
 
-// startWorker starts a worker, which knows what the journal has, and may have its note of the highest epoch.
+// startWorker starts a worker, which knows what the journal has, and may have its note of the highest
+// epoch.
 func (m *coreMachine) startWorker(noted uint64) {
 	m.incarnation++
 	w := &coreWorker{machine: m, name: fmt.Sprintf("w-%d-%d", m.index, m.incarnation), up: true,
@@ -144,7 +146,8 @@ func (m *coreMachine) endProcesses() {
 	maps.DeleteFunc(m.processes, func(_ messages.AttemptKey, lives bool) bool { return lives })
 }
 
-// connect connects a node and a worker. For the worker the connection takes the place of the former one.
+// connect connects a node and a worker. For the worker the connection takes the place of the former
+// one.
 func (n *coreNode) connect(m *coreMachine) {
 	w := m.worker
 	if !m.runs() || n.frozen {
@@ -249,8 +252,8 @@ func (m *coreMachine) cutPower() {
 	}
 }
 
-// loseMachine loses a machine with its disk, and another one joins. Its processes may live on where leases
-// end them.
+// loseMachine loses a machine with its disk, and another one joins. Its processes may live on where
+// leases end them.
 func (m *coreMachine) loseMachine() {
 	if m.gone || m.c.losses == 3 {
 		return
@@ -288,8 +291,8 @@ func (c *cores) declareDeaths() {
 	}
 }
 
-// restartWorker starts the successor of a dead worker, which ends the processes that are left first. Once the
-// journal was cut, it does not prove that the workers before have not begun an attempt either.
+// restartWorker starts the successor of a dead worker, which ends the processes that are left first.
+// Once the journal was cut, it does not prove that the workers before have not begun an attempt either.
 func (m *coreMachine) restartWorker() {
 	if m.worker.up || m.gone {
 		return
@@ -569,8 +572,8 @@ func (l *coreLink) AddRevocation(s workerpb.Session, key messages.AttemptKey) {
 	})
 }
 
-// AddAcknowledgement implements fleet.Link. An end that a worker forgets has to be durable. The journal keeps some
-// for longer.
+// AddAcknowledgement implements fleet.Link. An end that a worker forgets has to be durable. The journal
+// keeps some for longer.
 func (l *coreLink) AddAcknowledgement(_ workerpb.Session, key messages.AttemptKey) {
 	w := l.worker
 	l.sendToWorker(func() {

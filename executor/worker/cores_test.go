@@ -10,8 +10,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// This file has the partition's group and its engines, for both cores in a random network: partition of this
-// package and fleet.Table. File cores_network_test.go has the network, the machines and their workers.
+// This file has the partition's group and its engines, for both cores in a random network: partition of
+// this package and fleet.Table. File cores_network_test.go has the network, the machines and their
+// workers.
 
 const (
 	coreTasks    = 3
@@ -52,8 +53,8 @@ type coreProposal struct {
 	row    coreRow
 }
 
-// coreNode is a node of the group. It may lead, may have led without knowing that it does not any more, and
-// keeps its connections.
+// coreNode is a node of the group. It may lead, may have led without knowing that it does not any more,
+// and keeps its connections.
 type coreNode struct {
 	c           *cores
 	rate        int64 // of its clock, in thousandths of the right one
@@ -185,8 +186,8 @@ func (c *cores) injectFault(n *coreNode, m *coreMachine) {
 	}
 }
 
-// electLeader makes a node the leader of the next term. What becomes of the entries under way is unknown to
-// the former leader.
+// electLeader makes a node the leader of the next term. What becomes of the entries under way is
+// unknown to the former leader.
 func (c *cores) electLeader(n *coreNode) {
 	if n.frozen || n == c.leader {
 		return
@@ -251,13 +252,14 @@ func (c *cores) crashNode(n *coreNode) {
 	n.links = nil
 }
 
-// leads reports whether the node leads in the epoch of its engine, as a check against a majority would say.
+// leads reports whether the node leads in the epoch of its engine, as a check against a majority would
+// say.
 func (n *coreNode) leads() bool {
 	return n.engine != nil && n.c.leader == n && n.engine.epoch == n.c.term
 }
 
-// changeEngine ends an engine whose node does not lead any more, or begins one on the node that leads, when
-// all entries of the term are resolved.
+// changeEngine ends an engine whose node does not lead any more, or begins one on the node that leads,
+// when all entries of the term are resolved.
 func (n *coreNode) changeEngine() {
 	c := n.c
 	switch {
@@ -346,8 +348,8 @@ func (e *coreEngine) order(task uint32, resume bool) {
 	e.table.Start(&executor.Order{Key: coreKey(task, row.attempt), GrantedAt: row.grantedAt, Resume: resume}, row.worker, e.node.c.now)
 }
 
-// propose proposes the next row of a task. An engine does no more about the task before it knows the outcome. It
-// never does when its node does not lead any more.
+// propose proposes the next row of a task. An engine does no more about the task before it knows the
+// outcome. It never does when its node does not lead any more.
 func (e *coreEngine) propose(task uint32, row coreRow) {
 	if e.pending[task] {
 		return
@@ -388,10 +390,10 @@ func (c *cores) hasEnded() bool {
 	return true
 }
 
-// TestCoresObeyTheModel lets partition and fleet.Table meet in a random network, with the faults of package
-// internal/model: frames are repeated, reordered and lost, nodes, engines, workers and machines fail, power is
-// cut, processes freeze, and clocks drift. It checks the properties of the model at each step, in many
-// histories. A failure names the seed.
+// TestCoresObeyTheModel lets partition and fleet.Table meet in a random network, with the faults of
+// package internal/model: frames are repeated, reordered and lost, nodes, engines, workers and machines
+// fail, power is cut, processes freeze, and clocks drift. It checks the properties of the model at each
+// step, in many histories. A failure names the seed.
 func TestCoresObeyTheModel(t *testing.T) {
 	total := 1_000_000
 	if testing.Short() {
