@@ -19,10 +19,10 @@
 //  4. A worker is silent after a full wait since its last heartbeat, or since the Table began
 //     (FullWaitAtTakeover). Its session ends before its attempts are reported as lost (SilenceEndsSession),
 //     under a number that is used up (SilentIsLost).
-//  5. A lease is renewed only in a session that was heard. Else an order of a former session could begin under
-//     the renewal.
-//  6. The successor of a dead worker speaks for it. An attempt that the successor does not name has not begun if
-//     the journal is complete, and is lost otherwise (TornJournalProvesNothing).
+//  5. A lease is renewed only in a session that was heard. Else an order of a former session could begin
+//     under the renewal.
+//  6. The successor of a dead worker speaks for it. An attempt that the successor does not name has not
+//     begun if the journal is complete, and is lost otherwise (TornJournalProvesNothing).
 //
 // The caller keeps the others: it orders what is committed (CommitBeforeOrder), renews after a check that it
 // leads which began after the heartbeat came (RenewWhileLeading), and acknowledges what is committed

@@ -42,7 +42,7 @@ func (t *Table) Hear(worker string, link Link, report *workerpb.PartitionReport,
 		returned = t.isReturned(w, workerpb.KeyOf(m)) || returned
 	}
 	for _, m := range report.Ignored {
-		if m.Reason == workerpb.IgnoreReason_IGNORE_REASON_KEY_USED { // else it says nothing about the attempt
+		if m.Reason == workerpb.IgnoreReason_IGNORE_REASON_KEY_USED { // the others do not tell what became of the attempt
 			t.onKeyUsed(w, workerpb.KeyOf(m), at)
 		}
 	}

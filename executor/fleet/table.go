@@ -17,7 +17,7 @@ type Config struct {
 	LastSession *uint64 // number of the newest session of this process, over all of its tables; required
 	// SilenceTicks is how many ticks without a heartbeat make a worker silent. The lease of the worker
 	// and its margin are over within one tick less, as the first tick may come right after the
-	// heartbeat. 0: workers have no leases and are never silent.
+	// heartbeat. 0: workers lack leases and are never silent.
 	SilenceTicks int
 	OrphanGrace  time.Duration         // from SIGTERM to SIGKILL, for attempts that runs do not ask for
 	Report       func(executor.Report) // takes what the engine is to hear, and does not call the Table; required
@@ -26,7 +26,7 @@ type Config struct {
 }
 
 // Table is what the leader of a partition knows of its attempts and their workers, in one epoch. Times
-// (at) are nanoseconds since the epoch of Unix; they are shown and decide nothing.
+// (at) are nanoseconds since the epoch of Unix; they are shown, and do not decide.
 type Table struct {
 	config       Config
 	workers      map[string]*knownWorker
