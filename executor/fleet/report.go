@@ -80,7 +80,7 @@ func (t *Table) attemptOf(w *knownWorker, key messages.AttemptKey) *trackedAttem
 func (t *Table) placeAttempt(a *trackedAttempt, grantedAt, at int64) bool {
 	switch {
 	case a.State() == lifecycle.Ended:
-		if w := a.worker; a.lost && w.state == sessionHeard {
+		if w := a.worker; a.lost && t.mayOrder(w) {
 			w.link.AddKill(w.session, a.key, t.config.OrphanGrace)
 		}
 		return false
@@ -140,7 +140,7 @@ func (t *Table) onFinished(w *knownWorker, end *executor.Report, at int64) {
 	case a.order != nil:
 		t.reportEnd(a)
 	case t.isOrphan(end.Key):
-		t.forgetEnd(a)
+		t.discardOrphan(a)
 	}
 }
 

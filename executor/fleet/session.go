@@ -121,10 +121,27 @@ func (t *Table) Renew(worker string, heartbeat uint64, at int64) {
 	if w == nil || w.state != sessionHeard {
 		return
 	}
+	first := !w.renewed
+	w.renewed = true
+	if first {
+		t.endUnwanted(w) // before the renewal, under which they could begin
+	}
 	w.link.AddRenewal(t.config.Epoch, heartbeat)
-	if !w.renewed {
-		w.renewed = true
+	if first {
 		t.decideFresh(w, at)
+	}
+}
+
+// endUnwanted ends what the worker has and the engine does not want: attempts that it counts as lost, and
+// orphans. The worker may be given orders from now on.
+func (t *Table) endUnwanted(w *knownWorker) {
+	for a := range w.attempts.all() {
+		switch {
+		case a.order == nil && t.isOrphan(a.key):
+			t.discardOrphan(a)
+		case a.lost && a.listedIn == w.session.Number:
+			w.link.AddKill(w.session, a.key, t.config.OrphanGrace)
+		}
 	}
 }
 
@@ -158,6 +175,7 @@ func (t *Table) Tick(at int64) {
 func (t *Table) Died(worker string, complete bool, ends []executor.Report, link Link, at int64) {
 	w := t.workerOf(worker)
 	w.link, w.state = link, sessionNone
+	w.dead, w.complete = true, complete
 	for i := range ends {
 		t.onFinished(w, &ends[i], at)
 	}
@@ -202,16 +220,10 @@ func (t *Table) completeReport(w *knownWorker, at int64) {
 	w.state, w.silentTicks, w.silent = sessionHeard, 0, false
 	for a := range w.attempts.all() {
 		switch listed := a.listedIn == w.session.Number; {
-		case a.State() == lifecycle.Ended:
-			if listed && a.lost { // it may live on
-				w.link.AddKill(w.session, a.key, t.config.OrphanGrace)
-			}
+		case a.State() == lifecycle.Ended: // a lost one may live on: endUnwanted
 		case listed && a.order != nil:
 			t.sendWithdrawal(a, at)
 		case listed:
-			if t.isOrphan(a.key) {
-				t.discardOrphan(a)
-			}
 		case a.order == nil:
 			t.removeAttempt(a)
 		case a.State() == lifecycle.Running: // a worker keeps what has started until its end is acknowledged
@@ -228,6 +240,9 @@ func (t *Table) completeReport(w *knownWorker, at int64) {
 		p.worker.link, p.worker.state = nil, sessionNone
 		t.concludeDeath(p.worker, p.complete, at)
 	}
+	if t.mayOrder(w) {
+		t.endUnwanted(w)
+	}
 }
 
 // refuseMisplaced ends an attempt at a worker that its row does not name, which is a bug.
@@ -235,7 +250,7 @@ func (t *Table) refuseMisplaced(w *knownWorker, key messages.AttemptKey) {
 	if t.config.Complain != nil {
 		t.config.Complain("a worker has an attempt that was granted to another one; the attempt is ended", w.name, key)
 	}
-	if w.state == sessionHeard {
+	if t.mayOrder(w) {
 		w.link.AddKill(w.session, key, t.config.OrphanGrace)
 	}
 }

@@ -326,13 +326,13 @@ func (t *Table) isOrphan(key messages.AttemptKey) bool {
 	return t.expectedRuns != nil && !t.expectedRuns[key.Run]
 }
 
-// discardOrphan ends an attempt that runs will not ask for, or forgets its end. In a session that was
-// not heard yet the kill waits for the first report.
+// discardOrphan ends an attempt that runs will not ask for, or forgets its end. Both wait until the
+// worker may be given orders: a former leader does not know what a later one has granted.
 func (t *Table) discardOrphan(a *trackedAttempt) {
 	switch w := a.worker; {
-	case a.State() == lifecycle.Ended:
+	case a.State() == lifecycle.Ended && (w.dead || t.mayOrder(w)):
 		t.forgetEnd(a)
-	case w.state == sessionHeard:
+	case a.State() != lifecycle.Ended && t.mayOrder(w):
 		w.link.AddKill(w.session, a.key, t.config.OrphanGrace)
 	}
 }

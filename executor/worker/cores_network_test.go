@@ -306,7 +306,7 @@ func (m *coreMachine) restartWorker() {
 		m.torn = false
 	}
 	noted := uint64(0)
-	if m.c.chance(2) {
+	if !m.c.lease || m.c.chance(2) { // a former leader cannot renew a lease: so the note may be lost
 		noted = m.worker.partition.session.Epoch
 	}
 	m.startWorker(noted)

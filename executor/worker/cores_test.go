@@ -395,16 +395,16 @@ func (c *cores) hasEnded() bool {
 // fail, power is cut, processes freeze, and clocks drift. It checks the properties of the model at each
 // step, in many histories. A failure names the seed.
 func TestCoresObeyTheModel(t *testing.T) {
-	total := 1_000_000
+	total := 4_000_000
 	if testing.Short() {
-		total = 100_000
+		total = 1_000_000
 	}
 	for name, lease := range map[string]bool{"with leases": true, "without leases": false} {
 		t.Run(name, func(t *testing.T) {
 			counts, ended, seed := map[string]int{}, 0, uint64(0)
 			for steps := 0; steps < total; seed++ {
 				c := newCores(seed, lease)
-				for step := 0; step < 5000 && !c.hasEnded(); step++ {
+				for step := 0; step < 100000 && !c.hasEnded(); step++ {
 					if c.step(); c.broken != nil {
 						t.Fatalf("seed %d, step %d: %v", seed, step, c.broken)
 					}
