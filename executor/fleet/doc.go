@@ -21,8 +21,8 @@
 //     under a number that is used up (SilentIsLost).
 //  5. A lease is renewed only in a session that was heard. Else an order of a former session could begin
 //     under the renewal.
-//  6. What the engine does not want is ended, and ends of orphans are acknowledged, only where the worker
-//     may be given orders. With leases that takes a renewal in the session: a former leader could
+//  6. Attempts that the engine does not want are ended, and ends of orphans are acknowledged, only where the
+//     worker may be given orders. With leases that takes a renewal in the session: a former leader could
 //     lead a worker that has forgotten the epoch, and take the attempts of the present one for orphans.
 //  7. The successor of a dead worker speaks for it. An attempt that the successor does not name has not
 //     begun if the journal is complete, and is lost otherwise (TornJournalProvesNothing).
