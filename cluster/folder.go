@@ -58,7 +58,8 @@ type identity struct {
 	Partitions int          `json:"partitions,omitempty"`
 	// Base is added to the index of a log entry to get its moment. It is the same on all members.
 	Base uint64 `json:"base,omitempty"`
-	// Opened says that all replicas were opened once. From then on a missing one was lost.
+	// Opened says that all replicas were opened once. From then on a missing one was lost. No replica was
+	// opened before all nodes had formed the cluster.
 	Opened bool `json:"opened,omitempty"`
 	// IsReplacement says that Members are not those that formed the cluster: this node, or the one that it
 	// has the list from, is in place of a former one. Groups then begin without a list of voters: two first

@@ -28,8 +28,14 @@ import (
 //
 // Two of three are not enough for rule 1: two nodes that have both lost their folders would form an empty
 // cluster and serve, while the third one has all that was acknowledged. The decision is durable in
-// node.json before a replica is opened, and a node forms a cluster once in the life of its folder. So
-// every node is part of at most one cluster, and two clusters from one list never both have a majority.
+// node.json before a replica is opened, and a node forms a cluster once in the life of its folder.
+//
+// An introduction may be old when a node decides by it. Two nodes could have formed a cluster with this
+// node meanwhile, and one of them could have lost its folder since: with the new node in its place this one
+// would form another cluster. So a node that has formed a cluster opens its replicas only when every other
+// node says that it has formed the same one, or when one says that it has opened them (isFormedByAll).
+// Every node is part of at most one cluster, so of two clusters from one list at most one ever opens a
+// replica.
 
 // introduction is what a node says of itself to another one.
 type introduction struct {
@@ -103,6 +109,37 @@ func compareIntroductions(self, other *introduction, node NodeAddress) error {
 	return nil
 }
 
+// isFormedByAll reports whether a node that has formed a cluster may open its replicas for the first time: all
+// others have formed the same one. One that has opened its replicas knows that already.
+func isFormedByAll(self *introduction, others map[string]*introduction) (bool, error) {
+	var different *introduction
+	isByAll, isOpened := true, false
+	for _, node := range self.Nodes {
+		if node.Name == self.Name {
+			continue
+		}
+		other := others[node.Name]
+		if other == nil || !other.isFormed() {
+			isByAll = false
+			continue
+		}
+		if err := compareIntroductions(self, other, node); err != nil {
+			return false, err
+		}
+		if other.Cluster != self.Cluster {
+			different = other
+		} else if other.Opened {
+			isOpened = true
+		}
+	}
+	if different != nil && !isOpened {
+		return false, refusedBecause("it has formed cluster %s, and node %s is in cluster %s: a node was lost at the first start. "+
+			"Cluster %s has not begun. Start with an empty folder, as a replacement if the other nodes serve",
+			self.Cluster, different.Name, different.Cluster, self.Cluster)
+	}
+	return isByAll || isOpened, nil
+}
+
 // nameList returns the names of nodes in one order. Addresses are compared by their use alone: a node
 // may be known by different ones in different places.
 func nameList(nodes []NodeAddress) string {
@@ -165,7 +202,7 @@ func (i *introducer) currentIntroduction() introduction {
 	return i.self
 }
 
-// setIdentity says from now on that the cluster is formed.
+// setIdentity says from now on how far the node is.
 func (i *introducer) setIdentity(id *identity) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -214,14 +251,23 @@ func (i *introducer) exchangeOver(conn net.Conn) (*introduction, error) {
 const introductionPause = 300 * time.Millisecond
 
 // formCluster returns when decide has an identity: that is to be made durable.
-func (i *introducer) formCluster(ctx context.Context, decide func(*introduction, map[string]*introduction) (*identity, error)) (*identity, error) {
+func (i *introducer) formCluster(ctx context.Context, decide func(*introduction, map[string]*introduction) (*identity, error)) (formed *identity, err error) {
+	err = i.askUntil(ctx, func(self *introduction, others map[string]*introduction) (bool, error) {
+		var err error
+		formed, err = decide(self, others)
+		return formed != nil, err
+	})
+	return formed, err
+}
+
+// askUntil asks the other nodes again and again until decide is done with what they say.
+func (i *introducer) askUntil(ctx context.Context, decide func(*introduction, map[string]*introduction) (done bool, err error)) error {
 	self := i.currentIntroduction()
 	logged := ""
 	for {
 		others, missing := i.askAll(ctx, &self)
-		formed, err := decide(&self, others)
-		if formed != nil || err != nil {
-			return formed, err
+		if done, err := decide(&self, others); done || err != nil {
+			return err
 		}
 		if text := strings.Join(missing, "; "); text != logged {
 			logged = text
@@ -229,13 +275,13 @@ func (i *introducer) formCluster(ctx context.Context, decide func(*introduction,
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("the cluster is not formed: %s: %w", strings.Join(missing, "; "), context.Cause(ctx))
+			return fmt.Errorf("the cluster is not formed: %s: %w", strings.Join(missing, "; "), context.Cause(ctx))
 		case <-time.After(introductionPause):
 		}
 	}
 }
 
-// askAll asks all other nodes at once who they are.
+// askAll asks all other nodes at once who they are. missing says which of them this node waits for.
 func (i *introducer) askAll(ctx context.Context, self *introduction) (others map[string]*introduction, missing []string) {
 	answers := make([]*introduction, len(self.Nodes))
 	errs := make([]error, len(self.Nodes))
@@ -258,8 +304,11 @@ func (i *introducer) askAll(ctx context.Context, self *introduction) (others map
 		if answers[k] != nil {
 			others[node.Name] = answers[k]
 		}
-		if errs[k] != nil {
+		switch {
+		case errs[k] != nil:
 			missing = append(missing, fmt.Sprintf("node %s at %s: %v", node.Name, node.Address, errs[k]))
+		case answers[k] != nil && self.isFormed() && !answers[k].isFormed():
+			missing = append(missing, fmt.Sprintf("node %s at %s: it has not formed the cluster", node.Name, node.Address))
 		}
 	}
 	return others, missing

@@ -1,13 +1,20 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // introductions returns those of three new nodes.
@@ -130,4 +137,91 @@ func TestLateNodeHearsOfAReplacement(t *testing.T) {
 			t.Errorf("%s: from a first node: %+v, %v", what, late, err)
 		}
 	}
+}
+
+// TestReplicasAreOpenedOnceAllHaveFormed: a node that has formed a cluster waits for all others, or for one that
+// has opened its replicas. Nodes of different clusters are refused.
+func TestReplicasAreOpenedOnceAllHaveFormed(t *testing.T) {
+	form := func(n *introduction, cluster byte) {
+		n.Cluster, n.Members = ID{cluster}.String(), []memberName{{"n1", "n1-1"}}
+	}
+	for _, c := range []struct {
+		what      string
+		change    func(all map[string]*introduction)
+		isAllowed bool
+		isRefused bool
+	}{
+		{"no other", func(map[string]*introduction) {}, false, false},
+		{"one other", func(all map[string]*introduction) { form(all["n2"], 1) }, false, false},
+		{"one other, and one is missing", func(all map[string]*introduction) { form(all["n2"], 1); delete(all, "n3") }, false, false},
+		{"all", func(all map[string]*introduction) { form(all["n2"], 1); form(all["n3"], 1) }, true, false},
+		{"one has opened", func(all map[string]*introduction) { form(all["n2"], 1); all["n2"].Opened = true }, true, false},
+		{"another cluster", func(all map[string]*introduction) { form(all["n2"], 2); form(all["n3"], 1) }, false, true},
+		{"another cluster has opened", func(all map[string]*introduction) { form(all["n2"], 2); all["n2"].Opened = true }, false, true},
+		{"another cluster, and one has opened", func(all map[string]*introduction) {
+			form(all["n2"], 2)
+			form(all["n3"], 1)
+			all["n3"].Opened = true
+		}, true, false},
+		{"a copy of the folder", func(all map[string]*introduction) { form(all["n2"], 1); all["n2"].ID = "n1-1" }, false, true},
+	} {
+		all := introductions()
+		form(all["n1"], 1)
+		c.change(all)
+		isAllowed, err := isFormedByAll(all["n1"], others(all, "n1"))
+		if isRefused := errors.As(err, new(*RefusedError)); isAllowed != c.isAllowed || isRefused != c.isRefused || err != nil && !isRefused {
+			t.Errorf("%s: %v, %v", c.what, isAllowed, err)
+		}
+	}
+}
+
+// TestNodeLostDuringTheFirstStart: two nodes have formed the cluster, and the third one has lost its folder. The
+// two could have acknowledged runs with it, so they serve nothing with the new node. As a replacement it lets the
+// first start end.
+func TestNodeLostDuringTheFirstStart(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	all := introductions()
+	for _, n := range c.nodes {
+		all[n.name].Nodes, all[n.name].Partitions = c.list(), c.partitions
+		folder, id, err := openFolder(vfs.OS{}, n.dir, n.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[n.name].ID = id.ID
+		if err := folder.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range c.nodes[:2] {
+		formed, err := decideFormation(all[n.name], others(all, n.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := writeJSON(vfs.OS{}, n.dir, identityFile, formed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lost := c.nodes[2]
+	if err := os.RemoveAll(lost.dir); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	c.each(func(n *testNode) {
+		m, err := Open(ctx, n.config())
+		if err == nil {
+			err = errors.New("it is open")
+			n.setRunning(m)
+		}
+		if isRefused := errors.As(err, new(*RefusedError)); isRefused != (n == lost) || !isRefused && !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v", n.name, err)
+		}
+		if _, err := os.Stat(filepath.Join(n.dir, partitionDir)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s has opened a replica: %v", n.name, err)
+		}
+	})
+	lost.replace = true
+	c.each((*testNode).start)
+	lost.awaitAdmission()
+	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
 }

@@ -86,8 +86,8 @@ type Member struct {
 
 var _ Directory = (*Member)(nil)
 
-// Open starts a member. The first start waits until all nodes of the list have started, or ctx ends; later
-// ones do not wait for any other node. The error is a *RefusedError when the node cannot be part of the
+// Open starts a member. The first start waits until all nodes of the list have started and agree on the
+// cluster, or ctx ends; later ones do not wait for any other node. The error is a *RefusedError when the node cannot be part of the
 // cluster: its folder was lost, or the nodes disagree.
 func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	m := &Member{config: config, changes: make(chan struct{})}
@@ -199,7 +199,10 @@ func (m *Member) joinCluster(ctx context.Context) error {
 		return err
 	}
 	m.port.setIdentity(m.cluster, m.identity.ID)
-	return nil
+	if m.identity.Opened {
+		return nil
+	}
+	return m.introducer.askUntil(ctx, isFormedByAll)
 }
 
 // compareConfig refuses a configuration that is not that of the cluster.
@@ -251,7 +254,11 @@ func (m *Member) openReplicas() error {
 	}
 	opened := *m.identity // groups read the one in memory by now
 	opened.Opened = true
-	return m.folder.writeIdentity(&opened)
+	if err := m.folder.writeIdentity(&opened); err != nil {
+		return err
+	}
+	m.introducer.setIdentity(&opened)
+	return nil
 }
 
 func (m *Member) openReplica(partition int, isNew bool) error {
