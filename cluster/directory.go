@@ -62,4 +62,8 @@ type Engine interface {
 	NextNumber() uint64
 	// RaiseNextNumber makes the numbers of later runs at least number.
 	RaiseNextNumber(number uint64)
+	// Proposals returns how many groups of rows the engine has proposed to the log, and the number of the newest
+	// one that is committed, counted from 1. If one was committed that was proposed after some moment, this
+	// node led the partition after that moment.
+	Proposals() (proposed, committed uint64)
 }

@@ -82,6 +82,22 @@ func TestLeadershipThatComesBackUnnoticed(t *testing.T) {
 	}
 }
 
+// TestCommittedProposalsAreCounted: an acknowledged change is one of a group that was proposed after the call began.
+func TestCommittedProposalsAreCounted(t *testing.T) {
+	c := startCluster(t, 1)
+	leader, _ := c.leaderOf(0)
+	engine, _, _ := leader.running().Engine(0)
+	for range 3 {
+		before, _ := engine.Proposals()
+		if _, err := engine.Submit(t.Context(), plan(t, chain)); err != nil {
+			t.Fatal(err)
+		}
+		if proposed, committed := engine.Proposals(); committed <= before || committed > proposed {
+			t.Errorf("%d of %d proposals are committed, and there were %d", committed, proposed, before)
+		}
+	}
+}
+
 // TestLeaderThatIsCutOffHasNoLease: its engine may be there for a moment longer, and its answers are not sent.
 func TestLeaderThatIsCutOffHasNoLease(t *testing.T) {
 	c := startCluster(t, 1)

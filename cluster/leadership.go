@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caravan-dag/caravan/actors"
@@ -20,11 +21,27 @@ type leadership struct {
 	epoch      uint64 // 0 before the Takeover
 	store      *persistence.RunStore
 	engine     *actors.Node
+	served     *leadingEngine // the engine for the callers of Directory
+
+	proposed, committed atomic.Uint64 // see Engine.Proposals
 
 	retireOnce, abandonOnce sync.Once
 	retired                 chan struct{} // closed by retire
 	abandoned               chan struct{} // closed by abandon
 	ended                   chan struct{} // closed when the store is closed
+}
+
+// leadingEngine is the engine of a leadership for the callers of Directory.
+type leadingEngine struct {
+	*actors.Node
+	leadership *leadership
+}
+
+var _ Engine = (*leadingEngine)(nil)
+
+// Proposals counts those of the leadership.
+func (e *leadingEngine) Proposals() (proposed, committed uint64) {
+	return e.leadership.proposed.Load(), e.leadership.committed.Load()
 }
 
 // detachLimit bounds the wait for the last batches of an engine. It is longer than
@@ -121,6 +138,7 @@ func (l *leadership) startEngine() error {
 	if l.engine, err = actors.Start(config); err != nil {
 		return fmt.Errorf("start the engine: %w", err)
 	}
+	l.served = &leadingEngine{l.engine, l}
 	return nil
 }
 
@@ -128,6 +146,7 @@ func (l *leadership) startEngine() error {
 // has dropped them, and the store must not take them for stored.
 func (l *leadership) proposeGroup(group []byte) (moment uint64, err error) {
 	h := l.host
+	number := l.proposed.Add(1)
 	at, err := l.awaitLog(func() (at logPosition, err error) {
 		at.index, err = h.group.Propose(l.epoch, group)
 		return at, err
@@ -138,6 +157,7 @@ func (l *leadership) proposeGroup(group []byte) (moment uint64, err error) {
 	if !h.machine.isWritten(at.index) {
 		return 0, fmt.Errorf("%w: the rows of entry %d were not written", persistence.ErrLost, at.index)
 	}
+	l.committed.Store(number) // before the callers of the group have their answers
 	return h.machine.base + at.index, nil
 }
 

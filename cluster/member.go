@@ -405,7 +405,7 @@ func (m *Member) Engine(partition int) (Engine, uint64, bool) {
 	if l == nil {
 		return nil, 0, false
 	}
-	return l.engine, l.epoch, true
+	return l.served, l.epoch, true
 }
 
 // HasLease reports whether an answer of the engine of an epoch may be sent.

@@ -13,7 +13,8 @@
 //     was frozen or cut off, could otherwise answer with an old state.
 //  2. The code NotLeader promises that the call had no effect, so that it may be repeated at the leader.
 //     Reads have it whenever the lease is over. A change has it only if no engine of the partition is
-//     published here, or if a deposed engine says that it has not carried out the change.
+//     published here, or if a deposed engine says that it has not carried out the change, or that there was
+//     nothing to change.
 //  3. A call uses one engine from its begin to its end. A later engine of the same partition answers the
 //     next call.
 //

@@ -122,22 +122,44 @@ func read[T any](e *Engine, partition int, call func(cluster.Engine) (T, error))
 }
 
 // change calls the engine of a partition for a change. The answer of the log is true whatever has become of
-// the leadership. An engine answers Unavailable only if it has not carried out the change, and never will
-// (actors/calls.go); if its leadership is over, the next leader can.
+// the leadership. A change that makes no entry of the log is answered from what the engine knows: that a run is
+// paused already, or that no such run exists. Such an answer needs the lease, as that of a read does.
+//
+// An engine answers Unavailable only if it has not carried out the change, and never will (actors/calls.go); if
+// its leadership is over, the next leader can.
 func change[T any](e *Engine, partition int, call func(cluster.Engine) (T, error)) (T, error) {
 	var none T
 	engine, epoch, ok := e.directory.Engine(partition)
 	if !ok {
 		return none, notLeader(partition)
 	}
+	before, _ := engine.Proposals()
 	answer, err := call(engine)
-	if code, ok := codeOf(err); !ok || code != messages.Unavailable {
+	if err != nil {
+		switch code, _ := codeOf(err); code {
+		case messages.Unavailable:
+			if _, now, ok := e.directory.Engine(partition); !ok || now != epoch {
+				return none, notLeader(partition)
+			}
+		case messages.Invalid, messages.NotFound, messages.Conflict, messages.TooLarge, messages.KeyReused:
+		default: // the change may have been carried out
+			return answer, err
+		}
+	}
+	// A group that was proposed since the call began has all changes of the call, and its commit shows that this
+	// node led the partition after that.
+	if _, committed := engine.Proposals(); committed > before && !isUnavailable(err) {
 		return answer, err
 	}
-	if _, now, ok := e.directory.Engine(partition); ok && now == epoch && e.directory.HasLease(partition, epoch) {
+	if e.directory.HasLease(partition, epoch) {
 		return answer, err
 	}
 	return none, notLeader(partition)
+}
+
+func isUnavailable(err error) bool {
+	code, _ := codeOf(err)
+	return code == messages.Unavailable
 }
 
 // changeRun is change for a run, without an answer.
@@ -162,9 +184,17 @@ func (e *Engine) Submit(ctx context.Context, sub *messages.Submission) (messages
 
 // SubmitAll creates runs in the requested partition.
 func (e *Engine) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
-	return change(e, e.requested(ctx), func(engine cluster.Engine) ([]messages.Result[messages.RunID], error) {
-		return engine.SubmitAll(ctx, subs)
+	var results []messages.Result[messages.RunID]
+	called := false
+	_, err := change(e, e.requested(ctx), func(engine cluster.Engine) (none struct{}, err error) {
+		results, err = engine.SubmitAll(ctx, subs)
+		called = err == nil
+		return none, err
 	})
+	if called {
+		return results, nil // each has its own outcome: those that failed may have changed something
+	}
+	return nil, err
 }
 
 // SetState changes the state of a run.

@@ -93,12 +93,22 @@ func (d *directory) Status(int) (s cluster.Status) {
 
 // engine answers every call with err, and with a log or a subscription that counts its closing.
 type engine struct {
-	err    error
-	calls  int
-	closed int
+	err       error
+	calls     int
+	closed    int
+	isCommit  bool   // each call commits a group
+	committed uint64 // groups
 }
 
-func (e *engine) did() error                    { e.calls++; return e.err }
+func (e *engine) did() error {
+	e.calls++
+	if e.isCommit {
+		e.committed++
+	}
+	return e.err
+}
+func (e *engine) Proposals() (proposed, committed uint64) { return e.committed, e.committed }
+
 func (e *engine) NextNumber() uint64            { return 0 }
 func (e *engine) RaiseNextNumber(uint64)        {}
 func (e *engine) Paused(context.Context) string { e.calls++; return "a reason" }
@@ -259,9 +269,26 @@ func TestReadsNeedTheLeaseAfterwards(t *testing.T) {
 	if behind.calls != len(reads) || d.askedLease != len(reads) || behind.closed != 4 {
 		t.Errorf("%d calls, %d questions for the lease, %d closed", behind.calls, d.askedLease, behind.closed)
 	}
+	behind.isCommit = true
 	for _, name := range changes {
 		if _, err := call(e, name); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestChangesWithoutAnEntryNeedTheLease: a deposed leader may find that there is nothing to change. The results
+// of a batch have an outcome each.
+func TestChangesWithoutAnEntryNeedTheLease(t *testing.T) {
+	d := newDirectory(&engine{committed: 7})
+	e := newEngine(t, d)
+	for _, hasLease := range []bool{true, false} {
+		d.update(func() { d.hasLease = hasLease })
+		for _, name := range changes {
+			_, err := call(e, name)
+			if isRefused := codeOf(err) == messages.NotLeader; isRefused != (!hasLease && name != "SubmitAll") || err != nil && !isRefused {
+				t.Errorf("%s with the lease %v: %v", name, hasLease, err)
+			}
 		}
 	}
 }
@@ -277,7 +304,10 @@ func TestChangeAtALostEngine(t *testing.T) {
 		{messages.Unavailable, false, messages.NotLeader},
 		{messages.Unavailable, true, messages.Unavailable},
 		{messages.OutcomeUnknown, false, messages.OutcomeUnknown},
-		{messages.Invalid, false, messages.Invalid},
+		{messages.Invalid, false, messages.NotLeader},
+		{messages.NotFound, false, messages.NotLeader},
+		{messages.NotFound, true, messages.NotFound},
+		{messages.Internal, false, messages.Internal},
 	} {
 		d := newDirectory(&engine{err: &messages.Error{Code: c.code}})
 		d.hasLease = c.hasLease
