@@ -142,11 +142,16 @@ func (h *host) run() {
 // the end of the engine may wait for the disk that does not answer any more.
 func (h *host) fail(err error) {
 	h.unpublish()
-	h.logger.Error("the replica has failed", "err", err)
-	h.config.Fatal(fmt.Errorf("partition %d: %w", h.partition, err))
+	h.reportFailure(err)
 	if err := h.endEngine(); err != nil {
 		h.logger.Error("the engine did not end well", "err", err)
 	}
+}
+
+// reportFailure says that the process has to end. It may be called from any goroutine.
+func (h *host) reportFailure(err error) {
+	h.logger.Error("the replica has failed", "err", err)
+	h.config.Fatal(fmt.Errorf("partition %d: %w", h.partition, err))
 }
 
 // reconcile does one step after the other, until the state is right or a step has to be waited for.

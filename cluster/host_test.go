@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -177,15 +178,16 @@ func (s *stalledExecutor) Detach() error {
 	return nil
 }
 
-// TestFailedReplicaIsReportedAtOnce: a disk that is in doubt is reported before the engine ends, which may
-// have to wait for that disk.
-func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
-	c := newTestCluster(t, 3, 1)
+// startWithStalledExecutors starts a cluster of one partition whose engines end when answer was called.
+func startWithStalledExecutors(t *testing.T, detachLimit time.Duration) (c *testCluster, answer func()) {
+	t.Helper()
+	c = newTestCluster(t, 3, 1)
 	answers := make(chan struct{})
-	answer := sync.OnceFunc(func() { close(answers) })
+	answer = sync.OnceFunc(func() { close(answers) })
 	t.Cleanup(answer)
 	c.each(func(n *testNode) {
 		config := n.config()
+		config.detachLimit = detachLimit
 		engine := config.Engine
 		config.Engine = func(partition int) actors.Config {
 			c := engine(partition)
@@ -201,6 +203,35 @@ func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
 		}
 		n.setRunning(m)
 	})
+	return c, answer
+}
+
+// TestEngineThatDoesNotEndIsReported: the partition has no other engine meanwhile, so the process has to end. An
+// engine that ends in time is not reported.
+func TestEngineThatDoesNotEndIsReported(t *testing.T) {
+	c, answer := startWithStalledExecutors(t, time.Second)
+	leader, _ := c.leaderOf(0)
+	h := leader.running().hosts[0]
+	h.currentLeadership().retire()
+	testenv.EventuallyWithin(t, patience, "the engine is reported", func() bool { return len(leader.fatals()) == 1 })
+	if err := leader.fatals()[0]; !strings.Contains(err.Error(), "does not end within 2s") {
+		t.Error(err)
+	}
+	answer()
+	leader.mu.Lock()
+	leader.fatal = nil
+	leader.mu.Unlock()
+	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
+	leader, _ = c.leaderOf(0)
+	l := leader.running().hosts[0].currentLeadership()
+	l.retire()
+	testenv.Receive(t, "the engine ends", l.ended)
+}
+
+// TestFailedReplicaIsReportedAtOnce: a disk that is in doubt is reported before the engine ends, which may
+// have to wait for that disk.
+func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
+	c, answer := startWithStalledExecutors(t, 0)
 	leader, _ := c.leaderOf(0)
 	m := leader.running()
 	if _, err := m.hosts[0].machine.db.Load().Apply(1, 1, []byte("not a group")); err == nil {

@@ -48,6 +48,11 @@ func (e *leadingEngine) Proposals() (proposed, committed uint64) {
 // raftlog.Settings.CommitStall: proposals that wait for a disk end with their group.
 const detachLimit = 10 * time.Second
 
+// endLimits is after how many times detachLimit an engine that has not ended fails the replica. Executors and
+// actors end without a limit of their own, and while one of them hangs the partition has no other engine, and
+// the log waits for the rows (host.evictEngine).
+const endLimits = 2
+
 func newLeadership(h *host) *leadership {
 	return &leadership{host: h, registerer: newOwnedRegisterer(h.registerer),
 		retired: make(chan struct{}), abandoned: make(chan struct{}), ended: make(chan struct{})}
@@ -191,12 +196,17 @@ func (l *leadership) fatalError() error {
 }
 
 // endEngine detaches the engine and closes the store. The engine answers what it was asked before. The error is
-// one that concerns more than this term: of the disk, or of a part of the engine that broke.
+// one that concerns more than this term: of the disk, or of a part of the engine that broke. If the engine does
+// not end, endEngine reports that and waits on: the process has to end.
 func (l *leadership) endEngine() error {
 	defer close(l.ended)
+	limit := l.host.config.detachLimit
+	defer callAfter(endLimits*limit, func() {
+		l.host.reportFailure(fmt.Errorf("the engine of epoch %d does not end within %v", l.epoch, endLimits*limit))
+	})()
 	var errs []error
 	if l.engine != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), detachLimit)
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		if err := l.engine.Detach(ctx); err != nil {
 			l.host.logger.Warn("the engine of a former term ends", "epoch", l.epoch, "err", err)
 		}
@@ -209,6 +219,26 @@ func (l *leadership) endEngine() error {
 	l.host.machine.watchTerm(0)
 	l.registerer.unregisterAll()
 	return errors.Join(errs...)
+}
+
+// callAfter calls f after a time in which the process has run, unless it is stopped before: a process that was
+// frozen (SIGSTOP) misses one of the steps.
+func callAfter(d time.Duration, f func()) (stop func()) {
+	const steps = 20
+	stopped := make(chan struct{})
+	go func() {
+		ticker := time.NewTicker(d / steps)
+		defer ticker.Stop()
+		for range steps {
+			select {
+			case <-ticker.C:
+			case <-stopped:
+				return
+			}
+		}
+		f()
+	}()
+	return func() { close(stopped) }
 }
 
 // withoutLost drops an error that ends the engine alone.

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -57,7 +59,8 @@ type Config struct {
 	Registerer prometheus.Registerer // nil: no metrics
 	Logger     *slog.Logger          // nil: discard
 
-	fsys vfs.FS // nil: the operating system's
+	fsys        vfs.FS        // nil: the operating system's
+	detachLimit time.Duration // 0: the constant of this name
 	// afterRestoreStep is machine.afterStep of all partitions. Nil but in tests.
 	afterRestoreStep func(partition, step int) error
 }
@@ -98,6 +101,7 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	if c.fsys == nil {
 		c.fsys = vfs.OS{}
 	}
+	c.detachLimit = cmp.Or(c.detachLimit, detachLimit)
 	c.Logger = c.Logger.With("node", c.Name)
 	defer func() {
 		if err != nil {
