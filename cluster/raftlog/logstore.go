@@ -1,8 +1,10 @@
 package raftlog
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -46,7 +48,8 @@ type logStore struct {
 	latched error
 	floor   uint64 // the lowest index that a trim leaves; 0: any may go
 	written int64  // bytes of entries stored since the store was opened
-	// sizes has the value of written at some indexes, ascending, about one for each sizeStep bytes.
+	// sizes has the value of written at some indexes, ascending, about one for each sizeStep bytes. Entries that
+	// were stored before have one for each segment, below 0.
 	sizes []sizeMark
 }
 
@@ -75,7 +78,34 @@ func openLog(fsys vfs.FS, dir string, segmentBytes int, logger hclog.Logger, clo
 	if err != nil {
 		return nil, fmt.Errorf("log %s: %w", dir, err)
 	}
-	return &logStore{wal: log, clock: clock, fail: fail}, nil
+	s := &logStore{wal: log, clock: clock, fail: fail}
+	s.sizes, err = segmentSizes(fsys, dir)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("log %s: %w", dir, err), log.Close())
+	}
+	return s, nil
+}
+
+// segmentSizes returns marks of the entries that are in a log before anything is stored. The file of the last
+// segment has its full size from the beginning, so that its entries count as more than they are.
+func segmentSizes(fsys vfs.FS, dir string) (sizes []sizeMark, err error) {
+	state, err := (&segmentList{fsys: fsys}).Load(dir)
+	if err != nil {
+		return nil, err
+	}
+	var end int64
+	for i := range state.Segments {
+		info, err := fsys.Stat(filepath.Join(dir, segment.FileName(state.Segments[i])))
+		if err != nil {
+			return nil, err
+		}
+		sizes = append(sizes, sizeMark{state.Segments[i].MinIndex, end})
+		end += info.Size()
+	}
+	for i := range sizes {
+		sizes[i].written -= end
+	}
+	return sizes, nil
 }
 
 // close closes the files. The library must not use the store any more.
@@ -212,8 +242,8 @@ func (s *logStore) countBytes(first uint64, size int) {
 	s.written += int64(size)
 }
 
-// bytesFrom estimates the bytes of the entries from index on, to about sizeStep. Entries that were
-// stored before the store was opened count as 0.
+// bytesFrom estimates the bytes of the entries from index on, to about sizeStep, or a segment for entries that
+// were stored before the store was opened.
 func (s *logStore) bytesFrom(index uint64) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,6 +252,21 @@ func (s *logStore) bytesFrom(index uint64) int64 {
 		return 0
 	}
 	return s.written - s.sizes[i].written
+}
+
+// trailingFrom returns the lowest index from which on the entries have at most so many bytes, as far as the marks
+// tell: 1 if all have.
+func (s *logStore) trailingFrom(limit int64) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := sort.Search(len(s.sizes), func(i int) bool { return s.written-s.sizes[i].written <= limit })
+	switch {
+	case i == 0:
+		return 1
+	case i == len(s.sizes): // the last mark alone has more
+		i--
+	}
+	return s.sizes[i].index
 }
 
 // bytesWritten returns the bytes of entries stored since the store was opened.

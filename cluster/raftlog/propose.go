@@ -287,4 +287,20 @@ func (g *Group) Status() Status {
 }
 
 // snapshot makes a periodic snapshot now.
-func (g *Group) snapshot(inc *incarnation) error { return inc.awaitAnswer(inc.raft.Snapshot()) }
+func (g *Group) snapshot(inc *incarnation) error {
+	// The library counts the entries that stay, and they differ in size by five orders of magnitude.
+	config := inc.raft.ReloadableConfig()
+	config.TrailingLogs = g.trailingEntries(inc.raft.LastIndex())
+	if err := inc.raft.ReloadConfig(config); err != nil {
+		return err
+	}
+	return inc.awaitAnswer(inc.raft.Snapshot())
+}
+
+// trailingEntries returns how many entries stay in the log after a snapshot: at least one, because a log that is
+// emptied by a trim would lose those that a follower needs (logStore.DeleteRange).
+func (g *Group) trailingEntries(last uint64) uint64 {
+	from := g.logs.trailingFrom(g.settings.TrailingBytes)
+	inBytes := max(last+1, from+1) - from
+	return min(g.settings.TrailingEntries, inBytes)
+}

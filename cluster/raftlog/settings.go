@@ -39,8 +39,10 @@ type Settings struct {
 	// SnapshotBytes of entries, or SnapshotInterval with any entry, cause a snapshot.
 	SnapshotBytes    int64
 	SnapshotInterval time.Duration
-	// TrailingEntries stay in the log after a snapshot, for followers that were away for a moment.
+	// TrailingEntries stay in the log after a snapshot, for followers that were away for a moment; fewer if
+	// they have more than TrailingBytes. An entry has up to MaxRows.
 	TrailingEntries uint64
+	TrailingBytes   int64
 	// HeldBytes bounds the entries that stay longer because a follower is catching up.
 	HeldBytes int64
 	// SegmentBytes is the size of a file of the log: the unit in which a trim gives space back.
@@ -65,6 +67,7 @@ func DefaultSettings() Settings {
 		SnapshotBytes:    128 << 20,
 		SnapshotInterval: 10 * time.Minute,
 		TrailingEntries:  16384,
+		TrailingBytes:    256 << 20,
 		HeldBytes:        1 << 30,
 		SegmentBytes:     16 << 20,
 	}

@@ -40,6 +40,46 @@ func (c *cluster) leaveBehind(leader *replica, epoch uint64, follower *replica) 
 	}
 }
 
+// TestTrailingBytes proves that a snapshot leaves no more of large entries than their bytes allow, also of those
+// that were stored before a restart.
+func TestTrailingBytes(t *testing.T) {
+	verifyNoLeaks(t)
+	const size, limit = 256 << 10, 2 << 20
+	settings := fastSettings()
+	settings.TrailingBytes, settings.SegmentBytes = 1<<30, 1<<20
+	c := newCluster(t, 1, settings)
+	check := func(bound uint64) {
+		t.Helper()
+		r, epoch := c.lead()
+		c.put(r, epoch, "key", "value")
+		if err := r.group.Snapshot(); err != nil {
+			t.Fatal(err)
+		}
+		if s := r.group.Status(); s.Last-s.First > bound || s.Last == s.First {
+			t.Errorf("the log has the entries %d to %d", s.First, s.Last)
+		}
+	}
+	write := func() {
+		t.Helper()
+		r, epoch := c.lead()
+		for range 20 {
+			c.put(r, epoch, "key", strings.Repeat("x", size))
+		}
+	}
+	write()
+	check(100) // all are there
+	if s := c.all[0].group.Status(); s.First > 2 {
+		t.Fatalf("the log begins at entry %d", s.First)
+	}
+	c.crash(c.all[0])
+	c.settings.TrailingBytes = limit
+	c.open(c.all[0])
+	const small = 8 // entries of the takeovers and of the checks
+	check(limit/size + small)
+	write()
+	check((limit+1<<20)/size + small) // the bytes are known to 1 MiB
+}
+
 // TestRestoreIsInterrupted proves that a replica recovers from a crash at each step of a received
 // snapshot: the failing call stands for the crash.
 func TestRestoreIsInterrupted(t *testing.T) {
