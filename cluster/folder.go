@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
@@ -63,10 +64,17 @@ type identity struct {
 	Opened bool `json:"opened,omitempty"`
 	// IsReplacement says that Members are not those that formed the cluster: this node, or the one that it
 	// has the list from, is in place of a former one. Groups then begin without a list of voters: two first
-	// entries that differ would be two clusters of one ID. IsAdmitted says that the node is a voter of all
-	// partitions.
-	IsReplacement bool `json:"isReplacement,omitempty"`
-	IsAdmitted    bool `json:"isAdmitted,omitempty"`
+	// entries that differ would be two clusters of one ID. AdmittedTo has the partitions that the node was a
+	// voter of since, and IsAdmitted says that these are all.
+	IsReplacement bool  `json:"isReplacement,omitempty"`
+	AdmittedTo    []int `json:"admittedTo,omitempty"`
+	IsAdmitted    bool  `json:"isAdmitted,omitempty"`
+}
+
+// mustHaveEntries reports whether the log of a partition had entries when the folder was last in use. A
+// replacement may have opened its replica and not been admitted since.
+func (i *identity) mustHaveEntries(partition int) bool {
+	return i.Opened && (!i.IsReplacement || i.IsAdmitted || slices.Contains(i.AdmittedTo, partition))
 }
 
 func (i *identity) isFormed() bool { return i.Cluster != "" }

@@ -292,8 +292,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 	}
 	h.machine.comparableFrom.Store(h.group.Status().Last)
 	m.hosts = append(m.hosts, h)
-	hadEntries := !isNew && (!m.identity.IsReplacement || m.identity.IsAdmitted)
-	if s := h.group.Status(); hadEntries && s.Last == 0 && s.Snapshot == 0 {
+	if s := h.group.Status(); m.identity.mustHaveEntries(partition) && s.Last == 0 && s.Snapshot == 0 {
 		return fmt.Errorf("the log in %s is empty, and it had entries: they were lost. Start with an empty folder as a new node", group.Dir)
 	}
 	return nil

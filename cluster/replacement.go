@@ -209,6 +209,15 @@ func (m *Member) isReachable(ctx context.Context, id raftlog.NodeID) bool {
 // seekAdmission asks the leaders of all partitions to admit this node, until it is in place of the former
 // one everywhere or the member is closed.
 func (m *Member) seekAdmission() {
+	admitted := *m.identity // groups read the one in memory
+	admitted.Opened = true
+	write := func() bool {
+		if err := m.folder.writeIdentity(&admitted); err != nil {
+			m.config.Fatal(fmt.Errorf("write %s: %w", identityFile, err))
+			return false
+		}
+		return true
+	}
 	pending := map[int]bool{}
 	for p := range m.hosts {
 		pending[p] = true
@@ -222,7 +231,16 @@ func (m *Member) seekAdmission() {
 			}
 			switch answer := m.requestAdmission(p); {
 			case answer.IsVoter:
+				if s := m.hosts[p].group.Status(); s.Last == 0 && s.Snapshot == 0 {
+					continue // its first entries are on their way
+				}
 				delete(pending, p)
+				if !slices.Contains(admitted.AdmittedTo, p) {
+					admitted.AdmittedTo = append(slices.Clone(admitted.AdmittedTo), p)
+					if !write() {
+						return
+					}
+				}
 			case answer.Error != "":
 				problem = fmt.Sprintf("partition %d: %s", p, answer.Error)
 			}
@@ -237,10 +255,8 @@ func (m *Member) seekAdmission() {
 		case <-time.After(admissionPause):
 		}
 	}
-	admitted := *m.identity
-	admitted.Opened, admitted.IsAdmitted = true, true
-	if err := m.folder.writeIdentity(&admitted); err != nil {
-		m.config.Fatal(fmt.Errorf("write %s: %w", identityFile, err))
+	admitted.AdmittedTo, admitted.IsAdmitted = nil, true
+	if !write() {
 		return
 	}
 	m.config.Logger.Info("this node is in place of the former one", "node", m.Self())

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -9,7 +10,9 @@ import (
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/internal/clustertls"
+	"github.com/caravan-dag/caravan/internal/faults"
 	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -112,6 +115,54 @@ func TestReplacementIsInterrupted(t *testing.T) {
 	accepted[0] = append(accepted[0], c.mustSubmit(0, 5)...)
 	c.checkRuns(accepted)
 	c.checkReplicas()
+}
+
+// TestReplacementThatHasLostALog: a replacement notes each partition that has admitted it, before all have, and
+// does not start without the log of such a one.
+func TestReplacementThatHasLostALog(t *testing.T) {
+	c := startCluster(t, 2)
+	c.mustSubmit(0, 3)
+	c.mustSubmit(1, 3)
+	n := c.nodes[1]
+	n.wipe()
+	config := n.config()
+	files := faults.New(vfs.OS{})
+	config.Replace, config.fsys = true, files
+	m, err := Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.setRunning(m)
+	n.awaitAdmission()
+	path := filepath.Join(n.dir, identityFile)
+	var id identity
+	testenv.EventuallyWithin(t, patience, "its folder says that it is admitted", func() bool {
+		return readJSON(vfs.OS{}, path, &id) == nil && id.IsAdmitted
+	})
+	writes := 0
+	for _, call := range files.Calls() {
+		if call.Op == faults.Rename && strings.HasPrefix(filepath.Base(call.Path), identityFile) {
+			writes++
+		}
+	}
+	if want := 6; writes != want { // new, formed, opened, two partitions, admitted
+		t.Errorf("%s was written %d times, not %d", identityFile, writes, want)
+	}
+	n.kill()
+	id.IsAdmitted, id.AdmittedTo = false, []int{0} // as before partition 1 has admitted it
+	if err := writeJSON(vfs.OS{}, n.dir, identityFile, &id); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(n.dir, "p", "0", "group", "log")); err != nil {
+		t.Fatal(err)
+	}
+	if m, err = Open(t.Context(), n.config()); err == nil {
+		n.setRunning(m)
+		t.Fatal("it starts")
+	}
+	if !strings.Contains(err.Error(), "partition 0") {
+		t.Error(err)
+	}
 }
 
 // TestReplacementIsRefused: a node that runs is not replaced, nor is one of another name admitted.
