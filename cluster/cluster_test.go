@@ -319,9 +319,7 @@ func TestFollowerGetsACopy(t *testing.T) {
 			if s := away.running().Status(0); step == 0 && s.SnapshotsGotten == 0 {
 				t.Errorf("the follower got no copy: %+v", s)
 			}
-			away.running().hosts[0].machine.mu.Lock()
-			generation := away.running().hosts[0].machine.record.Generation
-			away.running().hosts[0].machine.mu.Unlock()
+			generation := away.running().hosts[0].machine.currentRecord().Generation
 			if folders, _ := filepath.Glob(filepath.Join(away.dir, "p", "0", "db-*")); len(folders) != 1 {
 				t.Errorf("the folders of rows are %v in generation %d", folders, generation)
 			}

@@ -45,7 +45,8 @@
 // # Locks
 //
 // machine.mu, host.mu, Member.mu, introducer.mu, port.mu and protocolListener.mu are leaves: no call
-// leaves the package under them, except that machine.mu is held over the write of replica.json.
+// leaves the package under them. machine.writing is held over the writes of replica.json, and is taken
+// before machine.mu.
 // ownedRegisterer.mu is taken before the lock of its Registerer.
 //
 // # Reading order

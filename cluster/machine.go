@@ -45,7 +45,8 @@ import (
 // and that this replica's log does not have yet). So replica.json keeps the pair, index and moment, and
 // a later pair follows only from a later moment, which an entry of this replica's own log has made.
 //
-// The lock is a leaf, but for the write of replica.json, which it covers.
+// writing covers the writes of replica.json, and is taken before mu, which is a leaf: every commit asks
+// isWritten, and must not wait for a disk.
 type machine struct {
 	dir    string // of the partition
 	fsys   vfs.FS
@@ -65,8 +66,10 @@ type machine struct {
 	// comparableFrom is the first entry as of which this replica has a digest. See Verification.
 	comparableFrom atomic.Uint64
 
+	writing sync.Mutex
+
 	mu     sync.Mutex
-	record replicaRecord
+	record replicaRecord // changes under both locks
 	// term is that of this node's engine. unwritten has the entries of that term whose rows the DB has not
 	// written: their proposer must not take them for stored.
 	term      uint64
@@ -277,19 +280,33 @@ func (m *machine) Sync() (index uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if moment <= max(m.record.Moment, m.base) {
-		return m.record.Index, nil
+	m.writing.Lock()
+	defer m.writing.Unlock()
+	next := m.currentRecord()
+	if moment <= max(next.Moment, m.base) {
+		return next.Index, nil
 	}
-	next := m.record
 	next.Index, next.Moment = moment-m.base, moment
 	// Durable before the log forgets entries: the next open must know that tables have their rows.
+	return next.Index, m.writeRecord(next)
+}
+
+// currentRecord returns what replica.json says.
+func (m *machine) currentRecord() replicaRecord {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.record
+}
+
+// writeRecord replaces replica.json, durably. It needs the lock writing.
+func (m *machine) writeRecord(next replicaRecord) error {
 	if err := writeJSON(m.fsys, m.dir, replicaFile, next); err != nil {
-		return 0, err
+		return err
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.record = next
-	return next.Index, nil
+	return nil
 }
 
 // A snapshot is a head and a copy of the rows (persistence.ReadView.WriteCopy). The head has the magic
@@ -356,7 +373,7 @@ func (m *machine) Restore(index uint64, r io.Reader) error {
 	if string(head[:len(snapshotMagic)]) != snapshotMagic || base != m.base || of != index {
 		return fmt.Errorf("the snapshot begins with %q, base %d and entry %d: not with base %d and entry %d", head[:len(snapshotMagic)], base, of, m.base, index)
 	}
-	next := m.record // this goroutine alone changes the generation
+	next := m.currentRecord() // this goroutine alone changes the generation, and no Sync runs
 	next.Generation++
 	next.Index = index
 	dir := m.generationFolder(next.Generation)
@@ -372,11 +389,9 @@ func (m *machine) Restore(index uint64, r io.Reader) error {
 		return err
 	}
 	if err = m.stepDone(1); err == nil {
-		m.mu.Lock()
-		if err = writeJSON(m.fsys, m.dir, replicaFile, next); err == nil {
-			m.record = next
-		}
-		m.mu.Unlock()
+		m.writing.Lock()
+		err = m.writeRecord(next)
+		m.writing.Unlock()
 	}
 	if err == nil {
 		err = m.stepDone(2)

@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/faults"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
@@ -226,6 +228,38 @@ func TestUnwrittenEntriesAreNoted(t *testing.T) {
 	m.watchTerm(0)
 	if err := m.Apply(last+1, 2, rows); err != nil || !m.isWritten(last+1) {
 		t.Errorf("entries are noted without an engine: %v", err)
+	}
+}
+
+// TestCommitsDoNotWaitForTheRecord: a commit may ask for its rows while replica.json is being written.
+func TestCommitsDoNotWaitForTheRecord(t *testing.T) {
+	l := &entryLog{t: t}
+	dir := filepath.Join(t.TempDir(), "p", "0")
+	m := newMachine(t, dir, 0)
+	l.write(m, 20)
+	closeMachine(t, m) // Badger writes its tables
+	m = newMachine(t, dir, 0)
+	defer func() { closeMachine(t, m) }()
+	begun, answers := make(chan struct{}), make(chan struct{})
+	files := faults.New(vfs.OS{})
+	files.Add(faults.Rule{Op: faults.Rename, Path: replicaFile, Do: func(faults.Call) { close(begun); <-answers }})
+	m.fsys = files
+	done := make(chan error, 1)
+	go func() {
+		_, err := m.Sync()
+		done <- err
+	}()
+	testenv.Receive(t, "the record is being written", begun)
+	asked := make(chan bool, 1)
+	go func() { asked <- m.isWritten(1) }()
+	select {
+	case <-asked:
+	case <-time.After(testenv.Patience / 2):
+		t.Error("a commit waits for the disk")
+	}
+	close(answers)
+	if err := testenv.Receive(t, "the sync", done); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -468,9 +468,7 @@ func (m *Member) Status(partition int) Status {
 	if l := h.published.Load(); l != nil {
 		s.Epoch = l.epoch
 	}
-	h.machine.mu.Lock()
-	s.Synced = h.machine.record.Index
-	h.machine.mu.Unlock()
+	s.Synced = h.machine.currentRecord().Index
 	return s
 }
 
