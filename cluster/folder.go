@@ -120,10 +120,7 @@ type folder struct {
 // any other node can learn of it.
 func openFolder(fsys vfs.FS, path, name string) (*folder, *identity, error) {
 	f := &folder{path: path, fsys: fsys}
-	if err := fsys.MkdirAll(path, 0o700); err != nil {
-		return nil, nil, err
-	}
-	if err := fsys.SyncDir(filepath.Dir(path)); err != nil {
+	if err := makeFolder(fsys, path); err != nil {
 		return nil, nil, err
 	}
 	var err error
@@ -139,6 +136,32 @@ func openFolder(fsys vfs.FS, path, name string) (*folder, *identity, error) {
 		return nil, nil, errors.Join(fmt.Errorf("folder %s: %w", path, err), f.lock.Close())
 	}
 	return f, id, nil
+}
+
+// makeFolder makes a folder with its parents, durably: a power failure must not take a folder away that has an
+// identity.
+func makeFolder(fsys vfs.FS, path string) error {
+	path = filepath.Clean(path)
+	// These get a new name each, from the lowest one. The first is always synced: an earlier start may have been
+	// killed before it did.
+	parents := []string{filepath.Dir(path)}
+	for parent := parents[0]; ; parent = filepath.Dir(parent) {
+		if _, err := fsys.Stat(parent); err == nil {
+			break
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		parents = append(parents, filepath.Dir(parent))
+	}
+	if err := fsys.MkdirAll(path, 0o700); err != nil {
+		return err
+	}
+	for _, parent := range slices.Backward(parents) {
+		if err := fsys.SyncDir(parent); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (f *folder) readIdentity(name string) (*identity, error) {
