@@ -162,6 +162,9 @@ func joinFormed(self, other *introduction) (*identity, error) {
 			"Its entries are lost with it, so it must not come back by itself: start it as the replacement of the former node",
 			other.Name, self.Name, other.Members[at].ID, self.ID)
 	}
+	if err := other.compareList(self.Nodes); err != nil {
+		return nil, refusedBecause("%v", err)
+	}
 	formed := self.identity
 	formed.Cluster, formed.Members, formed.Partitions = other.Cluster, other.Members, other.Partitions
 	formed.IsReplacement = other.IsReplacement // its list has a node that the cluster was not formed with

@@ -76,6 +76,9 @@ func TestFormationIsRefused(t *testing.T) {
 		"folder of that node was lost": func(all map[string]*introduction) {
 			all["n3"].Cluster, all["n3"].Members = ID{1}.String(), []memberName{{"n1", "n1-0"}, {"n3", "n3-1"}}
 		},
+		"has the nodes n1, n3, and the list has n1, n2, n3": func(all map[string]*introduction) {
+			all["n3"].Cluster, all["n3"].Members = ID{1}.String(), []memberName{{"n1", "n1-1"}, {"n3", "n3-1"}}
+		},
 		"without a node n1": func(all map[string]*introduction) {
 			all["n3"].Cluster, all["n3"].Members = ID{1}.String(), []memberName{{"n3", "n3-1"}}
 		},
@@ -136,6 +139,16 @@ func TestLateNodeHearsOfAReplacement(t *testing.T) {
 		if err != nil || late.Cluster != formed.Cluster || late.IsReplacement {
 			t.Errorf("%s: from a first node: %+v, %v", what, late, err)
 		}
+	}
+}
+
+// TestReplacementWithAnotherListIsRefused: a replacement lists the nodes that the cluster has.
+func TestReplacementWithAnotherListIsRefused(t *testing.T) {
+	all := introductions()
+	all["n2"].Cluster, all["n2"].Members = ID{1}.String(), []memberName{{"n1", "n1-0"}, {"n2", "n2-1"}}
+	formed, err := decideReplacement(all["n1"], others(all, "n1"))
+	if formed != nil || !errors.As(err, new(*RefusedError)) || !strings.Contains(err.Error(), "the list has n1, n2, n3") {
+		t.Errorf("%v, %v", formed, err)
 	}
 }
 

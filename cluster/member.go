@@ -211,15 +211,20 @@ func (m *Member) joinCluster(ctx context.Context) error {
 
 // compareConfig refuses a configuration that is not that of the cluster.
 func (i *identity) compareConfig(c *Config) error {
-	var names []NodeAddress
-	for _, m := range i.Members {
-		names = append(names, NodeAddress{Name: m.Name})
-	}
-	switch {
-	case i.Partitions != c.Partitions:
+	if i.Partitions != c.Partitions {
 		return fmt.Errorf("cluster %s has %d partitions, not %d: the number is fixed when it is formed", i.Cluster, i.Partitions, c.Partitions)
-	case nameList(names) != nameList(c.Nodes):
-		return fmt.Errorf("cluster %s has the nodes %s, and the list has %s", i.Cluster, nameList(names), nameList(c.Nodes))
+	}
+	return i.compareList(c.Nodes)
+}
+
+// compareList refuses a list of nodes that does not name those of the cluster.
+func (i *identity) compareList(nodes []NodeAddress) error {
+	var members []NodeAddress
+	for _, m := range i.Members {
+		members = append(members, NodeAddress{Name: m.Name})
+	}
+	if nameList(members) != nameList(nodes) {
+		return fmt.Errorf("cluster %s has the nodes %s, and the list has %s", i.Cluster, nameList(members), nameList(nodes))
 	}
 	return nil
 }

@@ -81,6 +81,9 @@ func decideReplacement(self *introduction, others map[string]*introduction) (*id
 	if at < 0 {
 		return nil, refusedBecause("node %s is in cluster %s without a node %s", known.Name, known.Cluster, self.Name)
 	}
+	if err := known.compareList(self.Nodes); err != nil {
+		return nil, refusedBecause("%v", err)
+	}
 	formed := self.identity
 	formed.Cluster, formed.Partitions, formed.Members = known.Cluster, known.Partitions, slices.Clone(known.Members)
 	// The ID of this folder is known if the first start of the cluster was interrupted here.
