@@ -278,7 +278,11 @@ func (h *host) noteEnded(l *leadership) {
 // giveAway makes another node lead. If that fails, this one tries again: with another engine, unless the
 // term is in doubt.
 func (h *host) giveAway(term uint64) {
-	h.logger.Warn("no further engine begins in this term: another node shall lead", "epoch", term, "engines", h.endedCount)
+	if h.isHandedOver() {
+		h.logger.Info("the leadership has come back to a node that stops: another node shall lead", "epoch", term)
+	} else {
+		h.logger.Warn("no further engine begins in this term: another node shall lead", "epoch", term, "engines", h.endedCount)
+	}
 	if err := h.group.Transfer(""); err != nil {
 		h.logger.Warn("cannot give the leadership away", "err", err)
 		h.endedCount = 0

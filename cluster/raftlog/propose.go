@@ -1,9 +1,11 @@
 package raftlog
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -135,8 +137,8 @@ func (g *Group) Leader() (node NodeID, term uint64, ok bool) {
 	return NodeID(id), term, id != "" && NodeID(id) != g.config.Node
 }
 
-// Transfer makes another voter the leader: the given one, or the one with the most of the log if to is
-// empty. The caller ends its engine first: proposals are refused while the transfer is under way, and
+// Transfer makes another voter the leader: the given one, or if to is empty the one with the most of the log
+// among those that are heard. If that one does not begin to lead, Transfer tries the others. The caller ends its engine first: proposals are refused while the transfer is under way, and
 // there is no read lease after it in this term, even if it fails.
 func (g *Group) Transfer(to NodeID) error {
 	inc := g.incarnation()
@@ -148,24 +150,67 @@ func (g *Group) Transfer(to NodeID) error {
 		return ErrNotLeader
 	}
 	voters := inc.members().Voters
-	if to == "" {
-		var match uint64
-		inc.followers.forEach(term, voters, func(node NodeID, n followerProgress) {
-			if node != g.config.Node && n.match > match {
-				to, match = node, n.match
-			}
-		})
-		if to == "" {
-			return errors.New("transfer of leadership: no other voter is heard")
-		}
-	}
-	if !slices.Contains(voters, to) {
+	targets := []NodeID{to}
+	switch {
+	case to == "":
+		targets = g.transferTargets(inc, term, voters)
+	case !slices.Contains(voters, to):
 		return fmt.Errorf("transfer of leadership to %s: it is not a voter", to)
 	}
-	if err := inc.awaitAnswer(inc.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))); err != nil {
-		return fmt.Errorf("transfer of leadership to %s: %w", to, err)
+	if len(targets) == 0 {
+		return errors.New("transfer of leadership: no other voter is heard")
 	}
-	return nil
+	var errs []error
+	for i, target := range targets {
+		err := g.transferTo(inc, target, i > 0)
+		if leads, now := inc.leadership(); err == nil || i > 0 && (!leads || now != term) {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("transfer of leadership to %s: %w", target, err))
+	}
+	return errors.Join(errs...)
+}
+
+// transferTargets returns the other voters that have confirmed entries: those that are heard before others, and
+// then by what they have of the log.
+func (g *Group) transferTargets(inc *incarnation, term uint64, voters []NodeID) (targets []NodeID) {
+	type target struct {
+		node    NodeID
+		isHeard bool
+		match   uint64
+	}
+	var all []target
+	now := g.watch.clock()
+	inc.followers.forEach(term, voters, func(node NodeID, n followerProgress) {
+		if node != g.config.Node && n.match > 0 {
+			all = append(all, target{node, now-n.heard < int64(2*g.settings.Heartbeat), n.match})
+		}
+	})
+	slices.SortStableFunc(all, func(a, b target) int {
+		if a.isHeard != b.isHeard {
+			if a.isHeard {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(b.match, a.match)
+	})
+	for _, t := range all {
+		targets = append(targets, t.node)
+	}
+	return targets
+}
+
+// transferTo asks the library for one transfer. It answers the one before a moment before it takes the next one,
+// which may be as long as a request to a node that does not answer: isNext waits for that.
+func (g *Group) transferTo(inc *incarnation, to NodeID, isNext bool) error {
+	for begin := time.Now(); ; {
+		err := inc.awaitAnswer(inc.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)))
+		if !isNext || !errors.Is(err, raft.ErrLeadershipTransferInProgress) || time.Since(begin) >= 2*g.settings.Request {
+			return err
+		}
+		time.Sleep(g.settings.Tick)
+	}
 }
 
 // promotionLag is how many entries a learner may lack when it becomes a voter. One that lacks more would
