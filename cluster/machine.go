@@ -75,6 +75,7 @@ type machine struct {
 	term      uint64
 	unwritten map[uint64]struct{}
 	verified  map[uint64]Verification
+	digests   int // that are being computed
 }
 
 // replicaRecord is the content of replica.json.
@@ -92,13 +93,19 @@ type Verification struct {
 	Rows   uint64
 	// IsIncomparable says that the replica did not have exactly the rows of that entry: it had newer ones
 	// from a copy; or it was applying entries again that it had before its open, and the tables may lack
-	// rows that later ones of these entries delete.
+	// rows that later ones of these entries delete. Or that there is no digest: Err says why.
 	IsIncomparable bool
 	Err            error
 }
 
 // keptVerifications bounds the digests that a replica keeps.
 const keptVerifications = 16
+
+// maxDigests bounds the digests that a replica computes at a time. Each reads all rows, and keeps its view of
+// them open.
+const maxDigests = 2
+
+var errManyDigests = fmt.Errorf("%d other digests are being computed", maxDigests)
 
 // errReplaced answers reads of a replica whose rows are being replaced.
 var errReplaced error = &messages.Error{Code: messages.Unavailable, Text: "the rows are being replaced by a copy of another replica: repeat the request"}
@@ -243,26 +250,54 @@ func (m *machine) Apply(index, term uint64, rows []byte) error {
 // Verify takes the digest of the rows as of an entry. It is computed on a goroutine of its own, from a view
 // of this moment, while later entries are applied.
 func (m *machine) Verify(index uint64) error {
+	if !m.beginDigest() {
+		m.keepVerification(index, Verification{IsIncomparable: true, Err: errManyDigests})
+		return nil
+	}
 	view, err := m.db.Load().View()
 	if err != nil {
+		m.endDigest()
 		return err
 	}
 	m.background.Go(func() {
-		defer view.Close()
 		v := Verification{IsIncomparable: view.CommitNumber() > m.base+index || index < m.comparableFrom.Load()}
 		v.Digest, v.Rows, v.Err = view.Digest()
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.verified[index] = v
-		for len(m.verified) > keptVerifications {
-			oldest := index
-			for i := range m.verified {
-				oldest = min(oldest, i)
-			}
-			delete(m.verified, oldest)
-		}
+		view.Close()
+		m.endDigest() // before a caller can learn of it, and ask for the next one
+		m.keepVerification(index, v)
 	})
 	return nil
+}
+
+// beginDigest counts a digest, unless maxDigests are being computed. endDigest follows.
+func (m *machine) beginDigest() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.digests >= maxDigests {
+		return false
+	}
+	m.digests++
+	return true
+}
+
+func (m *machine) endDigest() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.digests--
+}
+
+// keepVerification keeps the newest verifications.
+func (m *machine) keepVerification(index uint64, v Verification) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.verified[index] = v
+	for len(m.verified) > keptVerifications {
+		oldest := index
+		for i := range m.verified {
+			oldest = min(oldest, i)
+		}
+		delete(m.verified, oldest)
+	}
 }
 
 // verification returns the digest as of an entry, once it is computed.

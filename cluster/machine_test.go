@@ -263,6 +263,34 @@ func TestCommitsDoNotWaitForTheRecord(t *testing.T) {
 	}
 }
 
+// TestDigestsAreBounded: a replica that computes as many digests as it may says so of the next one, and computes
+// later ones.
+func TestDigestsAreBounded(t *testing.T) {
+	l := &entryLog{t: t}
+	m := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)
+	defer func() { closeMachine(t, m) }()
+	l.write(m, 3)
+	last := uint64(len(l.entries))
+	for range maxDigests {
+		if !m.beginDigest() {
+			t.Fatal("a digest is refused")
+		}
+	}
+	if err := m.Verify(last); err != nil {
+		t.Fatal(err)
+	}
+	if v, ok := m.verification(last); !ok || !v.IsIncomparable || v.Err == nil {
+		t.Errorf("beyond the bound: %v, %+v", ok, v)
+	}
+	m.endDigest()
+	for i := range uint64(4) {
+		index := last + 1 + i
+		if v := verify(t, m, index); v.IsIncomparable || v.Rows == 0 {
+			t.Errorf("below the bound: %+v", v)
+		}
+	}
+}
+
 // TestReadsOfReplacedRows: a reader keeps its view while the rows are replaced, and the next one reads the
 // new rows. One that comes in between is told to repeat the request.
 func TestReadsOfReplacedRows(t *testing.T) {
