@@ -136,7 +136,10 @@ func openMachine(m *machine, isNew bool) error {
 	}
 	m.db.Store(db)
 	m.registerer = registerer
-	return registerer.release()
+	if err := registerer.release(); err != nil {
+		return errors.Join(err, m.close())
+	}
+	return nil
 }
 
 // createReplica makes a new replica, without rows.
@@ -206,14 +209,30 @@ func (m *machine) dbFailed() (<-chan struct{}, func() error) {
 	return db.Failed(), db.Err
 }
 
+// openRows returns the DB; after close the error is persistence.ErrClosed.
+func (m *machine) openRows() (*persistence.DB, error) {
+	if db := m.db.Load(); db != nil {
+		return db, nil
+	}
+	return nil, persistence.ErrClosed
+}
+
 // View returns the rows as of the newest moment. The error is errReplaced when a copy of another replica
-// takes their place at this moment.
+// takes their place at this moment, and after close.
 func (m *machine) View() (*persistence.ReadView, error) {
-	view, err := m.db.Load().View()
+	view, err := m.newestView()
 	if errors.Is(err, persistence.ErrClosed) {
 		err = errReplaced
 	}
 	return view, err
+}
+
+func (m *machine) newestView() (*persistence.ReadView, error) {
+	db, err := m.openRows()
+	if err != nil {
+		return nil, err
+	}
+	return db.View()
 }
 
 // watchTerm begins to note which entries of a term are not written: the term of this node's engine. Term 0
@@ -235,7 +254,11 @@ func (m *machine) isWritten(index uint64) bool {
 
 // Apply writes the rows of an entry.
 func (m *machine) Apply(index, term uint64, rows []byte) error {
-	written, err := m.db.Load().Apply(m.base+index, term, rows)
+	db, err := m.openRows()
+	if err != nil {
+		return err
+	}
+	written, err := db.Apply(m.base+index, term, rows)
 	if err != nil || written {
 		return err
 	}
@@ -254,7 +277,7 @@ func (m *machine) Verify(index uint64) error {
 		m.keepVerification(index, Verification{IsIncomparable: true, Err: errManyDigests})
 		return nil
 	}
-	view, err := m.db.Load().View()
+	view, err := m.newestView()
 	if err != nil {
 		m.endDigest()
 		return err
@@ -311,7 +334,11 @@ func (m *machine) verification(index uint64) (v Verification, ok bool) {
 // Sync returns the entry up to which all rows are durable. It is lower than the last one as long as the DB
 // has rows in memory alone.
 func (m *machine) Sync() (index uint64, err error) {
-	moment, err := m.db.Load().Sync()
+	db, err := m.openRows()
+	if err != nil {
+		return 0, err
+	}
+	moment, err := db.Sync()
 	if err != nil {
 		return 0, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -260,6 +261,51 @@ func TestCommitsDoNotWaitForTheRecord(t *testing.T) {
 	close(answers)
 	if err := testenv.Receive(t, "the sync", done); err != nil {
 		t.Error(err)
+	}
+}
+
+// refusingRegisterer refuses the collector of a number, from 1.
+type refusingRegisterer struct {
+	prometheus.Registerer
+	refused, asked int
+}
+
+func (r *refusingRegisterer) Register(c prometheus.Collector) error {
+	if r.asked++; r.asked == r.refused {
+		return errors.New("refused")
+	}
+	return r.Registerer.Register(c)
+}
+
+// TestReplicaWithoutMetricsIsClosed: a replica whose metrics are refused leaves neither rows open nor metrics
+// behind.
+func TestReplicaWithoutMetricsIsClosed(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "p", "0")
+	closeMachine(t, newMachine(t, dir, 0))
+	registry := prometheus.NewRegistry()
+	m := &machine{dir: dir, fsys: vfs.OS{}, config: persistence.Config{Registerer: &refusingRegisterer{registry, 2, 0}},
+		logger: slog.New(slog.DiscardHandler), evictEngine: func() func() { return func() {} }}
+	if err := openMachine(m, false); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Fatalf("the replica is open: %v", err)
+	}
+	if families, err := registry.Gather(); err != nil || len(families) > 0 {
+		t.Errorf("%d metrics are left, %v", len(families), err)
+	}
+	closeMachine(t, newMachine(t, dir, 0))
+}
+
+// TestClosedMachine: calls that come after the close of a replica have an error.
+func TestClosedMachine(t *testing.T) {
+	m := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)
+	closeMachine(t, m)
+	if _, err := m.View(); code(err) != messages.Unavailable {
+		t.Errorf("View: %v", err)
+	}
+	_, err := m.Sync()
+	for what, err := range map[string]error{"Sync": err, "Apply": m.Apply(1, 1, nil), "Verify": m.Verify(1)} {
+		if !errors.Is(err, persistence.ErrClosed) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 

@@ -28,13 +28,15 @@ func newHeldRegisterer(registerer prometheus.Registerer) *ownedRegisterer {
 	return &ownedRegisterer{registerer: registerer, isHeld: true}
 }
 
-// release passes on what was held back. After an error some collectors may be registered.
+// release passes on what was held back. After an error those before it are registered, and the others are
+// dropped: their names may be of another owner.
 func (o *ownedRegisterer) release() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.isHeld = false
-	for _, c := range o.collectors {
+	for i, c := range o.collectors {
 		if err := o.registerer.Register(c); err != nil {
+			o.collectors = o.collectors[:i]
 			return err
 		}
 	}
