@@ -35,6 +35,8 @@ const (
 	greetingTurn = 100 * time.Millisecond
 	// backlog bounds the connections of a protocol that wait for Accept. More are closed.
 	backlog = 64
+	// refusalLogPause is between two lines of the log on refused connections: any stranger can cause them.
+	refusalLogPause = time.Second
 )
 
 // Answers to a greeting.
@@ -71,6 +73,9 @@ type port struct {
 	cluster   ID             // zero until the node is part of one
 	self      raftlog.NodeID // "" until then
 	listeners map[string]*protocolListener
+	// loggedRefusal is when a refused connection was logged, and unloggedRefusals are those since.
+	loggedRefusal    time.Time
+	unloggedRefusals int
 
 	ctx  context.Context // ends with close
 	stop context.CancelFunc
@@ -197,12 +202,28 @@ func (p *port) receiveConn(raw net.Conn) {
 	conn, listener, err := p.answerGreeting(raw)
 	if !stopped() || err != nil {
 		if err != nil {
-			p.logger.Info("connection refused", "remote", raw.RemoteAddr().String(), "err", err)
+			p.logRefusal(raw, err)
 		}
 		raw.Close()
 		return
 	}
 	listener.deliverConn(conn)
+}
+
+// logRefusal logs a refused connection, or counts it for the next line.
+func (p *port) logRefusal(conn net.Conn, err error) {
+	now := time.Now()
+	p.mu.Lock()
+	isDue, unlogged := now.Sub(p.loggedRefusal) >= refusalLogPause, p.unloggedRefusals
+	if isDue {
+		p.loggedRefusal, p.unloggedRefusals = now, 0
+	} else {
+		p.unloggedRefusals++
+	}
+	p.mu.Unlock()
+	if isDue {
+		p.logger.Info("connection refused", "remote", conn.RemoteAddr().String(), "err", err, "unlogged", unlogged)
+	}
 }
 
 func (p *port) answerGreeting(raw net.Conn) (net.Conn, *protocolListener, error) {

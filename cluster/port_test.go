@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
@@ -195,4 +196,26 @@ func (c *testCluster) overTLSAgain(n *testNode, credentials *clustertls.Credenti
 		c.t.Fatal(err)
 	}
 	n.listener, n.credentials = l, credentials
+}
+
+// TestRefusalsAreLoggedNowAndThen: strangers that are refused do not fill the log. A later line counts them.
+func TestRefusalsAreLoggedNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		p := &port{logger: slog.New(slog.NewTextHandler(&log, nil))}
+		conn, far := net.Pipe()
+		defer conn.Close()
+		defer far.Close()
+		for range 5 {
+			p.logRefusal(conn, errors.New("a stranger"))
+		}
+		if n := strings.Count(log.String(), "connection refused"); n != 1 {
+			t.Errorf("5 refusals are logged %d times", n)
+		}
+		time.Sleep(refusalLogPause)
+		p.logRefusal(conn, errors.New("a stranger"))
+		if !strings.Contains(log.String(), "unlogged=4") {
+			t.Errorf("the log is %s", log.String())
+		}
+	})
 }
