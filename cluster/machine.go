@@ -56,6 +56,8 @@ type machine struct {
 	// evictEngine ends the engine over the DB, and returns when its store is closed; allow lets the next one
 	// begin. Set before the group is opened.
 	evictEngine func() (allow func())
+	// statfs returns the free bytes and the size of the disk of a folder. Nil: vfs.Statfs.
+	statfs func(dir string) (free, total int64, err error)
 	// afterStep is called after each step of Restore, by its number: its error stands for a crash there.
 	// Nil but in tests.
 	afterStep func(step int) error
@@ -420,6 +422,28 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
 	return n, err
+}
+
+// copyReserve is what a copy of the rows leaves free on the disk, in bytes. The other partitions write to it
+// meanwhile, and end when it is full. It is more than persistence.InstallCopy and OpenDB ask for, 82 MiB with
+// their memtables of 9 MiB: their refusals end the replica.
+const copyReserve = 128 << 20
+
+// checkSpace refuses a copy of another replica of which so many bytes are received, if the disk has too little
+// space for its rows and for what Badger needs to sort them: twice the bytes.
+func (m *machine) checkSpace(received int64) error {
+	statfs := m.statfs
+	if statfs == nil {
+		statfs = vfs.Statfs
+	}
+	free, _, err := statfs(m.dir)
+	if err != nil {
+		return err
+	}
+	if need := 2*received + copyReserve; free < need {
+		return fmt.Errorf("the disk has %d MiB free, and a copy of the rows needs at least %d MiB", free>>20, need>>20)
+	}
+	return nil
 }
 
 // Restore replaces the rows by those of another replica.

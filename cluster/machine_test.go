@@ -309,6 +309,21 @@ func TestClosedMachine(t *testing.T) {
 	}
 }
 
+// TestCopyNeedsSpace: a copy is refused while the disk lacks twice its bytes and the reserve.
+func TestCopyNeedsSpace(t *testing.T) {
+	var free int64
+	m := &machine{statfs: func(string) (int64, int64, error) { return free, 1 << 40, nil }}
+	for _, c := range []struct {
+		free, received int64
+		isRefused      bool
+	}{{copyReserve, 0, false}, {copyReserve - 1, 0, true}, {copyReserve + 200, 100, false}, {copyReserve + 199, 100, true}} {
+		free = c.free
+		if err := m.checkSpace(c.received); (err != nil) != c.isRefused {
+			t.Errorf("%d received with %d free: %v", c.received, c.free, err)
+		}
+	}
+}
+
 // TestDigestsAreBounded: a replica that computes as many digests as it may says so of the next one, and computes
 // later ones.
 func TestDigestsAreBounded(t *testing.T) {

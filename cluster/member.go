@@ -286,7 +286,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 		return err
 	}
 	group := raftlog.Config{Group: groupNumber(partition), Node: m.identity.ID, Dir: filepath.Join(h.machine.dir, groupDir),
-		Machine: h.machine, Mux: m.mux, Settings: c.Log, Logger: h.logger}
+		Machine: h.machine, Mux: m.mux, CheckSpace: h.machine.checkSpace, Settings: c.Log, Logger: h.logger}
 	if isNew && !m.identity.IsReplacement {
 		group.Bootstrap = m.identity.ids()
 	}

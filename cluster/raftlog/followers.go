@@ -30,8 +30,8 @@ type followerProgress struct {
 	// heard is the time, by the watch's clock, of its last answer of any kind; tried is the same for
 	// requests that are no heartbeats, answered or failed.
 	heard, tried int64
-	// sending is set while a snapshot is on its way.
-	sending bool
+	// sending is set while a snapshot is on its way; failed is set after one that did not arrive, or was refused.
+	sending, failed bool
 }
 
 func newFollowerTable(clock func() int64) *followerTable {
@@ -86,6 +86,7 @@ func (f *followerTable) noteAnswer(node NodeID, sent time.Time, args *raft.Appen
 		match = args.Entries[last-1].Index
 	}
 	n.match = max(n.match, match)
+	n.failed = n.failed && isHeartbeat(args)
 }
 
 func (f *followerTable) snapshotBegins(node NodeID, term, index uint64) {
@@ -105,7 +106,7 @@ func (f *followerTable) snapshotEnds(node NodeID, args *raft.InstallSnapshotRequ
 	if n == nil {
 		return
 	}
-	n.sending, n.tried = false, now
+	n.sending, n.tried, n.failed = false, now, !ok
 	if ok {
 		n.heard = now
 	} else {

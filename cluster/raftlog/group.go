@@ -29,6 +29,10 @@ type Config struct {
 	// bootstraps only when all nodes say that they are new.
 	Bootstrap []NodeID
 
+	// CheckSpace, if not nil, may refuse a snapshot from another replica while it is received: received is its
+	// bytes so far, and the machine needs space for its rows on top of that. The leader sends it again later.
+	CheckSpace func(received int64) error
+
 	Settings Settings     // the zero value means DefaultSettings
 	Logger   *slog.Logger // nil: slog.Default
 
@@ -159,6 +163,7 @@ func (g *Group) openStores() (*incarnation, error) {
 	if g.snapshots, err = openSnapshots(files, dir, synced); err != nil {
 		return nil, err
 	}
+	g.snapshots.checkSpace = g.config.CheckSpace
 	if g.logs, err = openLog(files, logDir, g.settings.SegmentBytes, newLibraryLogger(g.logger), g.watch.clock, g.fail); err != nil {
 		return nil, err
 	}

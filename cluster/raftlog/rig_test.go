@@ -49,6 +49,7 @@ type replica struct {
 	dir     string
 	files   *faults.FS
 	refuse  atomic.Pointer[func() error]
+	space   atomic.Pointer[func(received int64) error] // see raftlog.Config
 	mux     *raftlog.Mux
 	machine *raftlogtest.Machine
 	group   *raftlog.Group
@@ -120,7 +121,13 @@ func (c *cluster) tryOpen(r *replica, bootstrap ...raftlog.NodeID) (err error) {
 		return err
 	}
 	config := raftlog.Config{Group: 7, Node: r.id, Dir: filepath.Join(r.dir, "group"), Machine: r.machine, Mux: r.mux,
-		Bootstrap: bootstrap, Settings: c.settings, Logger: logger}
+		Bootstrap: bootstrap, Settings: c.settings, Logger: logger,
+		CheckSpace: func(received int64) error {
+			if f := r.space.Load(); f != nil {
+				return (*f)(received)
+			}
+			return nil
+		}}
 	r.group, err = raftlog.Open(config.WithFiles(r.files).WithRefusal(func() error {
 		if f := r.refuse.Load(); f != nil {
 			return (*f)()

@@ -53,13 +53,17 @@ func (r *snapshotRecord) meta(id string, size int64) *raft.SnapshotMeta {
 // is newer than the record, and the entries that it needs after it are the newest of the log.
 //
 // A received snapshot is written to a file as it comes, and restored from there when it is complete:
-// the machine goes on applying earlier entries in between.
+// the machine goes on applying earlier entries in between. The file, the former rows and the new ones are on
+// the disk at once. A disk that is too small for that refuses the snapshot before the machine begins with it:
+// then nothing has failed, and the other groups of the node go on.
 type snapshotStore struct {
 	fsys    vfs.FS
 	dir     string
 	applier *applier
 	// termOf returns the term of a log entry.
 	termOf func(index uint64) (uint64, error)
+	// checkSpace is Config.CheckSpace.
+	checkSpace func(received int64) error
 
 	mu       sync.Mutex
 	own      *snapshotRecord // nil: no snapshot yet
@@ -185,7 +189,12 @@ type snapshotSink struct {
 	isKept bool     // the replica's own snapshot stays
 	file   vfs.File // rows of a received snapshot; nil before the first Write
 	size   int64
+	// checkAt is the size at which the space is checked again.
+	checkAt int64
 }
+
+// spaceCheckBytes of a received snapshot are written between two checks of the space.
+const spaceCheckBytes = 16 << 20
 
 func (k *snapshotSink) isSync(rows uint64) { k.sync, k.record.Rows = true, rows }
 
@@ -216,9 +225,22 @@ func (k *snapshotSink) Write(p []byte) (int, error) {
 			return 0, err
 		}
 	}
+	if k.size >= k.checkAt {
+		if err := k.checkSpace(); err != nil {
+			return 0, err
+		}
+	}
 	n, err := k.file.WriteAt(p, k.size)
 	k.size += int64(n)
 	return n, err
+}
+
+func (k *snapshotSink) checkSpace() error {
+	k.checkAt = k.size + spaceCheckBytes
+	if k.store.checkSpace == nil {
+		return nil
+	}
+	return k.store.checkSpace(k.size)
 }
 
 func (k *snapshotSink) createFile() (err error) {
@@ -240,6 +262,9 @@ func (k *snapshotSink) Close() error {
 		}
 	}
 	if k.file != nil {
+		if err := k.checkSpace(); err != nil {
+			return errors.Join(err, k.Cancel())
+		}
 		if err := k.file.Close(); err != nil {
 			return err
 		}
@@ -269,12 +294,12 @@ func (k *snapshotSink) Close() error {
 	return nil
 }
 
-// Cancel gives up. The next received snapshot replaces the file.
+// Cancel gives up, and gives the space of the file back.
 func (k *snapshotSink) Cancel() error {
 	if k.file == nil {
 		return nil
 	}
-	return k.file.Close()
+	return errors.Join(k.file.Close(), removeIfThere(k.store.fsys, filepath.Join(k.store.dir, receivedFile)))
 }
 
 var errStreamEnded = errors.New("sending the snapshot was ended")

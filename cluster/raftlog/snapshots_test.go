@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
@@ -78,6 +79,41 @@ func TestTrailingBytes(t *testing.T) {
 	check(limit/size + small)
 	write()
 	check((limit+1<<20)/size + small) // the bytes are known to 1 MiB
+}
+
+// TestSnapshotWithoutSpace proves that a replica whose disk is too small for a snapshot goes on without it, gives
+// the space back, and catches up when there is room: at the begin of the snapshot or at its end.
+func TestSnapshotWithoutSpace(t *testing.T) {
+	verifyNoLeaks(t)
+	for _, atEnd := range []bool{false, true} {
+		c := newCluster(t, 3, trimmingSettings())
+		leader, epoch := c.lead()
+		follower := c.followers(leader)[0]
+		c.leaveBehind(leader, epoch, follower)
+		var refused atomic.Int64
+		refuse := func(received int64) error {
+			if atEnd != (received > 0) {
+				return nil
+			}
+			refused.Add(1)
+			return errors.New("no space")
+		}
+		follower.space.Store(&refuse)
+		c.open(follower)
+		testenv.EventuallyWithin(t, patience, "the snapshot is refused twice", func() bool { return refused.Load() >= 2 })
+		if err := follower.group.Err(); err != nil {
+			t.Errorf("the replica has ended: %v", err)
+		}
+		if s := follower.group.Status(); s.SnapshotsGotten > 0 {
+			t.Errorf("the snapshot is restored: %+v", s)
+		}
+		testenv.EventuallyWithin(t, patience, "its file is removed", func() bool {
+			_, err := os.Stat(filepath.Join(follower.dir, "group", "received"))
+			return errors.Is(err, os.ErrNotExist)
+		})
+		follower.space.Store(nil)
+		c.converge()
+	}
 }
 
 // TestRestoreIsInterrupted proves that a replica recovers from a crash at each step of a received

@@ -175,6 +175,11 @@ func (w *watch) findStall(g *Group, inc *incarnation) verdict {
 	return w.findStuckFollower(g, inc, term)
 }
 
+// longestRetryPause is how long the library waits at most after failed snapshots until it sends the next one: 10 ms
+// times 2 to the power of 10 (maxFailureScale in its replication.go). A follower that refuses snapshots for lack of
+// space is not stuck.
+const longestRetryPause = 10240 * time.Millisecond
+
 // findStuckFollower looks for a follower that is heard and gets no entries, and sets the floor of the log.
 func (w *watch) findStuckFollower(g *Group, inc *incarnation, term uint64) (v verdict) {
 	now, s := w.clock(), w.settings
@@ -183,9 +188,13 @@ func (w *watch) findStuckFollower(g *Group, inc *incarnation, term uint64) (v ve
 	members := inc.members()
 	inc.followers.forEach(term, members.others(g.config.Node), func(node NodeID, n followerProgress) {
 		isHeard := n.heard > 0 && now-n.heard < int64(2*s.Heartbeat)
-		if isHeard && !n.sending && n.match < last && now-n.tried >= int64(s.ReplicationStall) {
+		limit := s.ReplicationStall
+		if n.failed {
+			limit += longestRetryPause
+		}
+		if isHeard && !n.sending && n.match < last && now-n.tried >= int64(limit) {
 			w.replication.Add(1)
-			v.restart = fmt.Errorf("node %s is heard and gets no entries for %v", node, s.ReplicationStall)
+			v.restart = fmt.Errorf("node %s is heard and gets no entries for %v", node, limit)
 		}
 		// The library reads the term of the entry before the first one that it sends.
 		if (isHeard || n.sending) && g.logs.bytesFrom(n.match) <= s.HeldBytes {
