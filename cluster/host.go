@@ -35,6 +35,8 @@ const (
 //	yes                        of t           –
 //	yes                        of another     unpublish, detach, close its store
 //	any                        has failed     unpublish, detach, close its store
+//	yes                        of t, and the  unpublish, detach, close its store, once for each DB;
+//	                           DB is damaged  give the leadership away
 //
 // It does so every 300 ms and whenever the group has a hint. No event is needed for a right state: quick
 // changes of leader cannot leave an engine behind, or a partition without one.
@@ -79,6 +81,9 @@ type host struct {
 	lastLeader Leadership
 	endedTerm  uint64 // the term of the last engine that has ended by itself
 	endedCount int    // how many of that term have
+	// damagedDB is the one for whose damage the host has given the leadership away. If it comes back, no other
+	// replica could lead better.
+	damagedDB *persistence.DB
 }
 
 // newHost makes a host. The caller sets machine and group, and calls run.
@@ -169,6 +174,12 @@ func (h *host) reconcile() error {
 			if err := h.endEngine(); err != nil {
 				return err
 			}
+		case l != nil && h.isNewlyDamaged():
+			if err := h.endEngine(); err != nil {
+				return err
+			}
+			h.giveAway(term)
+			return nil
 		case l == nil && leads && h.unresolved.Load() == 0:
 			if term == h.doubtfulTerm.Load() || h.endedTerm == term && h.endedCount >= maxEngines || h.isHandedOver() {
 				h.giveAway(term)
@@ -182,6 +193,22 @@ func (h *host) reconcile() error {
 			return nil
 		}
 	}
+}
+
+// isNewlyDamaged reports whether a damage of the rows was found for the first time, and another node may lead:
+// reads of this one miss the rows of a damaged block.
+func (h *host) isNewlyDamaged() bool {
+	db := h.machine.db.Load()
+	if db == h.damagedDB {
+		return false
+	}
+	err := h.machine.damage()
+	if err == nil {
+		return false
+	}
+	h.damagedDB = db
+	h.logger.Warn("the rows of this replica are damaged: another node shall lead if one can", "err", err)
+	return len(h.group.Members().Voters) > 1
 }
 
 // leads reports whether this node leads in a term.

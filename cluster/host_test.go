@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -247,6 +248,34 @@ func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
 	leader.mu.Unlock()
 	_ = m.Close() // the DB has failed
 	leader.setRunning(nil)
+}
+
+// TestDamagedReplicaLeavesTheLead: a leader whose rows are found damaged gives the leadership away, once. It leads
+// if it has to.
+func TestDamagedReplicaLeavesTheLead(t *testing.T) {
+	c := startCluster(t, 1)
+	accepted := [][]messages.RunID{c.mustSubmit(0, 3)}
+	leader, _ := c.leaderOf(0)
+	damage := errors.New("a block is damaged")
+	leader.damage.Store(&damage)
+	next, _ := c.leaderOf(0, leader)
+	c.checkRuns(accepted)
+	m := leader.running()
+	if err := next.running().hosts[0].group.Transfer(m.Self()); err != nil {
+		t.Fatal(err)
+	}
+	var epoch uint64
+	testenv.EventuallyWithin(t, patience, "the damaged replica leads again", func() (ok bool) {
+		_, epoch, ok = m.Engine(0)
+		return ok && m.HasLease(0, epoch)
+	})
+	timer := time.NewTimer(2 * reconcileEvery)
+	<-timer.C
+	if _, now, ok := m.Engine(0); !ok || now != epoch {
+		t.Error("it gives the leadership away again")
+	}
+	accepted[0] = append(accepted[0], c.mustSubmit(0, 3)...)
+	c.checkRuns(accepted)
 }
 
 // TestFailedHandOver: a node that cannot give its leadership away leads on until it is closed.

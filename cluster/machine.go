@@ -58,6 +58,8 @@ type machine struct {
 	evictEngine func() (allow func())
 	// statfs returns the free bytes and the size of the disk of a folder. Nil: vfs.Statfs.
 	statfs func(dir string) (free, total int64, err error)
+	// findDamage stands for a damage of the DB. Nil but in tests.
+	findDamage func() error
 	// afterStep is called after each step of Restore, by its number: its error stands for a crash there.
 	// Nil but in tests.
 	afterStep func(step int) error
@@ -217,6 +219,16 @@ func (m *machine) openRows() (*persistence.DB, error) {
 		return db, nil
 	}
 	return nil, persistence.ErrClosed
+}
+
+// damage returns the first damage that was found in the DB, nil without damage.
+func (m *machine) damage() error {
+	if m.findDamage != nil {
+		if err := m.findDamage(); err != nil {
+			return err
+		}
+	}
+	return m.db.Load().Damaged()
 }
 
 // View returns the rows as of the newest moment. The error is errReplaced when a copy of another replica

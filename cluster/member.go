@@ -61,8 +61,10 @@ type Config struct {
 
 	fsys        vfs.FS        // nil: the operating system's
 	detachLimit time.Duration // 0: the constant of this name
-	// afterRestoreStep is machine.afterStep of all partitions. Nil but in tests.
+	// afterRestoreStep is machine.afterStep of all partitions, and findDamage is machine.findDamage. Nil but in
+	// tests.
 	afterRestoreStep func(partition, step int) error
+	findDamage       func() error
 }
 
 // Member is a node of a cluster: it has a replica of each partition, and runs the engine of those that it
@@ -279,6 +281,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 		storage.Logger = h.logger
 	}
 	h.machine = &machine{dir: m.folder.replicaFolder(partition), fsys: c.fsys, base: m.identity.Base, config: storage, logger: h.logger, evictEngine: h.evictEngine}
+	h.machine.findDamage = c.findDamage
 	if c.afterRestoreStep != nil {
 		h.machine.afterStep = func(step int) error { return c.afterRestoreStep(partition, step) }
 	}

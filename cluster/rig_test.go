@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,6 +65,7 @@ type testNode struct {
 
 	replace          bool // see Config
 	afterRestoreStep func(partition, step int) error
+	damage           atomic.Pointer[error] // of all DBs
 
 	mu     sync.Mutex
 	member *Member // nil while it is down
@@ -194,6 +196,12 @@ func (n *testNode) config() Config {
 			n.fatal = append(n.fatal, err)
 		},
 		afterRestoreStep: n.afterRestoreStep,
+		findDamage: func() error {
+			if err := n.damage.Load(); err != nil {
+				return *err
+			}
+			return nil
+		},
 	}
 	if n.listener != nil {
 		config.Listener, config.Credentials, config.Dial = n.listener, n.credentials, nil
