@@ -310,9 +310,7 @@ func TestFollowerGetsACopy(t *testing.T) {
 				testenv.EventuallyWithin(t, patience, "the replica ends", func() bool { return len(away.fatals()) > 0 })
 				away.kill()
 				away.afterRestoreStep = nil
-				away.mu.Lock()
-				away.fatal = nil
-				away.mu.Unlock()
+				away.forgetFatals()
 			}
 			away.start()
 			c.checkReplicas()

@@ -23,6 +23,9 @@ const (
 	// maxEngines is how many engines of one term may end by themselves, until the host gives the
 	// leadership to another node, which may fare better.
 	maxEngines = 3
+	// damagedLeadPause is after how long a damaged replica tries again to give its leadership away. Each
+	// attempt ends an engine.
+	damagedLeadPause = 10 * time.Second
 )
 
 // host runs the engine of one partition where its group leads. One goroutine compares what is with what
@@ -81,9 +84,11 @@ type host struct {
 	lastLeader Leadership
 	endedTerm  uint64 // the term of the last engine that has ended by itself
 	endedCount int    // how many of that term have
-	// damagedDB is the one for whose damage the host has given the leadership away. If it comes back, no other
-	// replica could lead better.
+	// damagedDB is the one for whose damage the host has given the leadership away. If the leadership
+	// comes back, no other replica could lead better. keptUntil is set when it could not be given away:
+	// the host tries again then.
 	damagedDB *persistence.DB
+	keptUntil time.Time
 }
 
 // newHost makes a host. The caller sets machine and group, and calls run.
@@ -174,11 +179,14 @@ func (h *host) reconcile() error {
 			if err := h.endEngine(); err != nil {
 				return err
 			}
-		case l != nil && h.isNewlyDamaged():
+		case l != nil && h.isUnfitForDamage():
 			if err := h.endEngine(); err != nil {
 				return err
 			}
-			h.giveAway(term)
+			h.keptUntil = time.Time{}
+			if !h.giveAway(term) {
+				h.keptUntil = time.Now().Add(damagedLeadPause)
+			}
 			return nil
 		case l == nil && leads && h.unresolved.Load() == 0:
 			if term == h.doubtfulTerm.Load() || h.endedTerm == term && h.endedCount >= maxEngines || h.isHandedOver() {
@@ -195,12 +203,12 @@ func (h *host) reconcile() error {
 	}
 }
 
-// isNewlyDamaged reports whether a damage of the rows was found for the first time, and another node may lead:
-// reads of this one miss the rows of a damaged block.
-func (h *host) isNewlyDamaged() bool {
+// isUnfitForDamage reports whether a damage of the rows was found, and another node shall lead: reads of
+// this one miss the rows of a damaged block.
+func (h *host) isUnfitForDamage() bool {
 	db := h.machine.db.Load()
 	if db == h.damagedDB {
-		return false
+		return !h.keptUntil.IsZero() && time.Now().After(h.keptUntil)
 	}
 	err := h.machine.damage()
 	if err == nil {
@@ -303,8 +311,8 @@ func (h *host) noteEnded(l *leadership) {
 }
 
 // giveAway makes another node lead. If that fails, this one tries again: with another engine, unless the
-// term is in doubt.
-func (h *host) giveAway(term uint64) {
+// term is in doubt. It reports whether another node leads.
+func (h *host) giveAway(term uint64) bool {
 	if h.isHandedOver() {
 		h.logger.Info("the leadership has come back to a node that stops: another node shall lead", "epoch", term)
 	} else {
@@ -313,7 +321,9 @@ func (h *host) giveAway(term uint64) {
 	if err := h.group.Transfer(""); err != nil {
 		h.logger.Warn("cannot give the leadership away", "err", err)
 		h.endedCount = 0
+		return false
 	}
+	return true
 }
 
 // blockEngines lets no engine begin, and returns the one that is there. unblockEngines is its counterpart.

@@ -90,6 +90,28 @@ func (n *testNode) fatals() []error {
 	return n.fatal
 }
 
+// forgetFatals returns the fatal errors so far, which a test expects.
+func (n *testNode) forgetFatals() []error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	fatal := n.fatal
+	n.fatal = nil
+	return fatal
+}
+
+// logCounter is a log that counts the lines with a text.
+type logCounter struct {
+	text  string
+	lines atomic.Int64
+}
+
+func (l *logCounter) Write(line []byte) (int, error) {
+	if strings.Contains(string(line), l.text) {
+		l.lines.Add(1)
+	}
+	return len(line), nil
+}
+
 // testCluster is nodes in one process, on a network in memory.
 type testCluster struct {
 	t          *testing.T
@@ -97,6 +119,7 @@ type testCluster struct {
 	partitions int
 	settings   raftlog.Settings
 	nodes      []*testNode
+	log        io.Writer // nil: discard
 }
 
 // newTestCluster makes nodes that do not run yet. At the end of the test all of them are closed, and no
@@ -169,6 +192,9 @@ func (c *testCluster) names() (names []raftlog.NodeID) {
 func (c *testCluster) logger() *slog.Logger {
 	if os.Getenv("CLUSTER_TRACE") != "" {
 		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	}
+	if c.log != nil {
+		return slog.New(slog.NewTextHandler(c.log, nil))
 	}
 	return slog.New(slog.NewTextHandler(io.Discard, nil))
 }

@@ -37,6 +37,16 @@ func (g *Group) ProposeUnknownKind(epoch uint64) error {
 // Snapshot makes a periodic snapshot now.
 func (g *Group) Snapshot() error { return g.snapshot(g.incarnation()) }
 
+// TransferTargets returns the voters that a Transfer to any of them tries, in this order.
+func (g *Group) TransferTargets() []NodeID {
+	inc := g.incarnation()
+	if inc == nil {
+		return nil
+	}
+	_, term := inc.leadership()
+	return g.transferTargets(inc, term, inc.members().Voters)
+}
+
 // PretendStuck makes the notes on a follower look as if the library had sent it nothing for long.
 func (g *Group) PretendStuck(node NodeID) {
 	inc := g.incarnation()

@@ -83,6 +83,16 @@ func (i *incarnation) cutAndStop() <-chan struct{} {
 	return i.stopped
 }
 
+// isCut reports whether the incarnation is being stopped.
+func (i *incarnation) isCut() bool {
+	select {
+	case <-i.cut:
+		return true
+	default:
+		return false
+	}
+}
+
 // leadership reports whether this node leads, and the term. The library has the two in separate fields: the
 // term is the same before and after only if the state between them belongs to it, because terms only
 // grow and a node leads at most once in a term.
@@ -116,7 +126,8 @@ func (i *incarnation) members() (m Membership) {
 	return m
 }
 
-// awaitAnswer waits for an answer of the library's main loop.
+// awaitAnswer waits for an answer of the library's main loop. A main loop that ends may leave one transfer
+// unanswered, because such a future does not end with the library: its goroutine then stays.
 func (i *incarnation) awaitAnswer(future raft.Future) error {
 	answered := make(chan error, 1)
 	go func() { answered <- future.Error() }()

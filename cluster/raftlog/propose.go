@@ -137,9 +137,12 @@ func (g *Group) Leader() (node NodeID, term uint64, ok bool) {
 	return NodeID(id), term, id != "" && NodeID(id) != g.config.Node
 }
 
-// Transfer makes another voter the leader: the given one, or if to is empty the one with the most of the log
-// among those that are heard. If that one does not begin to lead, Transfer tries the others. The caller ends its engine first: proposals are refused while the transfer is under way, and
-// there is no read lease after it in this term, even if it fails.
+// Transfer makes another voter the leader: the given one, or if to is empty the one with the most of
+// the log among those that are heard. If that one does not begin to lead, Transfer tries the others. It
+// takes an election time-out for each of them, and after the first one up to two requests.
+//
+// The caller ends its engine first: proposals are refused while the transfer is under way, and there is
+// no read lease after it in this term, even if it fails.
 func (g *Group) Transfer(to NodeID) error {
 	inc := g.incarnation()
 	if inc == nil {
@@ -201,10 +204,13 @@ func (g *Group) transferTargets(inc *incarnation, term uint64, voters []NodeID) 
 	return targets
 }
 
-// transferTo asks the library for one transfer. It answers the one before a moment before it takes the next one,
-// which may be as long as a request to a node that does not answer: isNext waits for that.
+// transferTo asks the library for one transfer. The library takes the next one a while after it has
+// answered the one before: as long as a request to a node that does not answer. isNext waits for that.
 func (g *Group) transferTo(inc *incarnation, to NodeID, isNext bool) error {
 	for begin := time.Now(); ; {
+		if inc.isCut() {
+			return ErrClosed
+		}
 		err := inc.awaitAnswer(inc.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)))
 		if !isNext || !errors.Is(err, raft.ErrLeadershipTransferInProgress) || time.Since(begin) >= 2*g.settings.Request {
 			return err

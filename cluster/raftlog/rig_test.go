@@ -265,7 +265,8 @@ func isLost(err error) (lost, unknown bool) {
 // verifyNoLeaks fails the test if a goroutine is left at its end. Call it before newCluster, so that
 // it runs after the cluster is closed.
 func verifyNoLeaks(t *testing.T, options ...goleak.Option) {
-	options = append(options, goleak.IgnoreCurrent())
+	options = append(options, goleak.IgnoreCurrent(),
+		goleak.IgnoreAnyFunction("github.com/caravan-dag/caravan/cluster/raftlog.(*incarnation).awaitAnswer.func1"))
 	t.Cleanup(func() {
 		if err := goleak.Find(options...); err != nil {
 			t.Error(err)
