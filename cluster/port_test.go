@@ -212,7 +212,7 @@ func TestRefusalsAreLoggedNowAndThen(t *testing.T) {
 		if n := strings.Count(log.String(), "connection refused"); n != 1 {
 			t.Errorf("5 refusals are logged %d times", n)
 		}
-		time.Sleep(refusalLogPause)
+		<-time.After(refusalLogPause)
 		p.logRefusal(conn, errors.New("a stranger"))
 		if !strings.Contains(log.String(), "unlogged=4") {
 			t.Errorf("the log is %s", log.String())

@@ -176,7 +176,7 @@ func (w *watch) findStall(g *Group, inc *incarnation) verdict {
 }
 
 // longestRetryPause is how long the library waits at most after failed snapshots until it sends the next one: 10 ms
-// times 2 to the power of 10 (maxFailureScale in its replication.go). A follower that refuses snapshots for lack of
+// times 2 to the power of 10 (its maxFailureScale). A follower that refuses snapshots for lack of
 // space is not stuck.
 const longestRetryPause = 10240 * time.Millisecond
 
