@@ -17,11 +17,11 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
 DATE    := $(shell git show -s --format=%cI HEAD 2>/dev/null)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery open views memory growth fairness metg
+WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery open views memory growth fairness metg cluster-rates cluster-idle cluster-stop cluster-failover
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-cluster test test-unit test-e2e test-slurm test-browser race check fmt vet lint tidy rules generated tools cover fuzz \
-	bench bench-smoke bench-report bench-peers clean $(WORKLOADS:%=bench-%)
+	bench bench-smoke bench-report bench-cluster bench-peers clean $(WORKLOADS:%=bench-%)
 
 help: ## list these targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -111,7 +111,10 @@ bench: ## all workloads with their references, ROUNDS (3) rounds each; needs an 
 $(WORKLOADS:%=bench-%): bench-%:
 	$(GO) run ./bench --rounds $(ROUNDS) $*
 
-bench-report: ## the same, with charts, written into bench/report (about 16 minutes)
+bench-cluster: ## the workloads of clusters alone: three nodes on this machine, against one (about 5 minutes)
+	$(GO) run ./bench --rounds $(ROUNDS) cluster
+
+bench-report: ## all workloads, with charts, written into bench/report (about 21 minutes)
 	$(GO) run ./bench --rounds $(ROUNDS) report
 
 bench-peers: ## root on Debian: install the references that the machine lacks

@@ -137,6 +137,9 @@ func TestChoose(t *testing.T) {
 	if two, err := chooseWorkloads([]string{"w4", "w1"}); err != nil || two[0].name != "w4" || two[1].name != "w1" {
 		t.Errorf("w4 w1: %v", err)
 	}
+	if group, err := chooseWorkloads([]string{"cluster"}); err != nil || len(group) != 4 {
+		t.Errorf("cluster: %d, %v", len(group), err)
+	}
 	for _, names := range [][]string{nil, {"w9"}} {
 		if _, err := chooseWorkloads(names); err == nil {
 			t.Errorf("%v was accepted", names)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,11 +50,15 @@ func jsonRequest(method, path string, body []byte) []byte {
 }
 
 // newRequest returns the bytes of a request. They can be sent any number of times, by several
-// connections at once. The host is localhost, which a server on a loopback address accepts.
-func newRequest(method, path, contentType string, body []byte) []byte {
+// connections at once. The host is localhost, which a server on a loopback address accepts. fields are
+// further lines of the header, without their ends.
+func newRequest(method, path, contentType string, body []byte, fields ...string) []byte {
 	head := method + " " + path + " HTTP/1.1\r\nHost: localhost\r\n"
 	if body != nil {
 		head += "Content-Type: " + contentType + "\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n"
+	}
+	for _, line := range fields {
+		head += line + "\r\n"
 	}
 	return append([]byte(head+"\r\n"), body...)
 }
@@ -117,24 +122,44 @@ func (c *clientConn) roundTrip(req []byte) (status int, body []byte, err error) 
 	return status, c.body, err
 }
 
+// keyedRequest prepares a submission with an idempotency key. It may be repeated: all of its responses
+// name the same run.
+func keyedRequest(key string, doc []byte) []byte {
+	return newRequest("POST", "/v1/dagrun", "application/json", doc, "Idempotency-Key: "+key)
+}
+
 // loadResult is the result of a closed loop of connections.
 type loadResult struct {
 	rate     float64 // responses per second
 	p50, p99 time.Duration
+	refused  int // responses with status 503, which are not in the rate
 }
 
-// closedLoop lets n connections send one request after the other for a period. A status other than
-// 200 ends it with an error. All connections are open before the first request, and the requests that
+// closedLoop sends a load to one server. A status other than 200 is an error.
+func closedLoop(url string, n int, during time.Duration, req []byte) (loadResult, error) {
+	got, err := closedLoopOver([]string{url}, n, during, req)
+	if err == nil && got.refused > 0 {
+		err = fmt.Errorf("%d responses with status 503", got.refused)
+	}
+	return got, err
+}
+
+// refusalPause is the time after which a request is repeated that was answered with 503. It is shorter
+// than Retry-After asks for, because it is the resolution of the gaps that are measured.
+const refusalPause = 10 * time.Millisecond
+
+// closedLoopOver lets n connections, spread over the servers, send one request after the other for a
+// period. A status other than 200 and 503 ends it with an error. All connections are open before the first request, and the requests that
 // are on their way at the end of the period are awaited and counted, with their time.
 //
 // In a closed loop each connection waits for its response before it sends the next request, so the
 // rate is the highest that the server sustains with n clients. A stall of the server delays at most n
 // requests, so the percentiles say less about rare stalls than those of a loop with fixed arrival
 // times would.
-func closedLoop(url string, n int, during time.Duration, req []byte) (loadResult, error) {
+func closedLoopOver(urls []string, n int, during time.Duration, req []byte) (loadResult, error) {
 	conns := make([]*clientConn, n)
 	for i := range conns {
-		c, err := dialServer(url)
+		c, err := dialServer(urls[i%len(urls)])
 		if err != nil {
 			return loadResult{}, err
 		}
@@ -147,6 +172,7 @@ func closedLoop(url string, n int, during time.Duration, req []byte) (loadResult
 		start    = make(chan struct{})
 		took     = make([][]time.Duration, n)
 		failures = make([]error, n)
+		refused  atomic.Int64
 	)
 	for i, c := range conns {
 		wg.Go(func() {
@@ -155,7 +181,12 @@ func closedLoop(url string, n int, during time.Duration, req []byte) (loadResult
 			for !stop.Load() {
 				begin := time.Now()
 				status, body, err := c.roundTrip(req)
-				if err == nil && status != 200 {
+				if err == nil && status == http.StatusServiceUnavailable {
+					refused.Add(1)
+					time.Sleep(refusalPause)
+					continue
+				}
+				if err == nil && status != http.StatusOK {
 					err = fmt.Errorf("status %d: %s", status, body)
 				}
 				if err != nil {
@@ -179,9 +210,9 @@ func closedLoop(url string, n int, during time.Duration, req []byte) (loadResult
 	all := slices.Concat(took...)
 	slices.Sort(all)
 	if len(all) == 0 {
-		return loadResult{}, errors.New("no response arrived in time")
+		return loadResult{}, fmt.Errorf("no response arrived in time; %d had status 503", refused.Load())
 	}
-	return loadResult{rate: float64(len(all)) / elapsed.Seconds(), p50: percentile(all, 50), p99: percentile(all, 99)}, nil
+	return loadResult{rate: float64(len(all)) / elapsed.Seconds(), p50: percentile(all, 50), p99: percentile(all, 99), refused: int(refused.Load())}, nil
 }
 
 // runClient submits one graph at a time over one connection and waits for its end.
@@ -196,7 +227,12 @@ func newRunner(url string) (runClient, error) {
 // submit sends a graph and returns the ID of the run, which is durable then. doc is the JSON of one
 // graph. A refused graph is an error with the answer.
 func (r runClient) submit(doc []byte) (uint64, error) {
-	status, body, err := r.roundTrip(jsonRequest("POST", "/v1/dagrun", doc))
+	return r.sendSubmission(jsonRequest("POST", "/v1/dagrun", doc))
+}
+
+// sendSubmission is submit with a prepared request.
+func (r runClient) sendSubmission(req []byte) (uint64, error) {
+	status, body, err := r.roundTrip(req)
 	if err != nil {
 		return 0, err
 	}
@@ -232,10 +268,14 @@ const serverWaits time.Duration = -1
 // is seen half of it too late on average. A run that ends in another state is an error.
 func (r runClient) awaitCompletion(ctx context.Context, run uint64, interval time.Duration) error {
 	path := fmt.Sprintf("/v1/dagrun/%d/state", run)
-	if interval == serverWaits {
-		path += "?wait=10s"
-	}
 	req := jsonRequest("GET", path, nil)
+	// The server waits until the run has left the state of the last answer. Without a name it would wait for
+	// another state than the one that the request finds, which may be the last one.
+	var queued, running []byte
+	if interval == serverWaits {
+		queued, running = jsonRequest("GET", path+"?wait=10s&from=QUEUED", nil), jsonRequest("GET", path+"?wait=10s&from=RUNNING", nil)
+		req = queued
+	}
 	for {
 		status, body, err := r.roundTrip(req)
 		switch {
@@ -247,6 +287,12 @@ func (r runClient) awaitCompletion(ctx context.Context, run uint64, interval tim
 			return nil
 		case bytes.Contains(body, []byte("ERRORED")), bytes.Contains(body, []byte("KILLED")):
 			return fmt.Errorf("run %d: %s", run, body)
+		}
+		if interval == serverWaits {
+			req = queued
+			if bytes.Contains(body, []byte("RUNNING")) {
+				req = running
+			}
 		}
 		if interval <= 0 {
 			if err := ctx.Err(); err != nil {

@@ -4,7 +4,7 @@
 // the ratios: absolute figures depend on the machine.
 //
 //	go run ./bench [--rounds N] [--json] [--smoke] [--large] WORKLOAD …|all
-//	go run ./bench [--rounds N] [--into FOLDER] report
+//	go run ./bench [--rounds N] [--into FOLDER] report [WORKLOAD …]
 //	go run ./bench --figures bench/report/figures.json report
 //	go run ./bench [--rounds N] --against BINARY WORKLOAD …|all
 //
@@ -33,6 +33,15 @@
 //	fairness a small run behind 1,000,000 tasks and on an idle server; 1,000 runs at once
 //	metg     the length of a process at which half of the time is useful work, 2 slots
 //	         [make -j2, ninja -j2, River, Dask]
+//
+//	cluster-rates     submissions, no-ops and hops of a chain with 3 nodes [one node]
+//	cluster-idle      processor time and memory of a node that has nothing to do [one node]
+//	cluster-stop      SIGTERM of a node that leads: failed calls, and the longest gap between answers
+//	cluster-failover  kill -9 of a node that leads, with its disk, in the middle of runs of processes:
+//	                  the gaps between answers, and the tasks that are lost or run twice
+//
+// cluster is the name of the last four together. All nodes of a cluster, the single node beside them and
+// the load share this machine and its disk.
 //
 // All systems run the same program with the same small environment, because a further variable or
 // argument costs as much as what is measured here. The row of a reference names what the machine
@@ -63,6 +72,7 @@
 //	MB       1,000,000 bytes: output and documents
 //	MiB      1 << 20 bytes: memory
 //	x        a ratio; "x the speed" is the quotient of two times, so more is faster in both forms
+//	%        processor time in percent of one core
 //	(none)   counts, context switches per task, and shares from 0 to 1
 //
 // # What disturbs a figure
@@ -84,8 +94,9 @@
 //
 // --smoke runs shorter workloads without the other engines, and exits 1 below the floors, which the
 // table shows, too. They are far below the usual figures, and a workload below its floor is measured
-// a second time. report writes table, figures and charts into bench/report. With --figures it makes
-// them from the figures of an earlier report, without measuring.
+// a second time. report writes table, figures and charts into bench/report. Of named workloads it replaces
+// the figures there, and keeps those of the others. With --figures it makes the report from the figures of
+// an earlier one, without measuring.
 //
 // The rows of w2 show where the time of a process goes. CPU is user and system time. A context switch
 // is one of any thread, voluntary or not, as /proc/PID/task/*/status counts them. The usage of a child
@@ -95,7 +106,7 @@
 //
 // main.go has the flags, measure.go the rounds, rows, bounds and comparisons, workloads.go all
 // workloads with their targets and floors. throughput.go, processes.go, recovery.go and scale.go
-// measure them. graphs.go has their graphs, client.go the load generator, references.go the
+// measure them, cluster.go and failover.go those of clusters, which nodes.go starts. graphs.go has their graphs, client.go the load generator, references.go the
 // references, usage.go reads what processes use. report.go writes the table, charts.go draws the
 // charts. The program for River is a module of its own (peers/river), so that Caravan does not depend
 // on its libraries.

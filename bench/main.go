@@ -31,15 +31,16 @@ func main() {
 
 // options are the flags.
 type options struct {
-	rounds  int    // at least 1; workloads with once set have one
-	json    bool   // print figures.json instead of the table
-	smoke   bool   // shortened workloads, checked against their floors
-	large   bool   // growth up to 10,000,000 tasks; the report sets it, too
-	binary  string // "" to build one
-	data    string // where all data folders and the temporary files of the references are
-	former  string // the binary to compare with, "" for a plain run
-	figures string // the figures.json to make a report from, "" to measure
-	report  string // the folder of the report, "" to write the table only
+	rounds    int    // at least 1; workloads with once set have one
+	json      bool   // print figures.json instead of the table
+	smoke     bool   // shortened workloads, checked against their floors
+	large     bool   // growth up to 10,000,000 tasks; the report sets it, too
+	binary    string // "" to build one
+	data      string // where all data folders and the temporary files of the references are
+	former    string // the binary to compare with, "" for a plain run
+	failovers int    // nodes that cluster-failover loses, at least 1
+	figures   string // the figures.json to make a report from, "" to measure
+	report    string // the folder of the report, "" to write the table only
 }
 
 // runBench measures the workloads that args name, one after the other. The table goes to out, progress
@@ -54,6 +55,7 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 	flags.BoolVar(&o.json, "json", false, "print JSON instead of a table")
 	flags.BoolVar(&o.smoke, "smoke", false, "run shorter workloads, and exit 1 below a floor")
 	flags.BoolVar(&o.large, "large", false, "extend the growth curves to 10,000,000 tasks")
+	flags.IntVar(&o.failovers, "failovers", 5, "nodes that cluster-failover loses")
 	flags.StringVar(&o.report, "into", "", "the `folder` of the report; default: bench/report of the source tree")
 	flags.StringVar(&o.figures, "figures", "", "the `path` of a figures.json: make the report from it, without measuring")
 	flags.StringVar(&o.binary, "binary", "", "the `path` of the binary to measure; default: built from the source tree")
@@ -62,10 +64,12 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	names, reporting := flags.Args(), false
-	if len(names) == 1 && names[0] == "report" {
-		// A report has all workloads: writeReport removes the charts of those that are left out.
-		names, reporting, o.large = []string{"all"}, true, !o.smoke
+	names, reporting, partly := flags.Args(), false, false
+	if len(names) > 0 && names[0] == "report" {
+		names, reporting, o.large = names[1:], true, !o.smoke
+		if partly = len(names) > 0; !partly {
+			names = []string{"all"}
+		}
 	}
 	chosen, err := chooseWorkloads(names)
 	if err != nil {
@@ -87,6 +91,9 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 	if o.rounds < 1 {
 		return fmt.Errorf("invalid --rounds %d: must be at least 1", o.rounds)
 	}
+	if o.failovers < 1 {
+		return fmt.Errorf("invalid --failovers %d: must be at least 1", o.failovers)
+	}
 
 	// All servers and references have their folders in this one, so they have the same disk.
 	dir, err := os.MkdirTemp(o.data, "caravan-bench-")
@@ -100,7 +107,7 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 			return err
 		}
 	}
-	e := &benchEnv{ctx: ctx, dir: dir, binary: o.binary, smoke: o.smoke, large: o.large, diag: diag}
+	e := &benchEnv{ctx: ctx, dir: dir, binary: o.binary, smoke: o.smoke, large: o.large, failovers: o.failovers, diag: diag}
 	defer e.close()
 	if o.former != "" {
 		e.comparing = true
@@ -124,7 +131,13 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 		results = append(results, r)
 	}
 	if o.report != "" {
-		if err := writeReport(o.report, e.describeMachine(), o.rounds, results); err != nil {
+		m, rounds, reported := e.describeMachine(), o.rounds, results
+		if partly {
+			if m, rounds, reported, err = mergeFigures(o.report, m, rounds, results); err != nil {
+				return err
+			}
+		}
+		if err := writeReport(o.report, m, rounds, reported); err != nil {
 			return err
 		}
 		fmt.Fprintln(diag, "the report is in", o.report)
@@ -140,24 +153,32 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 	return belowFloors(results...)
 }
 
-// chooseWorkloads finds workloads by name, in the order of names. "all" selects every one, in the
-// order of allWorkloads, wherever it stands. An unknown name is an error that lists the known ones.
+// chooseWorkloads finds workloads by name, in the order of names. "cluster" selects those whose names begin
+// with it. "all" selects every one, in the order of allWorkloads, wherever it stands. An unknown name is an error that lists the known ones.
 func chooseWorkloads(names []string) ([]workload, error) {
 	var known []string
 	for _, w := range allWorkloads() {
 		known = append(known, w.name)
 	}
 	if len(names) == 0 {
-		return nil, fmt.Errorf("workload required: %s, all", strings.Join(known, ", "))
+		return nil, fmt.Errorf("workload required: %s, cluster, all", strings.Join(known, ", "))
 	}
 	if slices.Contains(names, "all") {
 		names = known
 	}
 	var chosen []workload
 	for _, name := range names {
+		if name == "cluster" { // the name of a group
+			for _, w := range allWorkloads() {
+				if strings.HasPrefix(w.name, "cluster-") {
+					chosen = append(chosen, w)
+				}
+			}
+			continue
+		}
 		i := slices.Index(known, name)
 		if i < 0 {
-			return nil, fmt.Errorf("unknown workload %q; the workloads are %s, all", name, strings.Join(known, ", "))
+			return nil, fmt.Errorf("unknown workload %q; the workloads are %s, cluster, all", name, strings.Join(known, ", "))
 		}
 		chosen = append(chosen, allWorkloads()[i])
 	}

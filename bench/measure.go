@@ -23,6 +23,7 @@ type benchEnv struct {
 	smoke     bool
 	comparing bool // compares two binaries
 	large     bool
+	failovers int // of cluster-failover
 	diag      io.Writer
 
 	// absent has the reason for each metric of the workload that cannot be measured here. It is
@@ -101,6 +102,7 @@ type result struct {
 	medians map[string]float64 // by metric, also those without a row
 	ratios  map[string]float64 // by metric: medians of the ratios of each round
 	absent  map[string]string  // the reason, by metric that was not measured
+	machine *machine           // if measured apart from the others of its report; else nil
 }
 
 // measureRounds runs all rounds of a workload. A ratio is computed within each round, from figures
@@ -158,18 +160,34 @@ func percentile(sorted []time.Duration, p int) time.Duration {
 	return sorted[min(len(sorted)-1, len(sorted)*p/100)]
 }
 
-// startServer starts a server on fresh data and returns when it is ready. Two cores are the slots of all
-// references, too (-j2), whatever the machine has. The memory that tasks declare must not limit
-// anything, growth and memory need more than the default number of tasks, and a log line per event
-// would be measured. args come last, so that a workload can override these options. finishServer must
-// follow.
+// sleep waits for a period, or returns the error of an interrupted benchmark.
+func (e *benchEnv) sleep(d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-e.ctx.Done():
+		return e.ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// serverOptions returns the options of every server. Two cores are the slots of all references, too
+// (-j2), whatever the machine has. The memory that tasks declare must not limit anything, growth and
+// memory need more than the default number of tasks, and a log line per event would be measured.
+func serverOptions() []string {
+	return []string{"--cores", "2", "--memory-mb", "100000", "--max-tasks", "20000000", "--log-level", "warn"}
+}
+
+// startServer starts a server on fresh data and returns when it is ready. args come after the options of
+// every server, so that a workload can override them. finishServer must follow.
 func (e *benchEnv) startServer(args ...string) (*testenv.Server, error) {
 	dir, err := e.newFolder()
 	if err != nil {
 		return nil, err
 	}
 	return testenv.Start(testenv.Config{Binary: e.binary, Data: filepath.Join(dir, "data"),
-		Args: append([]string{"--cores", "2", "--memory-mb", "100000", "--max-tasks", "20000000", "--log-level", "warn"}, args...)})
+		Args: append(serverOptions(), args...)})
 }
 
 // finishServer stops a server, ends its worker together with running tasks, which would disturb the

@@ -2,12 +2,14 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -169,7 +171,7 @@ func groupThousands(n int64) string {
 func writeJSON(w io.Writer, m machine, results []*result) error {
 	doc := figuresFile{Machine: m}
 	for _, r := range results {
-		doc.Results = append(doc.Results, figuresEntry{r.name, r.what, r.rounds, r.at.UTC(), r.medians, r.ratios, r.absent})
+		doc.Results = append(doc.Results, figuresEntry{r.name, r.what, r.rounds, r.at.UTC(), r.machine, r.medians, r.ratios, r.absent})
 	}
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
@@ -190,6 +192,7 @@ type figuresEntry struct {
 	What     string             `json:"what"`
 	Rounds   int                `json:"rounds"`
 	At       time.Time          `json:"at"`
+	Machine  *machine           `json:"machine,omitempty"` // of a workload that was measured apart
 	Medians  map[string]float64 `json:"medians"`
 	Ratios   map[string]float64 `json:"ratios"`
 	Absent   map[string]string  `json:"absent,omitempty"` // metrics that could not be measured, and why
@@ -206,7 +209,7 @@ func readJSON(r io.Reader) (machine, []*result, error) {
 	for _, f := range doc.Results {
 		for _, w := range allWorkloads() {
 			if w.name == f.Workload {
-				results = append(results, &result{workload: w, rounds: f.Rounds, at: f.At, medians: f.Medians, ratios: f.Ratios, absent: f.Absent})
+				results = append(results, &result{workload: w, rounds: f.Rounds, at: f.At, medians: f.Medians, ratios: f.Ratios, absent: f.Absent, machine: f.Machine})
 			}
 		}
 	}
@@ -250,22 +253,52 @@ func writeReport(dir string, m machine, rounds int, results []*result) error {
 }
 
 // reportFromFigures makes a report from the figures of an earlier one, after a change of charts, texts
-// or targets. The number of rounds in the text is the greatest of all workloads.
+// or targets.
 func reportFromFigures(path, dir string) error {
-	f, err := os.Open(path)
+	m, rounds, results, err := readFigures(path)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	m, results, err := readJSON(f)
+	return writeReport(dir, m, rounds, results)
+}
+
+// readFigures reads a figures.json. rounds is the greatest number of all workloads.
+func readFigures(path string) (m machine, rounds int, results []*result, err error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return m, 0, nil, err
 	}
-	rounds := 0
+	defer f.Close()
+	if m, results, err = readJSON(f); err != nil {
+		return m, 0, nil, fmt.Errorf("%s: %w", path, err)
+	}
 	for _, r := range results {
 		rounds = max(rounds, r.rounds)
 	}
-	return writeReport(dir, m, rounds, results)
+	return m, rounds, results, nil
+}
+
+// mergeFigures returns the figures of the report in a folder, with those of some workloads replaced or
+// added, in the order of allWorkloads. The measured results note the machine that they are of, since the
+// report is of another time. A folder without a report gets one of the measured workloads alone.
+func mergeFigures(dir string, now machine, rounds int, measured []*result) (machine, int, []*result, error) {
+	m, formerRounds, former, err := readFigures(filepath.Join(dir, "figures.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return now, rounds, measured, nil
+	} else if err != nil {
+		return m, 0, nil, err
+	}
+	var merged []*result
+	for _, w := range allWorkloads() {
+		named := func(r *result) bool { return r.name == w.name }
+		if i := slices.IndexFunc(measured, named); i >= 0 {
+			measured[i].machine = &now
+			merged = append(merged, measured[i])
+		} else if i := slices.IndexFunc(former, named); i >= 0 {
+			merged = append(merged, former[i])
+		}
+	}
+	return m, formerRounds, merged, nil
 }
 
 // writeFile creates a file and fills it by a function. An error of Close is one of the file, which may
@@ -290,8 +323,19 @@ func writePage(w io.Writer, m machine, rounds int, charts []reportChart, results
 	b.WriteString("# Benchmarks\n\n")
 	var at time.Time
 	met, missed := 0, []string{}
+	var apart []string // descriptions of later measurements
+	workloadsOf := map[string][]string{}
+	noteApart := func(r *result) {
+		description := fmt.Sprintf("%s, %s", r.at.UTC().Format(time.DateOnly), r.machine.description())
+		if workloadsOf[description] == nil {
+			apart = append(apart, description)
+		}
+		workloadsOf[description] = append(workloadsOf[description], r.name)
+	}
 	for _, r := range results {
-		if r.at.After(at) {
+		if r.machine != nil {
+			noteApart(r)
+		} else if r.at.After(at) {
 			at = r.at
 		}
 		for _, row := range r.rows {
@@ -305,6 +349,9 @@ func writePage(w io.Writer, m machine, rounds int, charts []reportChart, results
 	paragraph("Made by `%s`, %s; do not edit. %s.", reportCommand, at.UTC().Format(time.DateOnly), m.description())
 	paragraph("The figures are medians of %s of each workload, or of the number in the column. Each round measured a fresh server with fresh data, and its references. "+
 		"Trust the ratios, because absolute figures depend on the machine. [doc.go](../doc.go) describes the workloads.", roundsText(rounds))
+	for _, description := range apart {
+		paragraph("Measured apart: %s. %s.", strings.Join(workloadsOf[description], ", "), description)
+	}
 	verdict := fmt.Sprintf("%d targets are met, %d are missed", met, len(missed))
 	if len(missed) > 0 {
 		verdict += ": " + strings.Join(missed, "; ")

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,6 +93,42 @@ func TestReport(t *testing.T) {
 	for _, want := range []string{"a processor, 2 cores", reportCommand, "targets are met", "| w6: "} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("the page lacks %q", want)
+		}
+	}
+}
+
+// TestReportOfSomeWorkloads: their figures replace those of the report, with the machine that they are of. The
+// others stay.
+func TestReportOfSomeWorkloads(t *testing.T) {
+	dir := t.TempDir()
+	all := madeUpResults()
+	former := slices.DeleteFunc(slices.Clone(all), func(r *result) bool { return r.name == "cluster-stop" })
+	if err := writeReport(dir, machine{CPU: "a processor", Cores: 2}, 3, former); err != nil {
+		t.Fatal(err)
+	}
+	var measured []*result
+	for _, name := range []string{"cluster-stop", "w4"} {
+		r := *all[slices.IndexFunc(all, func(r *result) bool { return r.name == name })]
+		r.medians = map[string]float64{r.rows[0].metric: 4321}
+		measured = append(measured, &r)
+	}
+	m, rounds, merged, err := mergeFigures(dir, machine{CPU: "another processor", Cores: 8}, 1, measured)
+	if err != nil || rounds != 3 || m.Cores != 2 || len(merged) != len(all) {
+		t.Fatalf("%d rounds, %+v, %d results, %v", rounds, m, len(merged), err)
+	}
+	if err := writeReport(dir, m, rounds, merged); err != nil {
+		t.Fatal(err)
+	}
+	if err := reportFromFigures(filepath.Join(dir, "figures.json"), dir); err != nil { // it keeps all of that
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"a processor, 2 cores", "Measured apart: w4, cluster-stop. 1970-01-01, another processor, 8", "4,321 ms", "| w6: "} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the page lacks %q:\n%s", want, text)
 		}
 	}
 }

@@ -207,6 +207,41 @@ func allWorkloads() []workload {
 				{metric: dask, unit: "ms", relativeTo: makeJ2},
 			},
 		},
+		{
+			name: "cluster-rates", what: "3 nodes on this machine, against one node", measureRound: measureClusterRates, rows: clusterRateRows(),
+		},
+		{
+			name: "cluster-idle", what: "the node that uses the most, idle", measureRound: measureIdle, rows: idleRows(), once: true,
+		},
+		{
+			name: "cluster-stop", what: "SIGTERM of a node that leads, P = 3, under submissions", measureRound: measurePlannedStops, once: true,
+			rows: []row{
+				{metric: stopGap, unit: "ms", target: atMost(300)},
+				{metric: stopGapP50, unit: "ms"},
+				{metric: steadyGap, unit: "ms"},
+				{metric: failedCalls, target: atMost(0), floor: atMost(0)},
+				{metric: refusals},
+				{metric: stopTook, unit: "ms"},
+			},
+		},
+		{
+			name: "cluster-failover", what: "kill -9 of a node that leads, with its disk, P = 3, in mid-run", measureRound: measureFailovers, once: true,
+			rows: []row{
+				{metric: deadGapP50, unit: "s"},
+				{metric: deadGapP99, unit: "s", target: atMost(3)},
+				{metric: keylessGapP50, unit: "s"},
+				{metric: keylessGapP99, unit: "s", target: atMost(1)},
+				{metric: livingGapP50, unit: "s"},
+				{metric: livingGapP99, unit: "s"},
+				{metric: unfinishedRuns, target: atMost(0), floor: atMost(0)},
+				{metric: lostTasks, target: atMost(0), floor: atMost(0)},
+				{metric: repeatedTasks},
+				{metric: failedCalls},
+				{metric: refusals},
+				{metric: failovers},
+				{metric: completeLosses},
+			},
+		},
 	}
 }
 

@@ -27,8 +27,11 @@ func (s *Server) FDs() (int, error) {
 }
 
 // Memory returns the resident set, at present and at its peak, in bytes.
-func (s *Server) Memory() (now, peak int64, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID()))
+func (s *Server) Memory() (now, peak int64, err error) { return Memory(s.PID()) }
+
+// Memory is Server.Memory for any running process.
+func Memory(pid int) (now, peak int64, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, 0, fmt.Errorf("read memory: %w", err)
 	}
