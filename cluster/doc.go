@@ -36,6 +36,8 @@
 //	port, introducer,    accept connections, and one for each greeting
 //	  admitter
 //	seekAdmission        one while the node takes the place of another one
+//	announcer            with several partitions: one that composes, one for each other node, and those that
+//	                     accept and receive
 //	raftlog, actors      their own; raftlog calls the machine on those of its library
 //
 // machine.Restore runs on a goroutine of the log, and waits until the host has ended its engine. The
@@ -44,9 +46,9 @@
 //
 // # Locks
 //
-// machine.mu, host.mu, Member.mu, introducer.mu, port.mu and protocolListener.mu are leaves: no call
-// leaves the package under them. machine.writing is held over the writes of replica.json, and is taken
-// before machine.mu.
+// machine.mu, host.mu, Member.mu, introducer.mu, announcer.mu, port.mu and protocolListener.mu are
+// leaves: no call leaves the package under them. machine.writing is held over the writes of replica.json,
+// and is taken before machine.mu.
 // ownedRegisterer.mu is taken before the lock of its Registerer.
 //
 // # Reading order
@@ -54,5 +56,6 @@
 // directory.go is what the rest of the program sees. host.go decides when an engine begins and ends,
 // leadership.go is one engine for one term, and machine.go the rows below it. member.go puts a node
 // together; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
-// of a lost node, and its connections.
+// of a lost node, and its connections. announcements.go is what the nodes tell each other about their
+// partitions.
 package cluster

@@ -79,6 +79,7 @@ type Member struct {
 	mux        *raftlog.Mux
 	hosts      []*host
 	admitter   *admitter
+	announcer  *announcer          // nil with one partition
 	metrics    *partitionCollector // nil until it is registered
 	background sync.WaitGroup      // seekAdmission
 
@@ -138,6 +139,11 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	}
 	if m.admitter, err = startAdmitter(m); err != nil {
 		return nil, err
+	}
+	if c.Partitions > 1 {
+		if m.announcer, err = startAnnouncer(m); err != nil {
+			return nil, err
+		}
 	}
 	if m.identity.IsReplacement && !m.identity.IsAdmitted {
 		m.background.Go(m.seekAdmission)
@@ -338,6 +344,9 @@ func (m *Member) Close() error {
 func (m *Member) closeParts() error {
 	if m.metrics != nil {
 		m.config.Registerer.Unregister(m.metrics)
+	}
+	if m.announcer != nil {
+		m.announcer.close()
 	}
 	errs := make([]error, len(m.hosts))
 	var wait sync.WaitGroup

@@ -1,0 +1,282 @@
+package cluster
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/clustertls"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// The nodes of a cluster of several partitions tell each other what they lead. Each node sends lines of JSON
+// to each other one, over one connection for each direction:
+//
+//	{"node":"n1-…","partitions":[{"partition":0,"next":17},{"partition":3,"next":12}]}
+//
+// A line leaves within announcePause of a change, and without a change after longestAnnouncePause. What the
+// others do with it:
+//
+//	next   the number of the partition's next run. A partition with a lower one goes on from there. So the
+//	       IDs of all partitions ascend with the time of submission, except within some announcePauses
+//
+// Announcements are hints: one that is lost or late, or comes from a leader of a former term, does no harm.
+// So they are not part of a log. Only a cluster of several partitions has an announcer.
+
+// announcementProtocol carries the announcements.
+const announcementProtocol = "caravan-announce/1"
+
+const (
+	// announcePause is the shortest time between two announcements of a node.
+	announcePause = 100 * time.Millisecond
+	// longestAnnouncePause is the longest one. A connection without a line for announcementLimit is closed.
+	longestAnnouncePause = time.Second
+	announcementLimit    = 5 * time.Second
+	// maxAnnouncement bounds a line: it has room for messages.MaxPartitions.
+	maxAnnouncement = 1 << 20
+)
+
+// announcement is what a node tells the others.
+type announcement struct {
+	Node       raftlog.NodeID          `json:"node"`
+	Partitions []partitionAnnouncement `json:"partitions"` // those that the node leads, in ascending order
+}
+
+// partitionAnnouncement is what the leader of a partition says about it.
+type partitionAnnouncement struct {
+	Partition int    `json:"partition"`
+	Next      uint64 `json:"next"` // the number of the next run
+}
+
+// announcer sends the announcements of a node, and takes those of the others.
+type announcer struct {
+	member   *Member
+	listener net.Listener
+	ctx      context.Context // ends with close
+	stop     context.CancelFunc
+	wait     sync.WaitGroup
+
+	mu      sync.Mutex    // a leaf, of what follows
+	highest uint64        // the highest next number of all partitions that was ever heard
+	line    []byte        // what this node announces; nil at first; never changed in place
+	changed chan struct{} // closed when line is replaced
+}
+
+func startAnnouncer(m *Member) (*announcer, error) {
+	listener, err := m.port.openListener(announcementProtocol)
+	if err != nil {
+		return nil, err
+	}
+	a := &announcer{member: m, listener: listener, changed: make(chan struct{})}
+	a.ctx, a.stop = context.WithCancel(context.Background())
+	a.wait.Go(a.keepComposing)
+	a.wait.Go(a.acceptAll)
+	for _, node := range m.config.Nodes {
+		if node.Name != m.config.Name {
+			a.wait.Go(func() { a.sendTo(node.Name) })
+		}
+	}
+	return a, nil
+}
+
+// close ends all goroutines and connections.
+func (a *announcer) close() {
+	a.stop()
+	a.listener.Close()
+	a.wait.Wait()
+}
+
+// keepComposing keeps the announcement and the engines of this node up to date. An engine that begins is
+// raised at once, before it numbers many runs.
+func (a *announcer) keepComposing() {
+	ticker := time.NewTicker(announcePause)
+	defer ticker.Stop()
+	for {
+		engines := a.member.Changed()
+		a.compose()
+		select {
+		case <-ticker.C:
+		case <-engines:
+		case <-a.ctx.Done():
+			return
+		}
+	}
+}
+
+// compose raises the numbers of this node's engines to the highest ones of all partitions, and replaces
+// the announcement if it differs.
+func (a *announcer) compose() {
+	m := a.member
+	now := announcement{Node: m.Self(), Partitions: []partitionAnnouncement{}}
+	engines := map[int]Engine{}
+	for p := range m.Partitions() {
+		if engine, _, ok := m.Engine(p); ok {
+			engines[p] = engine
+			a.noteNumber(engine.NextNumber())
+		}
+	}
+	highest := a.highestNumber()
+	for p := range m.Partitions() {
+		if engine, ok := engines[p]; ok {
+			engine.RaiseNextNumber(highest)
+			now.Partitions = append(now.Partitions, partitionAnnouncement{Partition: p, Next: engine.NextNumber()})
+		}
+	}
+	line, err := json.Marshal(&now)
+	if err != nil {
+		panic(err) // an announcement has nothing that JSON lacks
+	}
+	line = append(line, '\n')
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !bytes.Equal(line, a.line) {
+		a.line = line
+		close(a.changed)
+		a.changed = make(chan struct{})
+	}
+}
+
+// noteNumber takes the number of some partition's next run. A node that is out of its mind must not raise the
+// numbers of all for ever, so one that no partition can have reached is ignored.
+func (a *announcer) noteNumber(next uint64) {
+	if next > messages.MaxNumber/2 {
+		return
+	}
+	a.mu.Lock()
+	a.highest = max(a.highest, next)
+	a.mu.Unlock()
+}
+
+func (a *announcer) highestNumber() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.highest
+}
+
+// current returns the announcement, and a channel that is closed when it changes.
+func (a *announcer) current() (line []byte, changed <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.line, a.changed
+}
+
+// sendTo sends announcements to the node of a name, until close. A node that is down is dialled again and
+// again.
+func (a *announcer) sendTo(name string) {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select {
+		case <-pause.C:
+		case <-a.ctx.Done():
+			return
+		}
+		if err := a.sendLines(name); err != nil && a.ctx.Err() == nil {
+			a.member.config.Logger.Debug("announcements to a node end", "to", name, "err", err)
+		}
+		pause.Reset(longestAnnouncePause)
+	}
+}
+
+// sendLines sends announcements over one connection until it breaks.
+func (a *announcer) sendLines(name string) error {
+	id := a.member.idOf(name)
+	if id == "" {
+		return fmt.Errorf("node %s is not a member at present", name)
+	}
+	conn, err := a.member.Dial(a.ctx, id, announcementProtocol)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(a.ctx, func() { conn.Close() })()
+	timer := time.NewTimer(longestAnnouncePause)
+	defer timer.Stop()
+	for {
+		line, changed := a.current()
+		if err := conn.SetWriteDeadline(time.Now().Add(announcementLimit)); err != nil {
+			return err
+		}
+		if _, err := conn.Write(line); err != nil {
+			return err
+		}
+		timer.Reset(longestAnnouncePause)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-a.ctx.Done():
+			return nil
+		}
+	}
+}
+
+// acceptAll takes the announcements of the other nodes, each connection on a goroutine of its own.
+func (a *announcer) acceptAll() {
+	for {
+		conn, err := a.listener.Accept()
+		if err != nil {
+			return
+		}
+		a.wait.Go(func() {
+			if err := a.receiveLines(conn); err != nil && a.ctx.Err() == nil {
+				a.member.config.Logger.Debug("announcements of a node end", "remote", conn.RemoteAddr().String(), "err", err)
+			}
+		})
+	}
+}
+
+// receiveLines takes the announcements of one connection until it ends.
+func (a *announcer) receiveLines(conn net.Conn) error {
+	defer conn.Close()
+	defer context.AfterFunc(a.ctx, func() { conn.Close() })()
+	sender := "" // by its certificate; "" = the connection is in memory
+	if secure, ok := conn.(*tls.Conn); ok {
+		peer, err := clustertls.PeerOf(secure.ConnectionState())
+		if err != nil {
+			return err
+		}
+		sender = peer.Name
+	}
+	lines := bufio.NewScanner(conn)
+	lines.Buffer(nil, maxAnnouncement)
+	for {
+		if err := conn.SetReadDeadline(time.Now().Add(announcementLimit)); err != nil {
+			return err
+		}
+		if !lines.Scan() {
+			return lines.Err()
+		}
+		var told announcement
+		if err := json.Unmarshal(lines.Bytes(), &told); err != nil {
+			return err
+		}
+		if name := nameOfID(told.Node); sender != "" && name != sender {
+			return fmt.Errorf("node %s announces what %s leads", sender, name)
+		}
+		a.noteAnnouncement(&told)
+	}
+}
+
+// noteAnnouncement notes what another node has announced.
+func (a *announcer) noteAnnouncement(told *announcement) {
+	for _, p := range told.Partitions {
+		a.noteNumber(p.Next)
+	}
+}
+
+// idOf returns the present ID of the node of a name; "" = the cluster lacks it at present.
+func (m *Member) idOf(name string) raftlog.NodeID {
+	for _, node := range m.Nodes() {
+		if node.Name == name {
+			return node.ID
+		}
+	}
+	return ""
+}
