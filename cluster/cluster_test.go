@@ -20,6 +20,7 @@ import (
 // TestRunsSurviveTheirLeader: one group on three nodes loses nothing when its leader is killed, cut off, or
 // closed without ceremony, again and again under load.
 func TestRunsSurviveTheirLeader(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	l := c.startLoad(4)
 	for _, fault := range []string{"kill", "isolate", "close", "kill"} {
@@ -56,6 +57,7 @@ func TestRunsSurviveTheirLeader(t *testing.T) {
 // TestIDsAscendOverLeaders: a run's ID is given once, whichever engine gives it, and later runs have higher
 // ones.
 func TestIDsAscendOverLeaders(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	var last messages.RunID
 	for round := range 3 {
@@ -78,6 +80,7 @@ func TestIDsAscendOverLeaders(t *testing.T) {
 // TestAllNodesAreKilled: runs that were acknowledged are there when all nodes come back from what a kill
 // has left of them.
 func TestAllNodesAreKilled(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 30)}
 	for _, n := range c.nodes {
@@ -93,6 +96,7 @@ func TestAllNodesAreKilled(t *testing.T) {
 // TestQuickChangesOfLeader: leaderships that come and go within milliseconds leave no engine behind and no
 // partition without one. Each hand-over begins while the engine before may still be starting.
 func TestQuickChangesOfLeader(t *testing.T) {
+	t.Parallel()
 	rng := newSeed(t)
 	c := startCluster(t, 1)
 	l := c.startLoad(2)
@@ -109,7 +113,7 @@ func TestQuickChangesOfLeader(t *testing.T) {
 	leader, epoch := c.leaderOf(0)
 	for _, n := range c.nodes {
 		m := n.running()
-		testenv.Eventually(t, n.name+" has an engine only if it leads", func() bool {
+		testenv.EventuallyWithin(t, patience, n.name+" has an engine only if it leads", func() bool {
 			_, e, ok := m.Engine(0)
 			return ok == (n == leader) && (!ok || e == epoch) && (m.hosts[0].currentLeadership() != nil) == ok
 		})
@@ -123,6 +127,7 @@ func TestQuickChangesOfLeader(t *testing.T) {
 // one of the same term, which has all that was acknowledged; and if that happens again and again, another
 // node leads.
 func TestOneEngineInATerm(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 5)}
 	leader, epoch := c.leaderOf(0)
@@ -155,6 +160,7 @@ func TestOneEngineInATerm(t *testing.T) {
 // TestPlannedStop: a member that stops hands its leadership over first, so the gap is far shorter than an
 // election, and no submission has an unknown outcome.
 func TestPlannedStop(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	l := c.startLoad(2)
 	_, first := c.leaderOf(0)
@@ -183,6 +189,7 @@ func TestPlannedStop(t *testing.T) {
 
 // TestFormationNeedsAllNodes: two of three nodes form no cluster, however long they wait.
 func TestFormationNeedsAllNodes(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*introductionPause)
 	defer cancel()
@@ -194,7 +201,7 @@ func TestFormationNeedsAllNodes(t *testing.T) {
 		}()
 	}
 	for range 2 {
-		if err := testenv.Receive(t, "the start ends", failed); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "node n3") {
+		if err := testenv.ReceiveWithin(t, patience, "the start ends", failed); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "node n3") {
 			t.Errorf("a start without the third node: %v", err)
 		}
 	}
@@ -205,6 +212,7 @@ func TestFormationNeedsAllNodes(t *testing.T) {
 // TestWipedNodeIsRefused: a node that lost its folder does not come back under its old name, and two of them
 // do not form an empty cluster beside the one that has the runs.
 func TestWipedNodeIsRefused(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 5)}
 	wipe := func(n *testNode) {
@@ -244,6 +252,7 @@ func TestWipedNodeIsRefused(t *testing.T) {
 func TestLostReplicaIsRefused(t *testing.T) {
 	for _, lost := range []string{"node.json", "p/0", "p/0/replica.json", "p/0/group", "p/0/group/log", "p/0/group/vote"} {
 		t.Run(lost, func(t *testing.T) {
+			t.Parallel()
 			c := startCluster(t, 1)
 			c.mustSubmit(0, 3)
 			n := c.nodes[0]
@@ -265,6 +274,7 @@ func TestLostReplicaIsRefused(t *testing.T) {
 
 // TestFolderIsLocked: two members never share a folder.
 func TestFolderIsLocked(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 1, 1)
 	n := c.nodes[0]
 	n.start()
@@ -283,6 +293,7 @@ func TestFollowerGetsACopy(t *testing.T) {
 			continue
 		}
 		t.Run(fmt.Sprintf("killed after step %d", step), func(t *testing.T) {
+			t.Parallel()
 			c := newTestCluster(t, 3, 1)
 			c.settings.TrailingEntries, c.settings.SnapshotInterval = 10, 50*time.Millisecond
 			c.settings.SegmentBytes = 4 << 10 // raft-wal still reads trimmed entries of its newest segment
@@ -306,7 +317,7 @@ func TestFollowerGetsACopy(t *testing.T) {
 					return errors.New("injected crash")
 				}
 				away.start()
-				testenv.Receive(t, "the copy is being installed", crashed)
+				testenv.ReceiveWithin(t, patience, "the copy is being installed", crashed)
 				testenv.EventuallyWithin(t, patience, "the replica ends", func() bool { return len(away.fatals()) > 0 })
 				away.kill()
 				away.afterRestoreStep = nil
@@ -317,10 +328,10 @@ func TestFollowerGetsACopy(t *testing.T) {
 			if s := away.running().Status(0); step == 0 && s.SnapshotsGotten == 0 {
 				t.Errorf("the follower got no copy: %+v", s)
 			}
-			generation := away.running().hosts[0].machine.currentRecord().Generation
-			if folders, _ := filepath.Glob(filepath.Join(away.dir, "p", "0", "db-*")); len(folders) != 1 {
-				t.Errorf("the folders of rows are %v in generation %d", folders, generation)
-			}
+			testenv.EventuallyWithin(t, patience, "the folder of the former rows is removed", func() bool {
+				folders, _ := filepath.Glob(filepath.Join(away.dir, "p", "0", "db-*"))
+				return len(folders) == 1
+			})
 			accepted[0] = append(accepted[0], c.mustSubmit(0, 5)...)
 			c.checkRuns(accepted)
 			c.checkReplicas()
@@ -352,6 +363,7 @@ func (c *testCluster) leaveBehind(away *testNode, last uint64) (ids []messages.R
 
 // TestUnwrittenRowsAreLost: a proposal whose rows the DB has not written is not acknowledged.
 func TestUnwrittenRowsAreLost(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 1)}) // nothing more is proposed
 	leader, _ := c.leaderOf(0)
@@ -378,6 +390,7 @@ var rounds = flag.Int("rounds", 6, "rounds of TestPartitionsOverNodes")
 // TestPartitionsOverNodes: several groups on three nodes lose nothing while nodes are killed, cut off and
 // stopped at random under load.
 func TestPartitionsOverNodes(t *testing.T) {
+	t.Parallel()
 	rng := newSeed(t)
 	c := startCluster(t, 3)
 	l := c.startLoad(6)

@@ -191,6 +191,7 @@ func TestReplicasAreOpenedOnceAllHaveFormed(t *testing.T) {
 // two could have acknowledged runs with it, so they serve nothing with the new node. As a replacement it lets the
 // first start end.
 func TestNodeLostDuringTheFirstStart(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 1)
 	all := introductions()
 	for _, n := range c.nodes {

@@ -18,6 +18,7 @@ import (
 // TestUnresolvedProposalsHoldTheNextEngine: no engine begins while the log may still take a proposal of the
 // one before.
 func TestUnresolvedProposalsHoldTheNextEngine(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	leader, _ := c.leaderOf(0)
 	h := leader.running().hosts[0]
@@ -39,6 +40,7 @@ func TestUnresolvedProposalsHoldTheNextEngine(t *testing.T) {
 // host gets a new engine. The one of the former term has no lease. Nothing else tells it that its term is
 // over: the leader in between has written no rows.
 func TestLeadershipThatComesBackUnnoticed(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 3)}
 	c.checkRuns(accepted)
@@ -87,6 +89,7 @@ func TestLeadershipThatComesBackUnnoticed(t *testing.T) {
 
 // TestCommittedProposalsAreCounted: an acknowledged change is one of a group that was proposed after the call began.
 func TestCommittedProposalsAreCounted(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	acknowledged := 0
 	testenv.EventuallyWithin(t, patience, "three runs are acknowledged", func() bool {
@@ -109,6 +112,7 @@ func TestCommittedProposalsAreCounted(t *testing.T) {
 
 // TestLeaderThatIsCutOffHasNoLease: its engine may be there for a moment longer, and its answers are not sent.
 func TestLeaderThatIsCutOffHasNoLease(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	leader, epoch := c.leaderOf(0)
 	h := leader.running().hosts[0]
@@ -138,6 +142,7 @@ func TestLeaderThatIsCutOffHasNoLease(t *testing.T) {
 // TestEvictedEngine: an engine whose rows are about to be replaced ends at once, in the middle of its work and
 // also while its proposals cannot be committed; the next one begins when it is allowed.
 func TestEvictedEngine(t *testing.T) {
+	t.Parallel()
 	for _, isCutOff := range []bool{false, true} {
 		c := startCluster(t, 1)
 		l := c.startLoad(3)
@@ -149,7 +154,7 @@ func TestEvictedEngine(t *testing.T) {
 		}
 		evicted := make(chan func(), 1)
 		go func() { evicted <- h.evictEngine() }()
-		allow := testenv.Receive(t, "the engine is evicted", evicted)
+		allow := testenv.ReceiveWithin(t, patience, "the engine is evicted", evicted)
 		if l := h.currentLeadership(); l != nil {
 			t.Error("an engine is there after the eviction")
 		}
@@ -216,6 +221,7 @@ func startWithStalledExecutors(t *testing.T, detachLimit time.Duration) (c *test
 
 // TestEngineThatDoesNotEndIsReported: the partition has no other engine meanwhile, so the process has to end.
 func TestEngineThatDoesNotEndIsReported(t *testing.T) {
+	t.Parallel()
 	c, answer := startWithStalledExecutors(t, 100*time.Millisecond)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 3)}
 	leader, _ := c.leaderOf(0)
@@ -223,7 +229,7 @@ func TestEngineThatDoesNotEndIsReported(t *testing.T) {
 	l.retire()
 	testenv.EventuallyWithin(t, patience, "the engine is reported", func() bool { return len(leader.fatals()) > 0 })
 	answer()
-	testenv.Receive(t, "the engine ends", l.ended)
+	testenv.ReceiveWithin(t, patience, "the engine ends", l.ended)
 	c.checkRuns(accepted)
 	for _, n := range c.nodes {
 		n.close()
@@ -257,6 +263,7 @@ func TestCallAfterATimeInWhichTheProcessRuns(t *testing.T) {
 // TestFailedReplicaIsReportedAtOnce: a disk that is in doubt is reported before the engine ends, which may
 // have to wait for that disk.
 func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
+	t.Parallel()
 	c, answer := startWithStalledExecutors(t, 0)
 	leader, _ := c.leaderOf(0)
 	m := leader.running()
@@ -276,6 +283,7 @@ func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
 // TestDamagedReplicaLeavesTheLead: a leader whose rows are found damaged gives the leadership away, once. It leads
 // if it has to.
 func TestDamagedReplicaLeavesTheLead(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 1)
 	found := &logCounter{text: "the rows of this replica are damaged"}
 	c.log = found
@@ -306,6 +314,7 @@ func TestDamagedReplicaLeavesTheLead(t *testing.T) {
 
 // TestFailedHandOver: a node that cannot give its leadership away leads on until it is closed.
 func TestFailedHandOver(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	leader, _ := c.leaderOf(0)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -319,6 +328,7 @@ func TestFailedHandOver(t *testing.T) {
 // TestLeadershipComesBackDuringAStop: a node that has handed over and still answers its last requests leads
 // nothing without an engine.
 func TestLeadershipComesBackDuringAStop(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	stopping, _ := c.leaderOf(0)
 	m := stopping.running()
@@ -336,6 +346,7 @@ func TestLeadershipComesBackDuringAStop(t *testing.T) {
 // TestCopiesUnderLoad: followers that were away for longer than the logs reach get copies of several
 // partitions while clients go on, and catch up.
 func TestCopiesUnderLoad(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 2)
 	c.settings.TrailingEntries, c.settings.SnapshotInterval, c.settings.SegmentBytes = 10, 50*time.Millisecond, 4<<10
 	c.each((*testNode).start)

@@ -77,7 +77,7 @@ func (l *entryLog) write(m *machine, n int) {
 		done := make(chan error, 1)
 		store.Append(&persistence.Batch{Run: run, Seq: 1, Records: []byte("created"), Done: func(err error) { done <- err },
 			Summary: &messages.Summary{ID: run, State: dag.RunQueued}, Create: &persistence.Creation{Definition: fmt.Appendf(nil, "run %d", run)}})
-		if err := testenv.Receive(l.t, "a commit", done); err != nil {
+		if err := testenv.ReceiveWithin(l.t, patience, "a commit", done); err != nil {
 			l.t.Fatal(err)
 		}
 	}
@@ -104,7 +104,7 @@ func verify(t *testing.T, m *machine, index uint64) (v Verification) {
 	if err := m.Verify(index); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the digest is computed", func() (ok bool) { v, ok = m.verification(index); return ok })
+	testenv.EventuallyWithin(t, patience, "the digest is computed", func() (ok bool) { v, ok = m.verification(index); return ok })
 	if v.Err != nil {
 		t.Fatal(v.Err)
 	}
@@ -250,7 +250,7 @@ func TestCommitsDoNotWaitForTheRecord(t *testing.T) {
 		_, err := m.Sync()
 		done <- err
 	}()
-	testenv.Receive(t, "the record is being written", begun)
+	testenv.ReceiveWithin(t, patience, "the record is being written", begun)
 	asked := make(chan bool, 1)
 	go func() { asked <- m.isWritten(1) }()
 	select {
@@ -259,7 +259,7 @@ func TestCommitsDoNotWaitForTheRecord(t *testing.T) {
 		t.Error("a commit waits for the disk")
 	}
 	close(answers)
-	if err := testenv.Receive(t, "the sync", done); err != nil {
+	if err := testenv.ReceiveWithin(t, patience, "the sync", done); err != nil {
 		t.Error(err)
 	}
 }
@@ -389,7 +389,7 @@ func TestReadsOfReplacedRows(t *testing.T) {
 		t.Errorf("a view from after has %d rows, %v", rows, err)
 	}
 	now.Close()
-	testenv.Eventually(t, "the former DB closes", func() bool {
+	testenv.EventuallyWithin(t, patience, "the former DB closes", func() bool {
 		v, err := former.View()
 		if err == nil {
 			v.Close()

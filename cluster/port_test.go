@@ -61,6 +61,7 @@ func (c *testCluster) overTLS(a *clustertls.Authority) {
 // TestClusterOverTLS: a cluster on loopback accepts runs and finds them at the next leader. Strangers get
 // no answer at its port, and protocols with a listener share it.
 func TestClusterOverTLS(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 1)
 	a := newAuthority(t)
 	c.overTLS(a)
@@ -98,7 +99,7 @@ func TestClusterOverTLS(t *testing.T) {
 		t.Error(err)
 	}
 	conn.Close()
-	if got := testenv.Receive(t, "the request arrives", text); got != "hello" {
+	if got := testenv.ReceiveWithin(t, patience, "the request arrives", text); got != "hello" {
 		t.Errorf("it says %q", got)
 	}
 	l.Close()
@@ -136,6 +137,7 @@ func TestClusterOverTLS(t *testing.T) {
 // TestOtherNodeAtTheAddress: a connection reaches the node that it is meant for, or none: not the next one
 // at its address, nor a node of another cluster.
 func TestOtherNodeAtTheAddress(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	one, two := c.nodes[0].running(), c.nodes[1].running()
 	conn, err := one.port.dialNode(t.Context(), NodeAddress{"n2", "n2"}, raftlog.Protocol, one.cluster, two.Self())
@@ -154,6 +156,7 @@ func TestOtherNodeAtTheAddress(t *testing.T) {
 // TestStrangersDoNotKeepNodesOut: a node is heard although strangers have opened as many connections as may
 // greet at a time, and say nothing.
 func TestStrangersDoNotKeepNodesOut(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	one, two := c.nodes[0].running(), c.nodes[1].running()
 	for range maxGreetings {
@@ -178,6 +181,7 @@ func TestStrangersDoNotKeepNodesOut(t *testing.T) {
 
 // TestPortWithoutTLS: a listener on a network is refused without certificates.
 func TestPortWithoutTLS(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 1)
 	c.overTLS(newAuthority(t))
 	for _, n := range c.nodes {

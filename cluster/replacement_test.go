@@ -43,6 +43,7 @@ func (n *testNode) awaitAdmission() {
 // TestReplacementOfAWipedNode: one node after the other is lost with its folder and replaced under load, by
 // the log or by a copy. In the end no node has a folder of the beginning, and no run is lost.
 func TestReplacementOfAWipedNode(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 2)
 	c.settings.TrailingEntries, c.settings.SnapshotInterval, c.settings.SegmentBytes = 10, 50*time.Millisecond, 4<<10
 	c.each((*testNode).start)
@@ -92,6 +93,7 @@ func TestReplacementOfAWipedNode(t *testing.T) {
 // TestReplacementIsInterrupted: a replacement that is killed before it is admitted goes on afterwards, and
 // one that loses its folder as well is replaced like the first.
 func TestReplacementIsInterrupted(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 10)}
 	n := c.nodes[1]
@@ -120,6 +122,7 @@ func TestReplacementIsInterrupted(t *testing.T) {
 // TestReplacementThatHasLostALog: a replacement notes each partition that has admitted it, before all have, and
 // does not start without the log of such a one.
 func TestReplacementThatHasLostALog(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 2)
 	c.mustSubmit(0, 3)
 	c.mustSubmit(1, 3)
@@ -167,6 +170,7 @@ func TestReplacementThatHasLostALog(t *testing.T) {
 
 // TestReplacementIsRefused: a node that runs is not replaced, nor is one of another name admitted.
 func TestReplacementIsRefused(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	leader, _ := c.leaderOf(0)
 	m := leader.running()
@@ -196,6 +200,7 @@ func TestReplacementIsRefused(t *testing.T) {
 
 // TestReplacementOverTLS: a new node is admitted by its certificate, and asks for itself alone.
 func TestReplacementOverTLS(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 1)
 	a := newAuthority(t)
 	c.overTLS(a)
@@ -236,6 +241,7 @@ func TestReplacementOverTLS(t *testing.T) {
 
 // TestUnknownNameIsNotAdmitted: a node takes the place of one that the cluster has, and of no other.
 func TestUnknownNameIsNotAdmitted(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	leader, _ := c.leaderOf(0)
 	m := leader.running()

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/internal/faults"
 	"github.com/caravan-dag/caravan/internal/testenv"
@@ -50,7 +48,7 @@ func (c *cluster) load(leader *replica, epoch uint64, callers, bytes int) (stop 
 // never send entries to that follower again, while heartbeats go on. Without the goroutine that drains
 // the pipeline the follower never catches up.
 func TestFollowerIsFedAfterRefusals(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, withoutWatch())
 	leader, epoch := c.lead()
 	follower := c.followers(leader)[0]
@@ -79,7 +77,7 @@ func TestFollowerIsFedAfterRefusals(t *testing.T) {
 // TestLeaderWithStalledDiskEnds is the third kind: the leader's disk does not answer, and its heartbeats
 // would keep it leader. The watch cuts its connections and ends it; the others go on.
 func TestLeaderWithStalledDiskEnds(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	settings := fastSettings()
 	settings.CommitStall = time.Second
 	c := newCluster(t, 3, settings)
@@ -92,11 +90,11 @@ func TestLeaderWithStalledDiskEnds(t *testing.T) {
 		_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
 		done <- err
 	}()
-	testenv.Receive(t, "the group ends", leader.group.Failed())
+	testenv.ReceiveWithin(t, patience, "the group ends", leader.group.Failed())
 	if err := leader.group.Err(); !errors.Is(err, raftlog.ErrDiskStalled) {
 		t.Errorf("the group ends with %v", err)
 	}
-	if lost, unknown := isLost(testenv.Receive(t, "the proposal ends", done)); !lost || !unknown {
+	if lost, unknown := isLost(testenv.ReceiveWithin(t, patience, "the proposal ends", done)); !lost || !unknown {
 		t.Error("the proposal has the wrong outcome")
 	}
 	if s := leader.group.Status().Stalls; s.Disk != 1 {
@@ -113,7 +111,7 @@ func TestLeaderWithStalledDiskEnds(t *testing.T) {
 // TestCommitStallRestartsTheLibrary: proposals in flight with a healthy disk of the leader restart
 // its library, which gives another node a turn.
 func TestCommitStallRestartsTheLibrary(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	settings := fastSettings()
 	settings.CommitStall = time.Second
 	settings.Request = 2500 * time.Millisecond
@@ -127,7 +125,7 @@ func TestCommitStallRestartsTheLibrary(t *testing.T) {
 	if lost, unknown := isLost(err); !lost || !unknown {
 		t.Errorf("proposal without followers' disks: %v", err)
 	}
-	testenv.Eventually(t, "the library is restarted", func() bool { return leader.group.Status().Restarts == 1 })
+	testenv.EventuallyWithin(t, patience, "the library is restarted", func() bool { return leader.group.Status().Restarts == 1 })
 	if s := leader.group.Status().Stalls; s.Commit != 1 || s.Disk != 0 {
 		t.Errorf("%+v", s)
 	}
@@ -146,9 +144,7 @@ func TestCommitStallRestartsTheLibrary(t *testing.T) {
 // It depends on which of several ready channels the library reads first, so the test tries until it
 // happens.
 func TestTransferThatHangs(t *testing.T) {
-	verifyNoLeaks(t,
-		goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*Raft).leadershipTransfer"),
-		goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*Raft).leaderLoop.func2"))
+	t.Parallel()
 	settings := fastSettings()
 	settings.Request = 2900 * time.Millisecond
 	c := newCluster(t, 3, settings)
@@ -181,7 +177,7 @@ func (c *cluster) hangTransfer() *replica {
 	}
 	c.network.Isolate(leader.id, c.ids()...)
 	other, _ := c.lead(leader)
-	testenv.Eventually(c.t, "the leader gives up", func() bool { return !leader.group.Status().Leads })
+	testenv.EventuallyWithin(c.t, patience, "the leader gives up", func() bool { return !leader.group.Status().Leads })
 	c.network.HealAll()
 	// Back to the first leader. The present one may have to wait until it has caught up.
 	testenv.EventuallyWithin(c.t, patience, "the first leader leads again", func() bool {
@@ -202,7 +198,7 @@ func (c *cluster) hangTransfer() *replica {
 // and the leader writes and trims all the time. The entries after the snapshot stay until the follower
 // has them. Without the floor each snapshot would be too old when it is restored.
 func TestFollowerCatchesUpWhileTheLogIsTrimmed(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	settings := withoutWatch()
 	settings.TrailingEntries, settings.SnapshotBytes, settings.SegmentBytes = 20, 20<<10, 4<<10
 	settings.Request = patience // of the restore
@@ -239,9 +235,10 @@ func TestFollowerCatchesUpWhileTheLogIsTrimmed(t *testing.T) {
 // TestFailedSyncIsNotRetried is the sixth kind: after one failed sync of the log the replica ends,
 // although the disk answers again at once. The others go on, and the replica comes back.
 func TestFailedSyncIsNotRetried(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	for _, role := range []string{"leader", "follower"} {
 		t.Run(role, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, 3, fastSettings())
 			leader, epoch := c.lead()
 			failing := leader
@@ -255,7 +252,7 @@ func TestFailedSyncIsNotRetried(t *testing.T) {
 			if role == "leader" && (!lost || !unknown) || role == "follower" && err != nil {
 				t.Errorf("proposal: %v", err)
 			}
-			testenv.Receive(t, "the replica ends", failing.group.Failed())
+			testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
 			if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), "injected EIO") {
 				t.Errorf("the replica ends with %v", err)
 			}
@@ -283,14 +280,14 @@ func TestFailedSyncIsNotRetried(t *testing.T) {
 // TestFailedTermEndsTheReplica proves that a term that cannot be stored ends the replica and not the
 // process. The library panics on such an error.
 func TestFailedTermEndsTheReplica(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	c.put(leader, epoch, "once-before", "x")
 	failing := c.followers(leader)[0]
 	failing.files.Add(faults.Rule{Op: faults.Sync, Path: "vote.new", Err: errors.New("injected EIO")})
 	c.crash(leader) // an election raises the term
-	testenv.Receive(t, "the replica ends", failing.group.Failed())
+	testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
 	if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), "injected EIO") {
 		t.Errorf("the replica ends with %v", err)
 	}
@@ -305,7 +302,7 @@ func TestFailedTermEndsTheReplica(t *testing.T) {
 
 // TestMachineErrorEndsTheReplica proves that no later entry reaches a machine that has refused one.
 func TestMachineErrorEndsTheReplica(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	failing := c.followers(leader)[0]
@@ -319,7 +316,7 @@ func TestMachineErrorEndsTheReplica(t *testing.T) {
 	c.open(failing)
 	at := c.put(leader, epoch, "once-a", "x")
 	c.put(leader, epoch, "once-b", "x")
-	testenv.Receive(t, "the replica ends", failing.group.Failed())
+	testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
 	if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("apply entry %d: injected", at)) {
 		t.Errorf("the replica ends with %v", err)
 	}

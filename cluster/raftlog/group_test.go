@@ -17,7 +17,7 @@ import (
 // TestReplicasAgree proves that a proposal is applied on the leader when it returns, on all replicas
 // soon after, and that all of them verify the same digest at the same index.
 func TestReplicasAgree(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	for i := range 100 {
@@ -60,7 +60,7 @@ func TestReplicasAgree(t *testing.T) {
 // TestLeaderLost proves that what was acknowledged survives the loss of the leader, and that the lost
 // one catches up from the log.
 func TestLeaderLost(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	for i := range 50 {
@@ -84,7 +84,7 @@ func TestLeaderLost(t *testing.T) {
 // TestPartitionedLeader proves that a leader that is cut off acknowledges no proposal and answers no
 // read, and that its entries are fenced or replaced when it returns.
 func TestPartitionedLeader(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	c.put(leader, epoch, "once-before", "x")
@@ -97,7 +97,7 @@ func TestPartitionedLeader(t *testing.T) {
 	if lost, unknown := isLost(err); !lost || !unknown {
 		t.Errorf("proposal on a leader that is cut off: %v", err)
 	}
-	testenv.Eventually(t, "the lease ends", func() bool { return !leader.group.Lease(epoch) })
+	testenv.EventuallyWithin(t, patience, "the lease ends", func() bool { return !leader.group.Lease(epoch) })
 	if took := time.Since(cut); took > 2*time.Second {
 		t.Errorf("the lease ended after %v", took)
 	}
@@ -118,7 +118,7 @@ func TestPartitionedLeader(t *testing.T) {
 // TestFrozenLeader proves that a leader that neither sends nor writes for a while, as a process that is
 // stopped, does no harm when it goes on: its lease is over, and its proposals are lost.
 func TestFrozenLeader(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, withoutWatch())
 	leader, epoch := c.lead()
 	c.put(leader, epoch, "once-before", "x")
@@ -129,7 +129,7 @@ func TestFrozenLeader(t *testing.T) {
 		_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
 		done <- err
 	}()
-	testenv.Eventually(t, "the leader is about to sync", func() bool { return len(leader.files.Calls()) > 0 })
+	testenv.EventuallyWithin(t, patience, "the leader is about to sync", func() bool { return len(leader.files.Calls()) > 0 })
 	c.network.Isolate(leader.id, c.ids()...)
 	next, later := c.lead(leader)
 	c.put(next, later, "once-after", "x")
@@ -139,7 +139,7 @@ func TestFrozenLeader(t *testing.T) {
 	}
 	c.network.HealAll()
 	release()
-	if lost, _ := isLost(testenv.Receive(t, "the proposal ends", done)); !lost {
+	if lost, _ := isLost(testenv.ReceiveWithin(t, patience, "the proposal ends", done)); !lost {
 		t.Error("a frozen leader's proposal was acknowledged")
 	}
 	c.converge()
@@ -153,7 +153,7 @@ func TestFrozenLeader(t *testing.T) {
 // TestLateProposalIsFenced proves that an entry of an older epoch that reaches the log changes no row on
 // any replica, at once and in a replay.
 func TestLateProposalIsFenced(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	c.put(leader, epoch, "key", "new")
@@ -185,7 +185,7 @@ func TestLateProposalIsFenced(t *testing.T) {
 // TestUnknownKindStopsTheReplica proves that a replica does not go past an entry that it does not
 // understand. The entry does not end the process.
 func TestUnknownKindStopsTheReplica(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	at := c.put(leader, epoch, "before", "x")
@@ -218,7 +218,7 @@ func TestUnknownKindStopsTheReplica(t *testing.T) {
 // TestReplacedReplica proves the way of a new node into a group: learner, snapshot, log, voter; and that
 // the removed one does no harm.
 func TestReplacedReplica(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	settings := fastSettings()
 	settings.TrailingEntries = 10
 	c := newCluster(t, 3, settings)
@@ -280,7 +280,7 @@ func TestReplacedReplica(t *testing.T) {
 // TestTransfer proves that the leadership goes where it is sent, and that the read lease of the former
 // leader ends before.
 func TestTransfer(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	c.put(leader, epoch, "once-a", "x")
@@ -305,7 +305,7 @@ func TestTransfer(t *testing.T) {
 // TestTransferFindsAVoter proves that a leader which gives its leadership to any voter does not depend on
 // one that is cut off: neither at once, when the leader has just heard it, nor later.
 func TestTransferFindsAVoter(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, withoutWatch())
 	leader, epoch := c.lead()
 	c.put(leader, epoch, "once", "x")
@@ -330,7 +330,7 @@ func TestTransferFindsAVoter(t *testing.T) {
 // TestRestartedReplicaIsDeaf: see lease.go. A replica is deaf for the leader's lease
 // after a restart, and takes no request for a vote.
 func TestRestartedReplicaIsDeaf(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	settings := fastSettings()
 	settings.Heartbeat, settings.Election, settings.LeaderLease = time.Second, time.Second, 900*time.Millisecond
 	settings.TransferStall = 3 * time.Second
@@ -351,7 +351,7 @@ func TestRestartedReplicaIsDeaf(t *testing.T) {
 // TestPartsThatDoNotBelongTogether proves that Open refuses a replica that has lost its vote, its log
 // or its rows, or has older ones than its log.
 func TestPartsThatDoNotBelongTogether(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	settings := fastSettings()
 	settings.TrailingEntries = 5
 	for _, lost := range []struct{ path, want string }{
@@ -361,6 +361,7 @@ func TestPartsThatDoNotBelongTogether(t *testing.T) {
 		{"rows/rows", "rows were lost"},
 	} {
 		t.Run(filepath.Base(lost.path), func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, 1, settings)
 			leader, epoch := c.lead()
 			for i := range 50 {
@@ -389,7 +390,7 @@ func TestPartsThatDoNotBelongTogether(t *testing.T) {
 // term, and does not disturb the leader when it returns. The library goes without pre-votes, with a line
 // in its log, if the transport hides its methods.
 func TestReturningFollowerRaisesNoTerm(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	follower := c.followers(leader)[0]
@@ -412,7 +413,7 @@ func TestReturningFollowerRaisesNoTerm(t *testing.T) {
 // TestPowerFailureOfAReplica proves that what a replica needs is on the disk when a proposal is
 // acknowledged: the vote, the list of segments, the log and their names.
 func TestPowerFailureOfAReplica(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 0, fastSettings())
 	r := c.add("n1")
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {

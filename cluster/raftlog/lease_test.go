@@ -11,7 +11,7 @@ import (
 // the followers reach a frozen leader when they have elected another. The library's VerifyLeader takes
 // them for fresh.
 func TestLateAnswersGiveNoLease(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	settings := withoutWatch()
 	settings.Request = 20 * time.Second // the connection with the late answer stays open
 	c := newCluster(t, 3, settings)
@@ -44,13 +44,13 @@ func TestLateAnswersGiveNoLease(t *testing.T) {
 		time.AfterFunc(time.Duration(i)*5*time.Millisecond, func() { leases <- leader.group.Lease(epoch) })
 	}
 	for range calls {
-		if testenv.Receive(t, "a call of Lease ends", leases) {
+		if testenv.ReceiveWithin(t, patience, "a call of Lease ends", leases) {
 			t.Error("a late answer gave a lease to a former leader")
 		}
 	}
 	c.network.HealAll()
 	release()
-	if lost, _ := isLost(testenv.Receive(t, "the proposal ends", done)); !lost {
+	if lost, _ := isLost(testenv.ReceiveWithin(t, patience, "the proposal ends", done)); !lost {
 		t.Error("the former leader's proposal was acknowledged")
 	}
 	c.converge()
@@ -60,7 +60,7 @@ func TestLateAnswersGiveNoLease(t *testing.T) {
 // and gets no request restarts the library. A follower whose disk is slow does not: it gets requests,
 // and they fail.
 func TestStuckReplicationRestartsTheLibrary(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	settings := fastSettings()
 	settings.Request = 300 * time.Millisecond
 	settings.ReplicationStall = time.Second
@@ -84,14 +84,14 @@ func TestStuckReplicationRestartsTheLibrary(t *testing.T) {
 		leader.group.PretendStuck(stuck.id) // until the next request to it, at the latest in 0.1 s
 		return leader.group.Status().Stalls.Replication > 0
 	})
-	testenv.Eventually(t, "the library is restarted", func() bool { return leader.group.Status().Restarts > 0 })
+	testenv.EventuallyWithin(t, patience, "the library is restarted", func() bool { return leader.group.Status().Restarts > 0 })
 	c.converge()
 }
 
 // TestTransferEndsTheLease proves that a leader whose transfer has failed answers no reads: the target
 // has got the order to stand for election, or may get it late, and the others would vote for it.
 func TestTransferEndsTheLease(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, withoutWatch())
 	leader, epoch := c.lead()
 	target, other := c.followers(leader)[0], c.followers(leader)[1]
@@ -116,7 +116,7 @@ func TestTransferEndsTheLease(t *testing.T) {
 // TestLostTransferDoesNotEndReads: a transfer whose last message is lost ends the lease of a term, and no
 // election. The leader gives up, so that reads are answered in the next term.
 func TestLostTransferDoesNotEndReads(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	if !leader.group.Lease(epoch) {

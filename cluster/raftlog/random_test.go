@@ -47,7 +47,7 @@ type history struct {
 // over at random. At the end all replicas are equal, hold every acknowledged row, and no row of a
 // proposal that was refused. Every read under a lease has seen all that was acknowledged before it.
 func TestRandomFaults(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	s := *seed
 	if s == 0 {
 		s = rand.Uint64()

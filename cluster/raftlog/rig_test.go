@@ -21,14 +21,16 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, raftlogtest.LibraryLeaks()...) }
+
 // patience is the deadline of a step that needs an election.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // fastSettings are shorter than the defaults by a factor of about five.
 func fastSettings() raftlog.Settings {
 	s := raftlog.DefaultSettings()
 	s.Heartbeat, s.Election = 200*time.Millisecond, 200*time.Millisecond
-	s.LeaderLease, s.ReadLease = 150*time.Millisecond, 120*time.Millisecond
+	s.LeaderLease, s.ReadLease = 200*time.Millisecond, 120*time.Millisecond
 	s.Request = time.Second
 	s.CommitStall, s.ReplicationStall, s.TransferStall = 2*time.Second, 3*time.Second, 600*time.Millisecond
 	s.Tick = 20 * time.Millisecond
@@ -260,18 +262,6 @@ func isLost(err error) (lost, unknown bool) {
 		return false, false
 	}
 	return true, e.Unknown
-}
-
-// verifyNoLeaks fails the test if a goroutine is left at its end. Call it before newCluster, so that
-// it runs after the cluster is closed.
-func verifyNoLeaks(t *testing.T, options ...goleak.Option) {
-	options = append(options, goleak.IgnoreCurrent(),
-		goleak.IgnoreAnyFunction("github.com/caravan-dag/caravan/cluster/raftlog.(*incarnation).awaitAnswer.func1"))
-	t.Cleanup(func() {
-		if err := goleak.Find(options...); err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // blockSync makes the syncs of a replica's log wait until the returned function is called.

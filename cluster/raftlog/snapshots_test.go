@@ -44,7 +44,7 @@ func (c *cluster) leaveBehind(leader *replica, epoch uint64, follower *replica) 
 // TestTrailingBytes proves that a snapshot leaves no more of large entries than their bytes allow, also of those
 // that were stored before a restart.
 func TestTrailingBytes(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	const size, limit = 256 << 10, 2 << 20
 	settings := fastSettings()
 	settings.TrailingBytes, settings.SegmentBytes = 1<<30, 1<<20
@@ -84,7 +84,7 @@ func TestTrailingBytes(t *testing.T) {
 // TestSnapshotWithoutSpace proves that a replica whose disk is too small for a snapshot goes on without it, gives
 // the space back, and catches up when there is room: at the begin of the snapshot or at its end.
 func TestSnapshotWithoutSpace(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	for _, atEnd := range []bool{false, true} {
 		c := newCluster(t, 3, trimmingSettings())
 		leader, epoch := c.lead()
@@ -119,7 +119,7 @@ func TestSnapshotWithoutSpace(t *testing.T) {
 // TestRestoreIsInterrupted proves that a replica recovers from a crash at each step of a received
 // snapshot: the failing call stands for the crash.
 func TestRestoreIsInterrupted(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	for _, step := range []struct {
 		name      string
 		isAdopted bool // by Open, after the crash
@@ -138,6 +138,7 @@ func TestRestoreIsInterrupted(t *testing.T) {
 		}},
 	} {
 		t.Run(step.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, 3, trimmingSettings())
 			leader, epoch := c.lead()
 			follower := c.followers(leader)[0]
@@ -152,7 +153,7 @@ func TestRestoreIsInterrupted(t *testing.T) {
 				return nil
 			}
 			c.open(follower)
-			testenv.Receive(t, "the replica ends", follower.group.Failed())
+			testenv.ReceiveWithin(t, patience, "the replica ends", follower.group.Failed())
 			c.crash(follower)
 			follower.before = nil
 			follower.files.Reset()
@@ -179,7 +180,7 @@ func TestRestoreIsInterrupted(t *testing.T) {
 // way of a snapshot. The replica has such an entry at the very index of the snapshot, and others after
 // it. Without the restart of the library it would get snapshots without end: see applier.Restore.
 func TestDivergedReplicaGetsASnapshot(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, trimmingSettings())
 	old, epoch := c.lead()
 	c.put(old, epoch, "once-a", "x")
@@ -193,7 +194,7 @@ func TestDivergedReplicaGetsASnapshot(t *testing.T) {
 		}()
 	}
 	for range callers {
-		if lost, _ := isLost(testenv.Receive(t, "the proposals end", done)); !lost {
+		if lost, _ := isLost(testenv.ReceiveWithin(t, patience, "the proposals end", done)); !lost {
 			t.Error("a proposal without a majority was acknowledged")
 		}
 	}
@@ -230,7 +231,7 @@ func TestDivergedReplicaGetsASnapshot(t *testing.T) {
 // TestSnapshotIsOnlyASync proves that a periodic snapshot copies no rows, and that a replica begins a
 // replay after it.
 func TestSnapshotIsOnlyASync(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 1, fastSettings())
 	leader, epoch := c.lead()
 	for i := range 100 {
@@ -265,7 +266,7 @@ func TestSnapshotIsOnlyASync(t *testing.T) {
 // TestMachineThatSyncsLess proves that the log keeps what a machine has not synced: its snapshots end
 // where the machine does, a trim stops there, and a replay begins there.
 func TestMachineThatSyncsLess(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 1, trimmingSettings())
 	leader := c.all[0]
 	c.lead()
@@ -302,7 +303,7 @@ func TestMachineThatSyncsLess(t *testing.T) {
 // TestDamagedEntryIsNotSent proves that a leader whose log is damaged on the disk ends, and does not give
 // the damaged entry to a follower.
 func TestDamagedEntryIsNotSent(t *testing.T) {
-	verifyNoLeaks(t)
+	t.Parallel()
 	c := newCluster(t, 3, fastSettings())
 	leader, epoch := c.lead()
 	follower := c.followers(leader)[0]
@@ -330,7 +331,7 @@ func TestDamagedEntryIsNotSent(t *testing.T) {
 		}
 	}
 	c.open(follower)
-	testenv.Receive(t, "the damaged replica ends", leader.group.Failed())
+	testenv.ReceiveWithin(t, patience, "the damaged replica ends", leader.group.Failed())
 	if err := leader.group.Err(); !strings.Contains(err.Error(), "checksum") {
 		t.Error(err)
 	}

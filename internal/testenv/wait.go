@@ -22,12 +22,18 @@ type TB interface {
 // if the channel stays silent for Patience.
 func Receive[T any](t TB, what string, c <-chan T) (value T) {
 	t.Helper()
-	timer := time.NewTimer(Patience)
+	return ReceiveWithin(t, Patience, what, c)
+}
+
+// ReceiveWithin is Receive with another deadline.
+func ReceiveWithin[T any](t TB, limit time.Duration, what string, c <-chan T) (value T) {
+	t.Helper()
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case value = <-c:
 	case <-timer.C:
-		t.Fatalf("%s: not within %v", what, Patience)
+		t.Fatalf("%s: not within %v", what, limit)
 	}
 	return value
 }

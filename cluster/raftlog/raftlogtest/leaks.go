@@ -1,0 +1,14 @@
+package raftlogtest
+
+import "go.uber.org/goleak"
+
+// LibraryLeaks are the goroutines that hashicorp/raft may leave behind when a group is closed: the two
+// of a transfer to a node that does not answer (its issue 696), and the one that waits for a transfer
+// which the library's main loop has not answered before its end.
+func LibraryLeaks() []goleak.Option {
+	return []goleak.Option{
+		goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*Raft).leadershipTransfer"),
+		goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*Raft).leaderLoop.func2"),
+		goleak.IgnoreAnyFunction("github.com/caravan-dag/caravan/cluster/raftlog.(*incarnation).awaitAnswer.func1"),
+	}
+}
