@@ -17,6 +17,9 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
 DATE    := $(shell git show -s --format=%cI HEAD 2>/dev/null)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
+# The packages whose tests take longest. They begin first: the last of them would otherwise run alone.
+LONGEST = ./persistence ./internal/clustertest ./cluster/... ./http ./executor/remote ./internal/model
+
 WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery open views memory growth fairness metg cluster-rates cluster-idle cluster-stop cluster-failover
 
 .DEFAULT_GOAL := help
@@ -43,10 +46,10 @@ test: test-unit test-e2e ## all tests; no C compiler needed
 # The end-to-end tests that measure times do not share the machine with others. Those that mostly
 # wait run in parallel afterwards.
 #
-# Tests of clusters mostly wait for elections. So one package more than there are processors is tested at
-# a time.
+# Many tests wait: for elections, for processes, for the disk. So twice as many packages as there are
+# processors are tested at a time, and up to four tests of a package that call t.Parallel.
 test-unit: ## all tests except the end-to-end tests
-	CGO_ENABLED=0 $(GO) test -p $$(($$(nproc) + 1)) -shuffle=$(SHUFFLE) $$($(GO) list ./... | grep -v /internal/e2e)
+	CGO_ENABLED=0 $(GO) test -p $$((2 * $$(nproc))) -parallel 4 -shuffle=$(SHUFFLE) $$($(GO) list $(LONGEST) ./... | grep -v /internal/e2e)
 
 test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
 	CGO_ENABLED=0 $(GO) test -shuffle=$(SHUFFLE) -parallel 4 -timeout 15m ./internal/e2e/...
@@ -60,9 +63,10 @@ test-browser: ## what web pages can make Chromium send; root on Debian has it in
 		echo "Chromium is not installed: the tests are skipped" >&2
 	CGO_ENABLED=0 $(GO) test -shuffle=$(SHUFFLE) -count=1 -timeout 5m -tags browser ./internal/browsertest
 
-# With -short, tests over every bit, row or size take a sample: make test covers all.
+# With -short, tests over every bit, row or size take a sample: make test covers all. The detector keeps
+# the processors busy, so fewer packages are tested at a time than without it.
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
-	CGO_ENABLED=1 $(GO) test -shuffle=$(SHUFFLE) -race -short -timeout 20m $$($(GO) list ./... | grep -v /internal/e2e)
+	CGO_ENABLED=1 $(GO) test -p $$(($$(nproc) + 1)) -shuffle=$(SHUFFLE) -race -short -timeout 20m $$($(GO) list $(LONGEST) ./... | grep -v /internal/e2e)
 	CGO_ENABLED=1 $(GO) test -shuffle=$(SHUFFLE) -race -parallel 4 -timeout 25m ./internal/e2e/...
 
 check: fmt vet lint tidy generated rules race ## everything that must hold before a change lands

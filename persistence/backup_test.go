@@ -35,6 +35,7 @@ func openFilled(t *testing.T, n int) (s *RunStore, round func(int)) {
 // TestBackupIsOneCommit: what is committed while rows are read is not among them, and a
 // store that is restored of them has the same rows.
 func TestBackupIsOneCommit(t *testing.T) {
+	t.Parallel()
 	n := 10_000
 	if testing.Short() {
 		n = 3000

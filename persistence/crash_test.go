@@ -97,6 +97,7 @@ func incompressibleBytes(run messages.RunID, n int) []byte {
 // TestAcknowledgedRunsSurviveKill: SIGKILL at random moments; what was acknowledged is there, and
 // every batch is there whole or not at all.
 func TestAcknowledgedRunsSurviveKill(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	acknowledged := map[messages.RunID]bool{}
 	checked := messages.RunID(0)

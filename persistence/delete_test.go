@@ -52,6 +52,7 @@ func TestConcurrentDeletionsKeepTheHighestID(t *testing.T) {
 // limits of a commit, rows and bytes. The other rows of these groups are few and large, so the bytes
 // run out first.
 func TestTruncationsFitTheGroup(t *testing.T) {
+	t.Parallel()
 	t.Run("local log", func(t *testing.T) {
 		s, err := OpenStore(WithTinyMemtables(Config{Dir: t.TempDir()}))
 		if err != nil {

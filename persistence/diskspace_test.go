@@ -175,6 +175,7 @@ func fill(dir string, real bool) {
 // TestFullDisk writes until the store says that the disk is full, on a real small
 // file system: no signal, no lost run, and it goes on once room was made.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	dir, real := smallDisk(t)
 	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 20<<20), 0o600); err != nil {

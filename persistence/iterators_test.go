@@ -57,6 +57,7 @@ func testListLearnsDeletedRuns(t *testing.T, numbering messages.Numbering) {
 
 // Whatever happens to runs, and in whatever order, a list shows those that are there.
 func TestListsAgreeWithAModel(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewPCG(5, 6))
 	dir := t.TempDir()
 	s, put := openAt(t, dir)

@@ -227,6 +227,7 @@ func TestLeadHasTablesVerified(t *testing.T) {
 // error. A store that decides by them could give a new run the ID of one that exists. Tables that have
 // rows of single runs only are not waited for.
 func TestDamagedReplicaDoesNotLead(t *testing.T) {
+	t.Parallel()
 	log, db, s := leadReplica(t, Config{})
 	tableOf := func(singleRuns bool) *badger.TableInfo {
 		for _, table := range db.badger.Tables() {

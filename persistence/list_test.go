@@ -20,6 +20,7 @@ var finalRunStates = []dag.RunState{dag.RunCompleted, dag.RunErrored, dag.RunKil
 // TestFinishedListsAgreeWithAScan: whatever happens to runs, a list of finished runs by any
 // indexes shows what a look at each run shows, in one go or paused and resumed.
 func TestFinishedListsAgreeWithAScan(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewPCG(7, 8))
 	dir := t.TempDir()
 	s, put := openAt(t, dir)

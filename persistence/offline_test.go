@@ -162,6 +162,7 @@ func TestSalvageKeepsKeysAndClock(t *testing.T) {
 // TestOfflineReportsUnreadableFiles: a file that cannot be opened is a finding that names it; what
 // the other files hold is read, and nothing is left in the scratch folder.
 func TestOfflineReportsUnreadableFiles(t *testing.T) {
+	t.Parallel()
 	whole := t.TempDir()
 	makeTables(t, whole, 3)
 	for kind, spoil := range map[string]func(path string) error{

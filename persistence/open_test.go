@@ -36,6 +36,7 @@ func openError(t *testing.T, c persistence.Config, words ...string) {
 func badgerAt(t *testing.T, dir string) *persistence.RunStore { return open(t, dir).(opened).RunStore }
 
 func TestOpenRefusesAFolderInUse(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
 	openError(t, persistence.Config{Dir: dir}, "in use by another server", fmt.Sprint(os.Getpid()))
@@ -143,6 +144,7 @@ func TestOpenFinishesStagedBatches(t *testing.T) {
 
 // TestOpenFinishesDeletions: a deletion goes on after a crash at each of its steps.
 func TestOpenFinishesDeletions(t *testing.T) {
+	t.Parallel()
 	for steps := range 5 {
 		dir := t.TempDir()
 		s := badgerAt(t, dir)

@@ -135,6 +135,7 @@ func (s numberedCrashPoint) OpenCrashed(t testing.TB) persistence.Store {
 // TestStoreOfAPartitionConforms: the runs of a partition, whichever it is, are kept as those of a server
 // without partitions.
 func TestStoreOfAPartitionConforms(t *testing.T) {
+	t.Parallel()
 	for _, partition := range []uint64{0, 3, 5} {
 		numbering := messages.Numbering{Partitions: 6, Partition: partition}
 		openPartition := func(c persistence.Config) (*persistence.RunStore, error) {

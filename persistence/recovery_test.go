@@ -80,6 +80,7 @@ func (b *busy) step() error {
 // Of Badger's files those are left that it synced: tables and manifest. All that was
 // acknowledged is there, and nothing more but what was under way.
 func TestPowerFailure(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	disk, err := faults.NewDisk(dir)
 	if err != nil {
@@ -272,6 +273,7 @@ func TestTablesWithoutManifestAreRefused(t *testing.T) {
 // that have newer ones and from which compaction has dropped what those replaced and
 // deleted. The result is always the same.
 func TestReplayOverNewerTables(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
 	persistence.KeepWholeLog(s)

@@ -234,6 +234,7 @@ func digestOfModel(model map[string][]byte) string {
 // a tombstone between two replays; the replay brings it back before it ends. After a crash a replay
 // must not begin later than the one before, unless all rows of that one were in tables.
 func TestOlderCommitsReplayedOverNewerRows(t *testing.T) {
+	t.Parallel()
 	seed := propertySeed(t)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	c := &compactionStress{t: t, rng: rng, dir: t.TempDir()}

@@ -17,6 +17,7 @@ import (
 // TestRottenBlockRefusesACopy: the rows of a block that has rotted are missing for an iterator, which
 // reports no error. A copy and a digest must not be of what is left.
 func TestRottenBlockRefusesACopy(t *testing.T) {
+	t.Parallel()
 	_, db, s := leadReplica(t, Config{})
 	fillTables(t, db, s)
 	if err := s.Backup(func(v *ReadView) error { _, _, err := v.Digest(); return err }); err != nil {
@@ -89,6 +90,7 @@ func copyOfReplica(t testing.TB) []byte {
 // TestCopyIsNotInstalledOnAFullDisk: Badger would meet the full disk as SIGBUS. The disk is full
 // from the beginning, or becomes so.
 func TestCopyIsNotInstalledOnAFullDisk(t *testing.T) {
+	t.Parallel()
 	whole := copyOfReplica(t)
 	for _, roomy := range []int64{0, 2} { // checks that find room
 		parent := t.TempDir()
@@ -139,6 +141,7 @@ func (f *failingNames) Rename(from, to string) error {
 // TestFailedInstallationLeavesNoReplica: whichever step fails, the later ones are not made, and
 // neither a replica nor its draft is left.
 func TestFailedInstallationLeavesNoReplica(t *testing.T) {
+	t.Parallel()
 	whole := copyOfReplica(t)
 	for n := 1; n <= 4; n++ {
 		parent := t.TempDir()

@@ -63,6 +63,7 @@ func finishedRunBatch(run messages.RunID) *Batch {
 // TestClosedReplicaRefusesUses: Lead, Apply and Sync return ErrClosed after Close, and also when they
 // come while it closes. Badger itself would panic.
 func TestClosedReplicaRefusesUses(t *testing.T) {
+	t.Parallel()
 	log, db, s := leadReplica(t, Config{})
 	fillTables(t, db, s)
 	if err := errors.Join(s.commitRows(largeRows("last")), s.Close()); err != nil {
@@ -122,6 +123,7 @@ func TestClosedReplicaRefusesUses(t *testing.T) {
 // its moment. Compactions have dropped what the newest entry in tables has replaced, so an earlier
 // moment would lack rows.
 func TestReplicaReadsItsNewestTables(t *testing.T) {
+	t.Parallel()
 	_, db, s := leadReplica(t, Config{memTable: replicaMemTable}) // several tables, to be compacted
 	digests := map[uint64]string{}
 	overwritten := []byte("?a-overwritten")
@@ -182,6 +184,7 @@ func TestReplicaRefusesTheFolderOfASingleNode(t *testing.T) {
 // TestOpenReplicaIsLocked: an open of a folder that is in use removes no file, also when it verifies
 // none. The folder is free after Close.
 func TestOpenReplicaIsLocked(t *testing.T) {
+	t.Parallel()
 	_, db, s := leadReplica(t, Config{})
 	if err := s.commitRows(largeRows("a")); err != nil {
 		t.Fatal(err)
@@ -213,6 +216,7 @@ func TestOpenReplicaIsLocked(t *testing.T) {
 // TestFailedInventoryFailsSync: the log must not wait for ever to forget entries because the inventory
 // of tables cannot be written.
 func TestFailedInventoryFailsSync(t *testing.T) {
+	t.Parallel()
 	log := newReplicatedLog(t)
 	db, err := OpenDB(Config{Dir: t.TempDir()})
 	if err != nil {
@@ -243,6 +247,7 @@ func TestFailedInventoryFailsSync(t *testing.T) {
 // TestFirstSyncMakesNamesDurable: tables that an open finds may not survive a power failure, even when
 // their rows survived a kill. So the first Sync syncs them, whatever the open has verified.
 func TestFirstSyncMakesNamesDurable(t *testing.T) {
+	t.Parallel()
 	_, db, s := leadReplica(t, Config{})
 	fillTables(t, db, s)
 	if err := s.Close(); err != nil {
@@ -378,6 +383,7 @@ func countRows(v *ReadView) (n int, err error) {
 // inventory was written, and not survive a power failure. So an unverified open writes the inventory
 // again, for which the manifest is synced.
 func TestFirstSyncMakesTheManifestDurable(t *testing.T) {
+	t.Parallel()
 	_, db, s := leadReplica(t, Config{})
 	fillTables(t, db, s)
 	old, err := os.ReadFile(filepath.Join(db.dir, "INVENTORY"))

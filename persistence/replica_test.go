@@ -229,6 +229,7 @@ func appendAll(t testing.TB, s *RunStore, batches ...*Batch) (first error) {
 // is made anew of a copy, while leaders change and groups of former leaders reach the log. In the
 // end all have the rows of the entries whose epoch is their term.
 func TestReplicasEndEqual(t *testing.T) {
+	t.Parallel()
 	seed := propertySeed(t)
 	rng := rand.New(rand.NewPCG(seed, 2))
 	log := newReplicatedLog(t)
@@ -483,6 +484,7 @@ func TestStoresOfOneTermShareWriteNumbers(t *testing.T) {
 // TestSyncTellsWhatTablesHave: the log may forget what Sync has told, and a kill loses nothing of
 // it.
 func TestSyncTellsWhatTablesHave(t *testing.T) {
+	t.Parallel()
 	log := newReplicatedLog(t)
 	db := openReplica(t, Config{Dir: t.TempDir()})
 	log.join(db, 0)
@@ -622,6 +624,7 @@ func (d memoryDocument) Open() (io.ReadCloser, error) { return io.NopCloser(byte
 // log has the group of that commit. The outcome is unknown only from the commit on that makes the run
 // known, and until then the next store does not have it.
 func TestOutcomeOfSeveralCommitsIsKnown(t *testing.T) {
+	t.Parallel()
 	for name, makes := range map[string]func(b *Batch){
 		"staged batch":  func(b *Batch) { b.Create.Definition, b.Seq, b.Records = []byte("{}"), 1, randomBytes(3<<20) },
 		"long document": func(b *Batch) { b.Create.Long = memoryDocument(randomBytes(3 << 20)) },

@@ -72,6 +72,7 @@ func describeRun(s persistence.Store, run messages.RunID) (string, error) {
 // TestDamageOfEveryRowIsFound damages each row of a run: no reader ever gets anything else than
 // what was written, and the error names the run.
 func TestDamageOfEveryRowIsFound(t *testing.T) {
+	t.Parallel()
 	states := []dag.RunState{dag.RunPaused, dag.RunCompleted}
 	if testing.Short() {
 		states = states[:1]

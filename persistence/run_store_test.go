@@ -91,6 +91,7 @@ func copyFile(to, from string) error {
 }
 
 func TestStoreConforms(t *testing.T) {
+	t.Parallel()
 	journaltest.Run(t, journaltest.Backend{
 		Open: func(t testing.TB) persistence.Store { return open(t, t.TempDir()) },
 		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
@@ -110,6 +111,7 @@ func TestStoreConforms(t *testing.T) {
 // TestSecondStoreConforms: a store over a DB that has had another one before. Reopen leaves the DB
 // open.
 func TestSecondStoreConforms(t *testing.T) {
+	t.Parallel()
 	openSecond := func(t testing.TB, dir string) persistence.Store {
 		t.Helper()
 		s, err := persistence.OpenSecondStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
@@ -148,6 +150,7 @@ func closedAtEnd(t testing.TB, s *persistence.RunStore, dir string) persistence.
 // TestReplicatedStoreConforms: a store over one of three replicas of a log. Each reopening and each
 // crash has another replica lead.
 func TestReplicatedStoreConforms(t *testing.T) {
+	t.Parallel()
 	replicated := func(s persistence.Store) *persistence.ReplicatedStore { return s.(replicatedStore).ReplicatedStore }
 	point := func(name string, hold func(*persistence.ReplicatedStore) *persistence.ReplicatedStore) journaltest.CrashPoint {
 		return journaltest.CrashPoint{Name: name, Open: func(t testing.TB) journaltest.HoldableStore {
