@@ -271,7 +271,7 @@ func TestFirstSyncMakesNamesDurable(t *testing.T) {
 // TestFailureEndsTheWaitOfAView: a view of a DB that fails while it waits for an announced commit is
 // an error: the rows of that commit may be missing.
 func TestFailureEndsTheWaitOfAView(t *testing.T) {
-	s, err := OpenStore(Config{Dir: t.TempDir()})
+	s, err := OpenStore(WithSmallMemtables(Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +317,7 @@ func (l blockedLog) Handle(ctx context.Context, r slog.Record) error {
 // take as long as the reader of the log likes.
 func TestBlockedLogDoesNotHideAFailure(t *testing.T) {
 	log := blockedLog{slog.DiscardHandler, make(chan struct{}, 10), make(chan struct{})}
-	s, err := OpenStore(Config{Dir: t.TempDir(), Logger: slog.New(log)})
+	s, err := OpenStore(WithSmallMemtables(Config{Dir: t.TempDir(), Logger: slog.New(log)}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -121,8 +121,13 @@ func (l *replicatedLog) join(db *DB, at uint64) {
 	l.replicas[db] = int(at)
 }
 
+// openReplica opens a replica with the memtables of a disk of a few GiB, which are sooner full than those
+// of a large disk. Smaller ones would have Badger compact tables as soon as there are two.
 func openReplica(t testing.TB, c Config) *DB {
 	t.Helper()
+	if c.memTable == 0 {
+		c.memTable = 16 << 20
+	}
 	c.clock.unregistered = true
 	db, err := OpenDB(c)
 	if err != nil {

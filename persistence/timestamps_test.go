@@ -12,7 +12,7 @@ import (
 
 // A read does not wait for the commit that is under way, and sees nothing of it.
 func TestReadsDoNotWaitForCommits(t *testing.T) {
-	s, err := OpenStore(Config{Dir: t.TempDir()})
+	s, err := OpenStore(WithSmallMemtables(Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestPublishReturnsTheOldestTimestamp(t *testing.T) {
 // A list sees each run once while a commit that finishes one, or restarts one, is under
 // way, and whatever is encoded behind it.
 func TestListsDoNotWaitForCommits(t *testing.T) {
-	s, err := OpenStore(Config{Dir: t.TempDir()})
+	s, err := OpenStore(WithSmallMemtables(Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func TestReadSeesAnnouncedCommits(t *testing.T) {
 // TestReadWaitsForBadger: an append is answered when the log has it, although it cannot be read
 // yet; who was answered reads it nevertheless.
 func TestReadWaitsForBadger(t *testing.T) {
-	s, err := OpenStore(Config{Dir: t.TempDir()})
+	s, err := OpenStore(WithSmallMemtables(Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
