@@ -240,6 +240,7 @@ func allWorkloads() []workload {
 				{metric: refusals},
 				{metric: failovers},
 				{metric: completeLosses},
+				{metric: lateLosses},
 			},
 		},
 	}
