@@ -114,6 +114,10 @@ func measureClusterRates(e *benchEnv) (map[string]float64, error) {
 	return values, nil
 }
 
+// submissionCPU is the processor time of all nodes and their workers. Unlike the rate it hardly depends on
+// other load of the machine.
+const submissionCPU = "CPU per submission"
+
 // leadingNodes is the number of nodes that lead a partition.
 const leadingNodes = "nodes that lead"
 
@@ -229,7 +233,22 @@ func (e *benchEnv) measureDeploymentSubmissions(d *deployment, values map[string
 	if _, err := closedLoopOver(d.urls(), connections, during/4, submit); err != nil { // warms the nodes up
 		return err
 	}
+	before, _, err := usageOfNodes(d.servers)
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
 	got, err := closedLoopOver(d.urls(), connections, during, submit)
+	if err != nil {
+		return err
+	}
+	sent := got.rate * time.Since(begin).Seconds()
+	after, _, err := usageOfNodes(d.servers)
+	var used time.Duration
+	for i := range after {
+		used += after[i] - before[i]
+	}
+	values[metricOf(submissionCPU, d.name)] = micros(used) / sent
 	values[metricOf(submissions, d.name)] = got.rate
 	values[metricOf(submissions, d.name)+", p99"] = millis(got.p99)
 	values[metricOf(submissions, d.name)+", answered 503"] = float64(got.refused)
@@ -338,6 +357,11 @@ func clusterRateRows() (rows []row) {
 	for _, name := range []string{threeParts, onePart, oneNode} {
 		rows = append(rows, row{metric: metricOf(submissions, name) + ", p99", unit: "ms"})
 	}
+	rows = append(rows,
+		row{metric: metricOf(submissionCPU, threeParts), unit: "us", relativeTo: metricOf(submissionCPU, oneNode)},
+		row{metric: metricOf(submissionCPU, onePart), unit: "us", relativeTo: metricOf(submissionCPU, oneNode)},
+		row{metric: metricOf(submissionCPU, oneNode), unit: "us"},
+	)
 	return append(rows,
 		row{metric: metricOf(noops, threeParts), unit: "tasks/s", relativeTo: metricOf(noops, oneNode), target: ratioAtLeast(0.6), floor: atLeast(500)},
 		row{metric: metricOf(noops, onePart), unit: "tasks/s", relativeTo: metricOf(noops, oneNode)},
