@@ -237,8 +237,8 @@ func measurePlannedStops(e *benchEnv) (map[string]float64, error) {
 const (
 	deadGapP50     = "gap of the dead leader's partitions, p50"
 	deadGapP99     = "gap of the dead leader's partitions, p99"
-	keylessGapP50  = "gap of keyless submissions, p50"
-	keylessGapP99  = "gap of keyless submissions, p99"
+	keylessGapP50  = "gap of keyless submissions while others lead, p50"
+	keylessGapP99  = "gap of keyless submissions while others lead, p99"
 	livingGapP50   = "gap of the other partitions, p50"
 	livingGapP99   = "gap of the other partitions, p99"
 	unfinishedRuns = "unfinished runs"
@@ -246,12 +246,14 @@ const (
 	repeatedTasks  = "tasks run twice"
 	failovers      = "failovers"
 	completeLosses = "failovers in which one node led all partitions"
+	replaced       = "a new node has all rows after, p50"
 	lateLosses     = "failovers after all tasks had run"
 )
 
 // failoverSums collects what the failovers of one round have shown.
 type failoverSums struct {
 	dead, living, keyless []time.Duration // one for each failover; of keyless only with a leader that stays
+	replacements          []time.Duration // until the new node has all rows
 	lost, twice           int             // tasks
 	refused, failed       int             // submissions
 	complete              int             // failovers in which one node led all partitions
@@ -308,6 +310,10 @@ func measureFailovers(e *benchEnv) (map[string]float64, error) {
 		}
 		slices.Sort(gaps)
 		values[p50], values[p99] = percentile(gaps, 50).Seconds(), percentile(gaps, 99).Seconds()
+	}
+	if len(sums.replacements) > 0 { // one failover alone has none
+		slices.Sort(sums.replacements)
+		values[replaced] = percentile(sums.replacements, 50).Seconds()
 	}
 	addPercentiles(sums.dead, deadGapP50, deadGapP99)
 	addPercentiles(sums.keyless, keylessGapP50, keylessGapP99)
@@ -395,6 +401,9 @@ func (c *nodeCluster) failOver(sums *failoverSums, isLast bool) error {
 	} else {
 		sums.keyless, sums.living = append(sums.keyless, s.keyless.longest(killed, recovered)), append(sums.living, living)
 	}
+	fmt.Fprintf(e.diag, "node %s led %d of %d partitions: their gap %v, that of the others %v, keyless %v\n", nodeName(victim),
+		len(leads)-len(slices.DeleteFunc(slices.Clone(leads), func(n int) bool { return n == victim })), len(leads),
+		dead.Round(time.Millisecond), living.Round(time.Millisecond), s.keyless.longest(killed, recovered).Round(time.Millisecond))
 	sums.lost, sums.twice = sums.lost+lost, sums.twice+twice
 	sums.refused, sums.failed = sums.refused+int(s.refused.Load()), sums.failed+len(s.failures())
 	for _, err := range s.failures() {
@@ -403,10 +412,13 @@ func (c *nodeCluster) failOver(sums *failoverSums, isLast bool) error {
 	if isLast {
 		return nil
 	}
+	begin := time.Now()
 	if err := c.startAgain(victim, "--replace"); err != nil {
 		return err
 	}
-	return c.awaitReplicas(nodeName(victim), ids[nodeName(victim)])
+	err = c.awaitReplicas(nodeName(victim), ids[nodeName(victim)])
+	sums.replacements = append(sums.replacements, time.Since(begin))
+	return err
 }
 
 // lineRuns are runs of processes, each task of which appends a line to the file of its run.

@@ -236,6 +236,7 @@ func allWorkloads() []workload {
 				{metric: unfinishedRuns, target: atMost(0), floor: atMost(0)},
 				{metric: lostTasks, target: atMost(0), floor: atMost(0)},
 				{metric: repeatedTasks},
+				{metric: replaced, unit: "s"},
 				{metric: failedCalls},
 				{metric: refusals},
 				{metric: failovers},
