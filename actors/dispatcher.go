@@ -86,6 +86,7 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	} else if d.halted != nil && d.sched.Idle() && len(d.awaited) == 0 {
 		d.halted.reply.Send(struct{}{}, nil)
 	}
+	d.env.metrics.setTasks(d.sched)
 }
 
 // addNewRuns requests the slots of new runs.

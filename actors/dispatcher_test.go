@@ -2,11 +2,13 @@ package actors
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -70,6 +72,33 @@ func TestGrantsOfARunAreOneAllotment(t *testing.T) {
 	if !slices.Equal(list, want) {
 		t.Errorf("%v, want %v", list, want)
 	}
+}
+
+// TestLoadOfAnEngine: tasks that wait for a slot and those that have one are told apart, also while the server
+// is paused.
+func TestLoadOfAnEngine(t *testing.T) {
+	r := newRig(t)
+	await := func(want Load) {
+		t.Helper()
+		testenv.Eventually(t, fmt.Sprintf("the load is %+v", want), func() bool { return r.node.Load() == want })
+	}
+	await(Load{})
+	first := r.submit(wholeMachine)
+	k := r.order(1)
+	second := r.submit(wholeMachine)
+	await(Load{Queued: 1, Running: 1})
+	if err := r.node.SetPaused(t.Context(), "maintenance"); err != nil {
+		t.Fatal(err)
+	}
+	r.fake.End(k, messages.AttemptSucceeded, 0)
+	await(Load{Queued: 1})
+	if err := r.node.SetPaused(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitState(first, dag.RunCompleted)
+	r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
+	r.awaitState(second, dag.RunCompleted)
+	await(Load{})
 }
 
 // TestPausedServer: a paused server starts nothing, of any executor, and takes what comes;

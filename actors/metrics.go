@@ -39,7 +39,7 @@ type metrics struct {
 
 // slotGauges are written by the dispatcher and read by the collector: thousandths of a core, bytes,
 // tasks, requests of package scheduler, and runs that have yet to report the slots they hold.
-type slotGauges struct{ cores, memory, noops, requests, recovering atomic.Int64 }
+type slotGauges struct{ cores, memory, noops, requests, recovering, queuedTasks, runningTasks atomic.Int64 }
 
 // registrations are the collectors that a node has registered. They leave with the node: a later one of
 // this process registers its own under the same names.
@@ -168,6 +168,29 @@ func (m *metrics) setSlots(s *slotScheduler) {
 		}
 	})
 	m.held.requests.Store(int64(s.Requests()))
+}
+
+// setTasks publishes what Node.Load returns. Only the dispatcher calls it, after each message.
+func (m *metrics) setTasks(s *slotScheduler) {
+	queued, running := s.Tasks()
+	m.held.queuedTasks.Store(int64(queued))
+	m.held.runningTasks.Store(int64(running))
+}
+
+// Load is how much work an engine has at a moment.
+type Load struct {
+	Queued  int // tasks that wait for a slot
+	Running int // tasks that have a slot, except no-op tasks
+	// IsRecovering says that runs of an earlier engine have yet to report the slots that they hold: they do
+	// not count in Running.
+	IsRecovering bool
+}
+
+// Load returns how much work the engine has. It is cheap, and as old as the message that the dispatcher is
+// at.
+func (n *Node) Load() Load {
+	held := &n.env.metrics.held
+	return Load{Queued: int(held.queuedTasks.Load()), Running: int(held.runningTasks.Load()), IsRecovering: held.recovering.Load() > 0}
 }
 
 // countedMailbox makes an actor's mailbox one whose length is shown under name.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
@@ -26,6 +27,7 @@ import (
 //
 //	next   the number of the partition's next run. A partition with a lower one goes on from there. So the
 //	       IDs of all partitions ascend with the time of submission, except within some announcePauses
+//	node   is steady while its lines come, and may be given partitions (balance.go); with "stopping":true not
 //
 // Announcements are hints: one that is lost or late, or comes from a leader of a former term, does no harm.
 // So they are not part of a log. Only a cluster of several partitions has an announcer.
@@ -46,8 +48,12 @@ const (
 // announcement is what a node tells the others.
 type announcement struct {
 	Node       raftlog.NodeID          `json:"node"`
+	IsStopping bool                    `json:"stopping,omitempty"`
 	Partitions []partitionAnnouncement `json:"partitions"` // those that the node leads, in ascending order
 }
+
+// heardNode is when lines of another node have come: on its present connection since, and at last.
+type heardNode struct{ since, last time.Time }
 
 // partitionAnnouncement is what the leader of a partition says about it.
 type partitionAnnouncement struct {
@@ -62,8 +68,11 @@ type announcer struct {
 	ctx      context.Context // ends with close
 	stop     context.CancelFunc
 	wait     sync.WaitGroup
+	// isStopping says that this node gives its leaderships away (HandOver).
+	isStopping atomic.Bool
 
-	mu      sync.Mutex    // a leaf, of what follows
+	mu      sync.Mutex // a leaf, of what follows
+	heard   map[raftlog.NodeID]heardNode
 	highest uint64        // the highest next number of all partitions that was ever heard
 	line    []byte        // what this node announces; nil at first; never changed in place
 	changed chan struct{} // closed when line is replaced
@@ -74,7 +83,7 @@ func startAnnouncer(m *Member) (*announcer, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &announcer{member: m, listener: listener, changed: make(chan struct{})}
+	a := &announcer{member: m, listener: listener, changed: make(chan struct{}), heard: map[raftlog.NodeID]heardNode{}}
 	a.ctx, a.stop = context.WithCancel(context.Background())
 	a.wait.Go(a.keepComposing)
 	a.wait.Go(a.acceptAll)
@@ -114,7 +123,7 @@ func (a *announcer) keepComposing() {
 // the announcement if it differs.
 func (a *announcer) compose() {
 	m := a.member
-	now := announcement{Node: m.Self(), Partitions: []partitionAnnouncement{}}
+	now := announcement{Node: m.Self(), IsStopping: a.isStopping.Load(), Partitions: []partitionAnnouncement{}}
 	engines := map[int]Engine{}
 	for p := range m.Partitions() {
 		if engine, _, ok := m.Engine(p); ok {
@@ -244,6 +253,7 @@ func (a *announcer) receiveLines(conn net.Conn) error {
 		}
 		sender = peer.Name
 	}
+	since := time.Now()
 	lines := bufio.NewScanner(conn)
 	lines.Buffer(nil, maxAnnouncement)
 	for {
@@ -260,15 +270,30 @@ func (a *announcer) receiveLines(conn net.Conn) error {
 		if name := nameOfID(told.Node); sender != "" && name != sender {
 			return fmt.Errorf("node %s announces what %s leads", sender, name)
 		}
-		a.noteAnnouncement(&told)
+		a.noteAnnouncement(&told, since)
 	}
 }
 
-// noteAnnouncement notes what another node has announced.
-func (a *announcer) noteAnnouncement(told *announcement) {
+// noteAnnouncement notes what another node has announced, on a connection since some time.
+func (a *announcer) noteAnnouncement(told *announcement, since time.Time) {
+	a.mu.Lock()
+	if told.IsStopping {
+		delete(a.heard, told.Node)
+	} else {
+		a.heard[told.Node] = heardNode{since, time.Now()}
+	}
+	a.mu.Unlock()
 	for _, p := range told.Partitions {
 		a.noteNumber(p.Next)
 	}
+}
+
+// isSteady reports whether lines of a node have come without a break for some time.
+func (a *announcer) isSteady(node raftlog.NodeID, steady time.Duration) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	heard, ok := a.heard[node]
+	return ok && time.Since(heard.last) <= 2*longestAnnouncePause && time.Since(heard.since) >= steady
 }
 
 // idOf returns the present ID of the node of a name; "" = the cluster lacks it at present.

@@ -14,6 +14,7 @@ import (
 // TestIDsOfPartitionsKeepInStep: the IDs of a partition without runs follow those of the others, also at its
 // next leader. So the run that is submitted last has the highest ID, whatever its partition.
 func TestIDsOfPartitionsKeepInStep(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 2)
 	c.overTLS(newAuthority(t))
 	c.each((*testNode).start)
@@ -63,6 +64,7 @@ func TestIDsOfPartitionsKeepInStep(t *testing.T) {
 // TestAnnouncementsThatAreNotTaken: a node speaks for itself, and a number that no partition can have reached
 // is one of a node that is out of its mind.
 func TestAnnouncementsThatAreNotTaken(t *testing.T) {
+	t.Parallel()
 	c := newTestCluster(t, 3, 2)
 	c.overTLS(newAuthority(t))
 	c.each((*testNode).start)
@@ -87,7 +89,7 @@ func TestAnnouncementsThatAreNotTaken(t *testing.T) {
 		}
 		conn.Close()
 	}
-	one.announcer.noteAnnouncement(&announcement{Node: two.Self(), Partitions: []partitionAnnouncement{{Next: messages.MaxNumber}}})
+	one.announcer.noteAnnouncement(&announcement{Node: two.Self(), Partitions: []partitionAnnouncement{{Next: messages.MaxNumber}}}, time.Now())
 	if highest := one.announcer.highestNumber(); highest >= number {
 		t.Errorf("the highest number is %d", highest)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 
+	"github.com/caravan-dag/caravan/actors"
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/http"
 )
@@ -62,6 +63,8 @@ type Engine interface {
 	NextNumber() uint64
 	// RaiseNextNumber makes the numbers of later runs at least number.
 	RaiseNextNumber(number uint64)
+	// Load returns how much work the engine has.
+	Load() actors.Load
 	// Proposals returns how many groups of rows the engine has proposed to the log, and the number of the newest
 	// one that is committed, counted from 1. If one was committed that was proposed after some moment, this
 	// node led the partition after that moment.

@@ -38,6 +38,7 @@
 //	seekAdmission        one while the node takes the place of another one
 //	announcer            with several partitions: one that composes, one for each other node, and those that
 //	                     accept and receive
+//	balancer             one with several partitions
 //	raftlog, actors      their own; raftlog calls the machine on those of its library
 //
 // machine.Restore runs on a goroutine of the log, and waits until the host has ended its engine. The
@@ -57,5 +58,5 @@
 // leadership.go is one engine for one term, and machine.go the rows below it. member.go puts a node
 // together; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
 // of a lost node, and its connections. announcements.go is what the nodes tell each other about their
-// partitions.
+// partitions, and balance.go which node shall lead which.
 package cluster

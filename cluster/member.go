@@ -61,6 +61,7 @@ type Config struct {
 
 	fsys        vfs.FS        // nil: the operating system's
 	detachLimit time.Duration // 0: the constant of this name
+	steadyTime  time.Duration // 0: the constant of this name
 	// afterRestoreStep is machine.afterStep of all partitions, and findDamage is machine.findDamage. Nil but in
 	// tests.
 	afterRestoreStep func(partition, step int) error
@@ -80,6 +81,7 @@ type Member struct {
 	hosts      []*host
 	admitter   *admitter
 	announcer  *announcer          // nil with one partition
+	balancer   *balancer           // nil with one partition
 	metrics    *partitionCollector // nil until it is registered
 	background sync.WaitGroup      // seekAdmission
 
@@ -144,6 +146,8 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		if m.announcer, err = startAnnouncer(m); err != nil {
 			return nil, err
 		}
+		m.balancer = newBalancer(m, cmp.Or(c.steadyTime, steadyTime))
+		m.balancer.start()
 	}
 	if m.identity.IsReplacement && !m.identity.IsAdmitted {
 		m.background.Go(m.seekAdmission)
@@ -319,6 +323,9 @@ func groupNumber(partition int) uint16 { return uint16(partition + 1) }
 // detached, and the leadership goes to the replica that has the most of the log. The member goes on as a
 // follower, and knows the leaders. It returns when that is done or ctx ends; Close ends what is left.
 func (m *Member) HandOver(ctx context.Context) error {
+	if m.announcer != nil {
+		m.announcer.isStopping.Store(true)
+	}
 	errs := make([]error, len(m.hosts))
 	var wait sync.WaitGroup
 	for i, h := range m.hosts {
@@ -344,6 +351,9 @@ func (m *Member) Close() error {
 func (m *Member) closeParts() error {
 	if m.metrics != nil {
 		m.config.Registerer.Unregister(m.metrics)
+	}
+	if m.balancer != nil {
+		m.balancer.close()
 	}
 	if m.announcer != nil {
 		m.announcer.close()

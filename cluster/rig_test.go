@@ -119,6 +119,7 @@ type testCluster struct {
 	network    *raftlogtest.Network
 	partitions int
 	settings   raftlog.Settings
+	steadyTime time.Duration // of the balancers; an hour unless the test is about them
 	nodes      []*testNode
 	log        io.Writer // nil: discard
 }
@@ -126,7 +127,7 @@ type testCluster struct {
 // newTestCluster makes nodes that do not run yet. At the end of the test all of them are closed.
 func newTestCluster(t *testing.T, nodes, partitions int) *testCluster {
 	t.Helper()
-	c := &testCluster{t: t, network: raftlogtest.NewNetwork(), partitions: partitions, settings: fastSettings()}
+	c := &testCluster{t: t, network: raftlogtest.NewNetwork(), partitions: partitions, settings: fastSettings(), steadyTime: time.Hour}
 	for i := range nodes {
 		n := &testNode{cluster: c, name: fmt.Sprintf("n%d", i+1), dir: filepath.Join(t.TempDir(), "data")}
 		var err error
@@ -211,7 +212,7 @@ func (n *testNode) config() Config {
 				},
 			}
 		},
-		Log: c.settings, Logger: logger, Registerer: n.registry,
+		Log: c.settings, Logger: logger, Registerer: n.registry, steadyTime: c.steadyTime,
 		Fatal: func(err error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()

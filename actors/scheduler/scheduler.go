@@ -83,6 +83,8 @@ type Scheduler[Target any] struct {
 	queues       []*requestQueue                     // in the order of their first requests
 	runs         idtable.Table[*runRequests[Target]] // the runs that want or hold slots
 	requestCount int                                 // of all of them
+	queuedTasks  int                                 // slots that are wanted and not held
+	runningTasks int                                 // granted and not released, except no-op tasks
 }
 
 // New makes a scheduler of this machine, with a window for each executor whose tasks do not
@@ -103,6 +105,7 @@ func New[Target any](machine Resources, windows map[string]int, numbering messag
 // is the run's own number of the class.
 func (s *Scheduler[Target]) SetDemand(run messages.RunID, classIndex int, class dag.Class, n int) {
 	r := s.requestFor(requestKey{run, classIndex}, class)
+	s.queuedTasks += n - r.wanted
 	r.wanted = n
 	switch {
 	case n == 0:
@@ -152,6 +155,7 @@ func (s *Scheduler[Target]) RemoveRun(run messages.RunID) {
 	}
 	for r := d.head; r != nil; r = r.nextOfRun {
 		s.returnSlots(r, r.held)
+		s.queuedTasks -= r.wanted
 		r.held, r.wanted = 0, 0
 		s.dequeue(r)
 		s.dropIfIdle(r)
@@ -188,7 +192,11 @@ func (s *Scheduler[Target]) Grant(now int64, yield func(run messages.RunID, clas
 		} else {
 			s.granted = s.granted.plus(r.queue.perTask)
 		}
+		if r.queue.class.Executor != NoopExecutor {
+			s.runningTasks += n
+		}
 		s.dequeue(r)
+		s.queuedTasks -= n
 		r.wanted -= n
 		r.held += n
 		if r.wanted > 0 {
@@ -278,6 +286,10 @@ func (s *Scheduler[Target]) Granted() Resources { return s.granted }
 // Requests returns how many classes of runs want or hold slots.
 func (s *Scheduler[Target]) Requests() int { return s.requestCount }
 
+// Tasks returns how many tasks wait for a slot, and how many have one. No-op tasks that have one do not
+// count.
+func (s *Scheduler[Target]) Tasks() (queued, running int) { return s.queuedTasks, s.runningTasks }
+
 // EachWindow calls yield for each executor that has a window, with the number of its
 // granted tasks, in any order.
 func (s *Scheduler[Target]) EachWindow(yield func(executor string, granted int)) {
@@ -311,6 +323,9 @@ func (s *Scheduler[Target]) holdsShare(r *classRequest) bool {
 
 func (s *Scheduler[Target]) returnSlots(r *classRequest, n int) {
 	w := r.queue.window
+	if r.queue.class.Executor != NoopExecutor {
+		s.runningTasks -= n
+	}
 	if w != nil {
 		w.held -= n
 	} else {

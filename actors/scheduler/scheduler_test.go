@@ -241,12 +241,19 @@ func TestSchedulerInvariants(t *testing.T) {
 					memory += int64(n) * c.MemoryBytes
 				}
 			}
+			wanted, running := 0, 0
+			for k, n := range held {
+				if classes[k.classIndex].Executor != NoopExecutor {
+					running += n
+				}
+			}
 			for run := range messages.RunID(6) {
 				for classIndex := range classes {
 					c := s.findRequest(run, classIndex)
 					if c == nil {
 						continue
 					}
+					wanted += c.wanted
 					if waits := c.heapIndex > 0; waits != (c.wanted > 0) || waits && (*c.queue.heapOf(c))[c.heapIndex-1] != c || waits && c.atShare && !s.holdsShare(c) {
 						t.Fatalf("seed %d: a request is in the wrong heap: %+v", seed, c)
 					}
@@ -254,6 +261,9 @@ func TestSchedulerInvariants(t *testing.T) {
 			}
 			if n, f := s.windows[NoopExecutor].held, s.windows["slurm"].held; cores != s.granted.CPUMillis || memory != s.granted.MemoryBytes || noops != n || far != f {
 				t.Fatalf("seed %d: held %d/%d/%d/%d, the scheduler says %v/%d/%d", seed, cores, memory, noops, far, s.granted, n, f)
+			}
+			if q, r := s.Tasks(); q != wanted || r != running {
+				t.Fatalf("seed %d: %d tasks wait and %d have a slot, the scheduler says %d and %d", seed, wanted, running, q, r)
 			}
 			if cores > (1+maxAhead)*4000 || memory > (1+maxAhead)*1000 || noops > noopWindow || far > 7 {
 				t.Fatalf("seed %d: overcommitted: %d cores, %d memory, %d noops, %d external", seed, cores, memory, noops, far)

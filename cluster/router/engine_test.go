@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/caravan-dag/caravan/actors"
 	"github.com/caravan-dag/caravan/cluster"
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/cluster/router"
@@ -111,6 +112,7 @@ func (e *engine) Proposals() (proposed, committed uint64) { return e.committed, 
 
 func (e *engine) NextNumber() uint64            { return 0 }
 func (e *engine) RaiseNextNumber(uint64)        {}
+func (e *engine) Load() actors.Load             { return actors.Load{} }
 func (e *engine) Paused(context.Context) string { e.calls++; return "a reason" }
 func (e *engine) Submit(context.Context, *messages.Submission) (messages.RunID, error) {
 	return 4, e.did()
