@@ -472,41 +472,55 @@ func (l *load) awaitAccepted(partition, n int) {
 func (c *testCluster) checkRuns(accepted [][]messages.RunID) {
 	c.t.Helper()
 	for partition, ids := range accepted {
-		leader, _ := c.leaderOf(partition)
-		engine, _, ok := leader.running().Engine(partition)
-		if !ok {
-			c.t.Fatalf("partition %d lost its leader", partition)
-		}
 		seen := map[messages.RunID]bool{}
 		for _, id := range ids {
 			if seen[id] {
 				c.t.Errorf("run %d was accepted twice", id)
 			}
 			seen[id] = true
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
-			s, err := engine.Await(ctx, id, func(s *messages.Summary) bool { return s.State.Final() })
-			cancel()
-			if err != nil {
+			var state dag.RunState
+			var attempts map[uint32]int
+			var err error
+			// On a busy machine the leader may change in the meantime.
+			isRead := testenv.Poll(patience, func() bool {
+				state, attempts, err = c.readRun(partition, id)
+				return err == nil || code(err) != messages.NotLeader && code(err) != messages.Unavailable
+			})
+			if !isRead || err != nil {
 				c.t.Fatalf("the accepted run %d: %v", id, err)
 			}
-			if s.State != dag.RunCompleted {
-				c.t.Errorf("run %d is %s", id, s.State)
-			}
-			attempts := map[uint32]int{}
-			err = engine.Attempts(context.Background(), id, 0, 3, func(a *messages.AttemptRecord) bool {
-				if a.Result == messages.AttemptSucceeded {
-					attempts[a.Task]++
-				}
-				return true
-			})
-			if err != nil {
-				c.t.Errorf("attempts of run %d: %v", id, err)
+			if state != dag.RunCompleted {
+				c.t.Errorf("run %d is %s", id, state)
 			}
 			if attempts[0] != 1 || attempts[1] != 1 || attempts[2] != 1 || len(attempts) != 3 {
 				c.t.Errorf("run %d: its tasks were completed so often: %v", id, attempts)
 			}
 		}
 	}
+}
+
+// readRun waits until a run has ended at the leader of its partition. It returns its state, and how many
+// attempts of each task have succeeded.
+func (c *testCluster) readRun(partition int, id messages.RunID) (state dag.RunState, succeeded map[uint32]int, err error) {
+	leader, _ := c.leaderOf(partition)
+	engine, _, ok := leader.running().Engine(partition)
+	if !ok {
+		return 0, nil, &messages.Error{Code: messages.NotLeader, Text: "the leader has lost the partition"}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s, err := engine.Await(ctx, id, func(s *messages.Summary) bool { return s.State.Final() })
+	if err != nil {
+		return 0, nil, err
+	}
+	succeeded = map[uint32]int{}
+	err = engine.Attempts(ctx, id, 0, 3, func(a *messages.AttemptRecord) bool {
+		if a.Result == messages.AttemptSucceeded {
+			succeeded[a.Task]++
+		}
+		return true
+	})
+	return s.State, succeeded, err
 }
 
 // checkReplicas compares the digests of all replicas of all partitions as of one entry each. A replica that
