@@ -235,26 +235,7 @@ func writeJSON(fsys vfs.FS, dir, name string, value any) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, name)
-	temp := path + ".new" // a crash may leave it; the next write truncates it
-	file, err := fsys.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = file.WriteAt(append(data, '\n'), 0)
-	if err == nil {
-		err = file.Sync() // before the rename, or a power failure may leave the new name with old content
-	}
-	if cerr := file.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = fsys.Rename(temp, path)
-	}
-	if err == nil {
-		err = fsys.SyncDir(dir)
-	}
-	return err
+	return vfs.ReplaceFile(fsys, filepath.Join(dir, name), append(data, '\n'))
 }
 
 // maxJSONBytes bounds the files of this package, in bytes: a damaged one must not exhaust the memory.

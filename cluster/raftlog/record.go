@@ -26,26 +26,7 @@ const (
 func writeRecord(fsys vfs.FS, dir, name string, record []byte) error {
 	data := binary.BigEndian.AppendUint32(make([]byte, 0, recordSumLength+len(record)), crc32.Checksum(record, castagnoli()))
 	data = append(data, record...)
-	path := filepath.Join(dir, name)
-	temp := path + ".new" // a crash may leave it; the next write truncates it
-	f, err := fsys.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(data, 0)
-	if err == nil {
-		err = f.Sync() // before the rename, or a power failure may leave the new name with old content
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = fsys.Rename(temp, path)
-	}
-	if err == nil {
-		err = fsys.SyncDir(dir)
-	}
-	return err
+	return vfs.ReplaceFile(fsys, filepath.Join(dir, name), data)
 }
 
 // readRecord returns the record of a file. A missing file is fs.ErrNotExist.

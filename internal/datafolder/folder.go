@@ -19,7 +19,7 @@ import (
 const (
 	identityName = "identity"
 	copyName     = "identity.copy"
-	newSuffix    = ".new" // of an identity file that is being written
+	newSuffix    = vfs.NewSuffix // of an identity file that is being written
 	dbName       = "db"
 	clusterName  = "cluster"
 	outputName   = "output"

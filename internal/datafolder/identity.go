@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // Format is the version of the data folder as a whole. Every change that an older program cannot
@@ -237,30 +239,10 @@ func (f *Folder) writeIdentity(next identity) error {
 	next.revision++
 	text := next.encode()
 	for _, name := range []string{identityName, copyName} {
-		if err := f.replaceFile(name, text); err != nil {
+		if err := vfs.ReplaceFile(f.fs, f.pathOf(name), text); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	f.identity, f.identityStale = next, false
 	return nil
-}
-
-// replaceFile writes a file atomically: it has either the old or the new content.
-func (f *Folder) replaceFile(name string, text []byte) error {
-	temporary := f.pathOf(name + newSuffix)
-	file, err := f.fs.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = file.WriteAt(text, 0)
-	if err == nil {
-		err = file.Sync()
-	}
-	if err = errors.Join(err, file.Close()); err != nil {
-		return err
-	}
-	if err := f.fs.Rename(temporary, f.pathOf(name)); err != nil {
-		return err
-	}
-	return f.fs.SyncDir(f.path)
 }

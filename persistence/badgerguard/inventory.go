@@ -125,22 +125,7 @@ func (v *Inventory) Write(fsys vfs.FS, dir string) (err error) {
 	if err := errors.Join(manifest.Sync(), manifest.Close()); err != nil {
 		return err
 	}
-	path := filepath.Join(dir, inventoryName)
-	f, err := fsys.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(v.encode(), 0)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := fsys.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return fsys.SyncDir(dir)
+	return vfs.ReplaceFile(fsys, filepath.Join(dir, inventoryName), v.encode())
 }
 
 // SetManifest takes the manifest as it is now, and drops the tables that it does not name.

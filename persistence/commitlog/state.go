@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -154,30 +153,11 @@ func readState(fsys vfs.FS, dir string) (st state, witness uint64, err error) {
 // createState makes the state file of a new log. It gets its name when it is whole and synced, so a
 // crash leaves either a log or a folder without one, from which the next open starts.
 func createState(fsys vfs.FS, dir string, st state) error {
-	path := statePath(dir)
-	draft := path + newSuffix
-	if err := fsys.Remove(draft); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := fsys.OpenFile(draft, createFlags, 0o600)
-	if err != nil {
-		return err
-	}
 	b := make([]byte, stateSize)
 	copy(b, st.encode())
 	copy(b[pageSize:], st.encode())
 	copy(b[witnessAt:], appendWitness(nil, st.identity, 0))
-	_, err = f.WriteAt(b, 0)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := fsys.Rename(draft, path); err != nil {
-		return err
-	}
-	return fsys.SyncDir(dir)
+	return vfs.ReplaceFile(fsys, statePath(dir), b)
 }
 
 // stateFile is the open state file.
