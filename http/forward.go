@@ -520,7 +520,7 @@ func (f *forwarder) close() {
 
 // watchRequests looks at all requests that wait for another node, until close. A wait ends when the node
 // no longer leads and does not answer, and at shutdown; only safe requests and streams end then, since
-// the others are answered soon. The client of a long wait is watched, as that of a long call of the
+// the others are answered soon. A wait for a relay goes on while no leader is known here: the relay may know it. The client of a long wait is watched, as that of a long call of the
 // engine is (watchLongCalls).
 func (f *forwarder) watchRequests() {
 	defer close(f.ended)
@@ -552,7 +552,8 @@ func (f *forwarder) watchRequests() {
 			if r.leader == "" {
 				r.leader = leader
 			}
-			if leader != r.node && leader != r.leader {
+			isRelayed := r.node != r.leader
+			if leader != r.node && leader != r.leader && (leader != "" || !isRelayed) {
 				r.cancel(errLeaderChanged)
 			} else if r.conn != nil && !r.isBatch {
 				if err := r.conn.watchClient(); err != nil {

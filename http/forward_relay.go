@@ -20,7 +20,7 @@ import (
 // relay is asked only when the partition has been without a known leader for longer than an election
 // usually takes, and by one request a few times.
 //
-// A request that waits for a leader ends when another node leads (watchRequests). That does not show the
+// A request that waits for a relay ends when this node hears of another leader (watchRequests). That does not show the
 // loss of a relay whose machine is dead: TCP notices it after minutes. So a relay is dialled at intervals
 // while requests wait for its answer.
 

@@ -109,7 +109,8 @@ func TestFirstRelayIsNotTheLastLeader(t *testing.T) {
 	}
 }
 
-// TestLongWaitsByWayOfAThirdNode: an answer that takes long is waited for there, too.
+// TestLongWaitsByWayOfAThirdNode: an answer that takes long is waited for there, too, also when this node
+// knows no leader any more.
 func TestLongWaitsByWayOfAThirdNode(t *testing.T) {
 	rig := newClusterRig(t, 3, withShortTicks)
 	rig.update(func() { rig.cut[[2]string{"n2", "n1"}] = true })
@@ -122,7 +123,11 @@ func TestLongWaitsByWayOfAThirdNode(t *testing.T) {
 			calls.Add(1)
 		}
 	}
-	r := entry.get("/v1/dagrun/2/state?wait=1s") // many times graceTicks
+	replies := make(chan reply, 1)
+	go func() { replies <- entry.get("/v1/dagrun/2/state?wait=1s") }() // many times graceTicks
+	testenv.Eventually(t, "the leader waits", func() bool { return calls.Load() == 1 })
+	rig.update(func() { rig.views["n2"] = "" })
+	r := testenv.Receive(t, "an answer", replies)
 	if r.status != 200 || calls.Load() != 1 {
 		t.Errorf("%d %s after %d calls", r.status, r.body, calls.Load())
 	}

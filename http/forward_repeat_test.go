@@ -279,11 +279,10 @@ func TestBatchThatEndsBeforeItsFirstAnswer(t *testing.T) {
 			}
 			_, r := entry.raw(header + body)
 			if strings.HasSuffix(c.part, "\n") {
-				<-reached
-			} else {
-				testenv.Eventually(t, "the leader reads the body", func() bool { return leader.inflight.Load() == 1 })
+				testenv.Receive(t, "a batch for the engine", reached)
 			}
 			if c.end != nil {
+				testenv.Eventually(t, "the leader reads the body", func() bool { return leader.inflight.Load() == 1 })
 				c.end(entry, path)
 			}
 			got := entry.answerTo(r)

@@ -83,13 +83,20 @@ func (q *scattered) submitGroup(partition uint64, group []int, subs []*messages.
 		return lines.Bytes()
 	}
 	answered := 0 // lines of the group, from the first one, whose results are set
+	// A repetition does not take back that a line was accepted.
+	set := func(i int, line []byte) {
+		if at := group[i]; i >= answered || results[at].Err != nil {
+			results[at] = resultOfLine(line)
+		}
+	}
 	salvage := func(received []byte) {
-		for i, at := range group {
+		for i := range group {
 			line, rest, isWhole := bytes.Cut(received, []byte{'\n'})
 			if !isWhole {
 				return
 			}
-			results[at], received, answered = resultOfLine(line), rest, max(answered, i+1)
+			set(i, line)
+			received, answered = rest, max(answered, i+1)
 		}
 	}
 	err := q.ask(q.ctx, partition, &part{method: fasthttp.MethodPost, path: batchPath, header: http.Header{fasthttp.HeaderContentType: {linesType}},
@@ -104,10 +111,10 @@ func (q *scattered) submitGroup(partition uint64, group []int, subs []*messages.
 			return err
 		}, func(answer *partAnswer) error {
 			rest := answer.body
-			for _, at := range group {
+			for i := range group {
 				var line []byte
 				line, rest, _ = bytes.Cut(rest, []byte{'\n'})
-				results[at] = resultOfLine(line)
+				set(i, line)
 			}
 			return nil
 		})

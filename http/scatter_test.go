@@ -361,39 +361,77 @@ func TestLostNodeOfAPart(t *testing.T) {
 	}
 }
 
-// TestAnswersThatArrivedBeforeTheLossCount: the lines of a node that is lost within its answers have those
-// that arrived.
-func TestAnswersThatArrivedBeforeTheLossCount(t *testing.T) {
+// loseAnswers has a node n9 lead all partitions. It answers each batch by the next of the given lines, and
+// breaks the connection off after them. The channel gets the first error, or nil after the last answer.
+func loseAnswers(t *testing.T, answers ...string) (*clusterRig, chan error) {
 	rig, _ := newPartedCluster(t, []string{"n9", "n9"}, 0)
 	port := tls.NewListener(rig.listen(), rig.authority.nodeTLS("n9"))
-	defer port.Close()
+	t.Cleanup(func() { port.Close() })
 	rig.mu.Lock()
 	rig.nodes["n9"] = &clusterNode{rig: rig, id: "n9", port: port.Addr().String()}
 	rig.mu.Unlock()
-	ended := make(chan error, 1)
-	go func() { // n9: it answers the first line and a part of the second one
+	answer := func(lines string) error {
 		nc, err := port.Accept()
 		if err != nil {
-			ended <- err
-			return
+			return err
 		}
 		defer nc.Close()
 		_ = nc.SetDeadline(time.Now().Add(testenv.Patience))
 		req, err := http.ReadRequest(bufio.NewReader(nc))
-		if err == nil {
-			_, err = io.Copy(io.Discard, req.Body)
+		if err != nil {
+			return err
 		}
-		if err == nil {
-			const answers = `{"runID":7}` + "\n" + `{"runI`
-			_, err = fmt.Fprintf(nc, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", linesType, len(answers), answers)
+		if _, err := io.Copy(io.Discard, req.Body); err != nil {
+			return err
 		}
-		ended <- err
+		_, err = fmt.Fprintf(nc, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", linesType, len(lines), lines)
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() {
+		defer port.Close()
+		for _, lines := range answers {
+			if err := answer(lines); err != nil {
+				ended <- err
+				return
+			}
+		}
+		ended <- nil
 	}()
+	return rig, ended
+}
+
+// TestAnswersThatArrivedBeforeTheLossCount: the lines of a node that is lost within its answers have those
+// that arrived.
+func TestAnswersThatArrivedBeforeTheLossCount(t *testing.T) {
+	rig, ended := loseAnswers(t, `{"runID":7}`+"\n"+`{"runI`)
 	answers := rig.node("n1").batch(specOf("a") + "\n" + specOf("b") + "\n" + specOf("c") + "\n")
-	if err := <-ended; err != nil {
+	if err := testenv.Receive(t, "the end of n9", ended); err != nil {
 		t.Fatal(err)
 	}
 	if len(answers) != 3 || answers[0] != `{"runID":7}` || !strings.Contains(answers[1], "outcome-unknown") || !strings.Contains(answers[2], "outcome-unknown") {
+		t.Errorf("%q", answers)
+	}
+}
+
+// TestRepeatedLinesStayAccepted: lines with keys are sent again after a loss. A refusal does not take back
+// that a line was accepted before.
+func TestRepeatedLinesStayAccepted(t *testing.T) {
+	const refusal = `{"status":503,"detail":"the disk is full"}` + "\n"
+	rig, ended := loseAnswers(t, `{"runID":7}`+"\n"+refusal+`{"runI`, refusal+`{"runID":9}`+"\n"+`{"runI`)
+	rig.node("n1").forwarder.wait = 500 * time.Millisecond // for a leader, after the last answer
+	var lines strings.Builder
+	for n, key := 0, 0; n < 3; key++ {
+		if name := fmt.Sprint("key", key); keyPartition(name, 2) == 0 {
+			fmt.Fprintf(&lines, `{"idempotencyKey":%q,"spec":%s}`+"\n", name, specOf(name))
+			n++
+		}
+	}
+	answers := rig.node("n1").batch(lines.String())
+	if err := testenv.Receive(t, "the end of n9", ended); err != nil {
+		t.Fatal(err)
+	}
+	if len(answers) != 3 || answers[0] != `{"runID":7}` || answers[1] != `{"runID":9}` || !strings.Contains(answers[2], "outcome-unknown") {
 		t.Errorf("%q", answers)
 	}
 }

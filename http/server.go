@@ -69,12 +69,15 @@ type Config struct {
 	Access Access
 	// Cluster is the cluster that this server is a node of; nil = it is on its own.
 	Cluster Cluster
-	// leaderWait is how long a request waits for a leader of its partition; default 4.5 s. A follower misses
-	// its leader after 1 to 2 s, and an election without a result is repeated after another 1 to 2 s.
+	// leaderWait is how long a request waits for a leader of its partition; default LeaderWait.
 	leaderWait time.Duration
 	// forwardTick is the interval at which requests that wait for another node are looked at; default 250 ms.
 	forwardTick time.Duration
 }
+
+// LeaderWait is how long a request waits for a leader of its partition. A follower misses its leader after
+// 1 to 2 s, and an election without a result is repeated after another 1 to 2 s.
+const LeaderWait = 4500 * time.Millisecond
 
 const (
 	defaultMaxBody     = 256 << 20
@@ -235,7 +238,7 @@ func (c Config) withDefaults() Config {
 		c.IdleTimeout = 2 * time.Minute
 	}
 	if c.leaderWait <= 0 {
-		c.leaderWait = 4500 * time.Millisecond
+		c.leaderWait = LeaderWait
 	}
 	if c.forwardTick <= 0 {
 		c.forwardTick = 250 * time.Millisecond

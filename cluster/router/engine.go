@@ -146,8 +146,8 @@ func change[T any](e *Engine, partition int, call func(cluster.Engine) (T, error
 			return answer, err
 		}
 	}
-	// A group that was proposed since the call began has all changes of the call, and its commit shows that this
-	// node led the partition after that.
+	// If a group was proposed after the call began, its commit shows that this node led the partition after
+	// that. The changes of the call, if there are any, were in such a group.
 	if _, committed := engine.Proposals(); committed > before && !isUnavailable(err) {
 		return answer, err
 	}
