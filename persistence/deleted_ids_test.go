@@ -22,7 +22,11 @@ func testDeletedRunIDs(t *testing.T, numbering messages.Numbering) {
 	stride := numbering.Stride()
 	highest := most - (most-numbering.Partition)%stride // the highest ID of the partition
 	rng := rand.New(rand.NewPCG(3, 4))
-	for range 200 {
+	rounds := 200
+	if testing.Short() {
+		rounds = 10
+	}
+	for range rounds {
 		d := deletedRunIDs{numbering: numbering}
 		set := map[uint64]bool{}
 		// Half of the sets lie at the very end of the IDs.

@@ -19,8 +19,9 @@ import (
 // nodeName is the command that runs jobs.
 const nodeName = "fake-slurmd"
 
-// cancelGrace is how long a cancelled job has after SIGTERM.
-const cancelGrace = time.Second
+// cancelGrace is how long a cancelled job has after SIGTERM: longer than a busy machine delays one that
+// obeys.
+const cancelGrace = 30 * time.Second
 
 // commandArgument is the first argument of a process that is a command of the cluster.
 const commandArgument = "slurmtest-command"
