@@ -130,7 +130,8 @@ func TestStoreConforms(t *testing.T) {
 }
 
 // TestSecondStoreConforms: a store over a DB that has had another one before. Reopen leaves the DB
-// open.
+// open. A commit does not know of the store before, so it is crashed at two moments here, and at all of
+// them in TestStoreConforms.
 func TestSecondStoreConforms(t *testing.T) {
 	t.Parallel()
 	openSecond := func(t testing.TB, dir string) persistence.Store {
@@ -141,10 +142,7 @@ func TestSecondStoreConforms(t *testing.T) {
 		}
 		return closedAtEnd(t, s, dir)
 	}
-	points := crashPoints(persistence.OpenSecondStore)
-	if testing.Short() {
-		points = points[:1]
-	}
+	points := crashPoints(persistence.OpenSecondStore)[3:5] // a power failure and a kill
 	journaltest.Run(t, journaltest.Backend{
 		Open: func(t testing.TB) persistence.Store { return openSecond(t, t.TempDir()) },
 		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
