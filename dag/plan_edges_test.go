@@ -93,11 +93,15 @@ func TestCycleIsOnePath(t *testing.T) {
 	for i := range 20 {
 		first = append(first, fmt.Sprint("t", i))
 	}
+	long := 100_000
+	if testing.Short() {
+		long = 10_000
+	}
 	for _, c := range []struct{ doc, want string }{
 		{ring(3), "t0 -> t1 -> t2 -> t0"},
 		{ring(20), strings.Join(first, " -> ") + " -> t0"},
 		{ring(21), strings.Join(first, " -> ") + " -> t20 -> t0"},
-		{ring(100_000), strings.Join(first, " -> ") + " -> … (99980 more) -> t0"},
+		{ring(long), fmt.Sprintf("%s -> … (%d more) -> t0", strings.Join(first, " -> "), long-20)},
 		// Only what is on the cycle: before, behind and a second one do not count.
 		{graph(`before - "children": ["x"]`, `y - "parents": ["x"], "children": ["behind", "x"]`, `x -`, `behind - "children": ["p"]`,
 			`p - "parents": ["q"]`, `q - "parents": ["p"]`), "y -> x -> y"},

@@ -49,13 +49,13 @@ func TestShapes(t *testing.T) {
 // TestCrashesWhileSnapshotsAreTaken kills and recovers runs of several chunks while snapshots of
 // them are being written.
 func TestCrashesWhileSnapshotsAreTaken(t *testing.T) {
-	crashes := 400
+	events := 400 // of which one is a crash
 	if testing.Short() {
-		crashes = 100
+		events = 2000
 	}
 	for i, shape := range dagtest.Shapes(6_000) {
 		t.Run(shape.Name, func(t *testing.T) {
-			if _, err := dagtest.ExecuteSpec(shape.Spec, dagtest.Execution{Seed: uint64(i), Slots: 50, Failing: 10, Crashes: crashes}); err != nil {
+			if _, err := dagtest.ExecuteSpec(shape.Spec, dagtest.Execution{Seed: uint64(i), Slots: 50, Failing: 10, Crashes: events}); err != nil {
 				t.Fatal(err)
 			}
 		})
