@@ -110,14 +110,19 @@ func TestQuickChangesOfLeader(t *testing.T) {
 	}
 	l.awaitAccepted(0, 10)
 	accepted := l.stop()
-	leader, epoch := c.leaderOf(0)
+	testenv.EventuallyWithin(t, patience, "a node has an engine only if it leads", func() bool {
+		leader, epoch := c.findLeader(0)
+		for _, n := range c.nodes {
+			_, e, ok := n.running().Engine(0)
+			if ok != (n == leader) || ok && e != epoch || (n.running().hosts[0].currentLeadership() != nil) != ok {
+				return false
+			}
+		}
+		return leader != nil
+	})
 	for _, n := range c.nodes {
-		m := n.running()
-		testenv.EventuallyWithin(t, patience, n.name+" has an engine only if it leads", func() bool {
-			_, e, ok := m.Engine(0)
-			return ok == (n == leader) && (!ok || e == epoch) && (m.hosts[0].currentLeadership() != nil) == ok
-		})
-		t.Logf("%s: %d engines, term %d", n.name, m.Status(0).Takeovers, m.Status(0).Term)
+		s := n.running().Status(0)
+		t.Logf("%s: %d engines, term %d", n.name, s.Takeovers, s.Term)
 	}
 	c.checkRuns(accepted)
 	c.checkReplicas()
@@ -130,13 +135,23 @@ func TestOneEngineInATerm(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 5)}
-	leader, epoch := c.leaderOf(0)
-	h := leader.running().hosts[0]
-	before := h.takeovers.Load()
-	h.currentLeadership().retire()
-	testenv.EventuallyWithin(t, patience, "another engine", func() bool {
-		_, e, ok := leader.running().Engine(0)
-		return ok && e == epoch && h.takeovers.Load() == before+1
+	var h *host
+	var epoch uint64
+	var before int64
+	testenv.RepeatWithin(t, patience, "another engine of the same term", func() bool { // not if the leader changes
+		var leader *testNode
+		var l *leadership
+		leader, l = c.leadershipOf(0)
+		h = leader.running().hosts[0]
+		before = h.takeovers.Load()
+		_, epoch, _ = leader.running().Engine(0)
+		l.retire()
+		var next uint64
+		testenv.EventuallyWithin(t, patience, "another engine", func() bool {
+			_, next = c.leaderOf(0)
+			return next > epoch || h.takeovers.Load() > before
+		})
+		return next == epoch && h.takeovers.Load() == before+1
 	})
 	accepted[0] = append(accepted[0], c.mustSubmit(0, 5)...)
 	c.checkRuns(accepted)
@@ -168,13 +183,9 @@ func TestPlannedStop(t *testing.T) {
 		l.awaitAccepted(0, 10)
 		leader, _ := c.leaderOf(0)
 		m := leader.running()
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		begin := time.Now()
-		if err := m.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-		cancel()
-		leader.setRunning(nil)
+		testenv.RepeatWithin(t, patience, "the leader hands over", func() bool { return m.HandOver(t.Context()) == nil })
+		leader.close()
 		c.leaderOf(0, leader)
 		t.Logf("another node leads after %v", time.Since(begin))
 		leader.start()

@@ -23,9 +23,14 @@ func TestUnresolvedProposalsHoldTheNextEngine(t *testing.T) {
 	leader, _ := c.leaderOf(0)
 	h := leader.running().hosts[0]
 	h.unresolved.Add(1)
+	testenv.RepeatWithin(t, patience, "the engine ends", func() bool {
+		l := h.currentLeadership()
+		if l != nil {
+			l.retire()
+		}
+		return l == nil
+	})
 	before := h.takeovers.Load()
-	h.currentLeadership().retire()
-	testenv.EventuallyWithin(t, patience, "the engine ends", func() bool { return h.currentLeadership() == nil })
 	timer := time.NewTimer(2 * reconcileEvery)
 	<-timer.C
 	if n := h.takeovers.Load(); n != before {
@@ -48,30 +53,43 @@ func TestLeadershipThatComesBackUnnoticed(t *testing.T) {
 	m := leader.running()
 	h := m.hosts[0]
 	h.stop() // from here on the test looks
+	leads := func() bool {
+		node, _, ok := h.group.Leader()
+		return ok && node == h.self
+	}
+	win := func() {
+		t.Helper()
+		testenv.RepeatWithin(t, patience, "this node leads", func() bool {
+			if leads() {
+				return true
+			}
+			if next, _ := c.findLeader(0, leader); next != nil {
+				_ = next.running().hosts[0].group.Transfer(h.self)
+			}
+			return leads()
+		})
+	}
 	reconcile := func() (epoch uint64) {
 		t.Helper()
-		testenv.EventuallyWithin(t, patience, "this node leads", func() bool {
-			node, _, ok := h.group.Leader()
-			return ok && node == h.self
+		testenv.RepeatWithin(t, patience, "this node has an engine", func() (ok bool) {
+			win()
+			if err := h.reconcile(); err != nil {
+				t.Fatal(err)
+			}
+			_, epoch, ok = m.Engine(0)
+			return ok
 		})
-		if err := h.reconcile(); err != nil {
-			t.Fatal(err)
-		}
-		_, epoch, _ = m.Engine(0)
 		return epoch
 	}
 	first := reconcile()
-	if err := h.group.Transfer(""); err != nil {
-		t.Fatal(err)
-	}
-	next, _ := c.leaderOf(0, leader)
-	if err := next.running().hosts[0].group.Transfer(h.self); err != nil {
-		t.Fatal(err)
-	}
-	testenv.EventuallyWithin(t, patience, "the leadership is back", func() bool {
-		node, _, ok := h.group.Leader()
-		return ok && node == h.self
+	testenv.RepeatWithin(t, patience, "another node leads", func() bool {
+		if leads() {
+			_ = h.group.Transfer("")
+		}
+		next, _ := c.findLeader(0, leader)
+		return next != nil
 	})
+	win()
 	if _, epoch, ok := m.Engine(0); !ok || epoch != first {
 		t.Fatalf("the engine of epoch %d has ended by itself: %d", first, epoch)
 	}
@@ -92,7 +110,7 @@ func TestCommittedProposalsAreCounted(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
 	acknowledged := 0
-	testenv.EventuallyWithin(t, patience, "three runs are acknowledged", func() bool {
+	testenv.RepeatWithin(t, patience, "three runs are acknowledged", func() bool {
 		leader, _ := c.leaderOf(0)
 		engine, _, ok := leader.running().Engine(0)
 		if !ok {
@@ -219,13 +237,12 @@ func startWithStalledExecutors(t *testing.T, detachLimit time.Duration) (c *test
 	return c, answer
 }
 
-// TestEngineThatDoesNotEndIsReported: the partition has no other engine meanwhile, so the process has to end.
+// TestEngineThatDoesNotEndIsReported: the partition has no other engine until then, so the process has to end.
 func TestEngineThatDoesNotEndIsReported(t *testing.T) {
 	t.Parallel()
 	c, answer := startWithStalledExecutors(t, 100*time.Millisecond)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 3)}
-	leader, _ := c.leaderOf(0)
-	l := leader.running().hosts[0].currentLeadership()
+	leader, l := c.leadershipOf(0)
 	l.retire()
 	testenv.EventuallyWithin(t, patience, "the engine is reported", func() bool { return len(leader.fatals()) > 0 })
 	answer()
@@ -296,7 +313,7 @@ func TestDamagedReplicaLeavesTheLead(t *testing.T) {
 	c.checkRuns(accepted)
 	m := leader.running()
 	// Back to the damaged replica. The present leader may lose its leadership before that.
-	testenv.EventuallyWithin(t, patience, "the damaged replica leads again", func() bool {
+	testenv.RepeatWithin(t, patience, "the damaged replica leads again", func() bool {
 		if _, epoch, ok := m.Engine(0); ok && m.HasLease(0, epoch) {
 			return true
 		}
@@ -332,9 +349,7 @@ func TestLeadershipComesBackDuringAStop(t *testing.T) {
 	c := startCluster(t, 1)
 	stopping, _ := c.leaderOf(0)
 	m := stopping.running()
-	if err := m.HandOver(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.RepeatWithin(t, patience, "the node hands over", func() bool { return m.HandOver(t.Context()) == nil })
 	next, _ := c.leaderOf(0, stopping)
 	_ = next.running().hosts[0].group.Transfer(m.Self())
 	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})

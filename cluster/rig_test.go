@@ -329,6 +329,20 @@ func (c *testCluster) findLeader(partition int, except ...*testNode) (leader *te
 	return leader, epoch
 }
 
+// leadershipOf returns the leader of a partition with the leadership that its host has. The one that leaderOf
+// has found may have ended.
+func (c *testCluster) leadershipOf(partition int) (leader *testNode, l *leadership) {
+	c.t.Helper()
+	testenv.EventuallyWithin(c.t, patience, fmt.Sprintf("partition %d has a leader", partition), func() bool {
+		if leader, _ = c.findLeader(partition); leader == nil {
+			return false
+		}
+		l = leader.running().hosts[partition].currentLeadership()
+		return l != nil
+	})
+	return leader, l
+}
+
 func contains(all []*testNode, n *testNode) bool {
 	for _, other := range all {
 		if other == n {

@@ -180,7 +180,7 @@ func (c *cluster) hangTransfer() *replica {
 	testenv.EventuallyWithin(c.t, patience, "the leader gives up", func() bool { return !leader.group.Status().Leads })
 	c.network.HealAll()
 	// Back to the first leader. The present one may have to wait until it has caught up.
-	testenv.EventuallyWithin(c.t, patience, "the first leader leads again", func() bool {
+	testenv.RepeatWithin(c.t, patience, "the first leader leads again", func() bool {
 		if leader.group.Status().Leads {
 			return true
 		}

@@ -126,11 +126,22 @@ func (i *incarnation) members() (m Membership) {
 	return m
 }
 
-// awaitAnswer waits for an answer of the library's main loop. A main loop that ends may leave one transfer
-// unanswered, because such a future does not end with the library: its goroutine then stays.
+// awaitAnswer waits for an answer of the library's main loop.
 func (i *incarnation) awaitAnswer(future raft.Future) error {
 	answered := make(chan error, 1)
 	go func() { answered <- future.Error() }()
+	return i.awaitError(answered)
+}
+
+// awaitTransfer is awaitAnswer for a transfer. A main loop that ends may leave one transfer unanswered, because
+// such a future does not end with the library: the goroutine then stays (raftlogtest.LibraryLeaks).
+func (i *incarnation) awaitTransfer(future raft.Future) error {
+	answered := make(chan error, 1)
+	go func() { answered <- future.Error() }()
+	return i.awaitError(answered)
+}
+
+func (i *incarnation) awaitError(answered <-chan error) error {
 	select {
 	case err := <-answered:
 		return err

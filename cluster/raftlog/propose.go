@@ -211,7 +211,7 @@ func (g *Group) transferTo(inc *incarnation, to NodeID, isNext bool) error {
 		if inc.isCut() {
 			return ErrClosed
 		}
-		err := inc.awaitAnswer(inc.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)))
+		err := inc.awaitTransfer(inc.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)))
 		if !isNext || !errors.Is(err, raft.ErrLeadershipTransferInProgress) || time.Since(begin) >= 2*g.settings.Request {
 			return err
 		}

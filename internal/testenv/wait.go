@@ -54,6 +54,13 @@ func EventuallyWithin(t TB, limit time.Duration, what string, condition func() b
 	}
 }
 
+// RepeatWithin repeats an attempt until it succeeds, on the goroutine of the test. It ends the test if none
+// succeeds within limit. Unlike the condition of Eventually, an attempt may change things.
+func RepeatWithin(t TB, limit time.Duration, what string, attempt func() (ok bool)) {
+	t.Helper()
+	EventuallyWithin(t, limit, what, attempt)
+}
+
 // Poll reports whether a condition holds within limit. It looks at once, and once more at the end,
 // so that a machine which was asleep for the whole limit does not decide.
 func Poll(limit time.Duration, condition func() bool) bool {

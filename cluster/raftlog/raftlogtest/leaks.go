@@ -9,6 +9,6 @@ func LibraryLeaks() []goleak.Option {
 	return []goleak.Option{
 		goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*Raft).leadershipTransfer"),
 		goleak.IgnoreAnyFunction("github.com/hashicorp/raft.(*Raft).leaderLoop.func2"),
-		goleak.IgnoreAnyFunction("github.com/caravan-dag/caravan/cluster/raftlog.(*incarnation).awaitAnswer.func1"),
+		goleak.IgnoreAnyFunction("github.com/caravan-dag/caravan/cluster/raftlog.(*incarnation).awaitTransfer.func1"),
 	}
 }
