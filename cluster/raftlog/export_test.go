@@ -1,7 +1,9 @@
 package raftlog
 
 import (
+	"errors"
 	"log/slog"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -58,7 +60,7 @@ func (g *Group) PretendStuck(node NodeID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if n := f.progressOf(node, term); n != nil {
-		n.heard, n.tried, n.match = f.clock(), f.clock()-int64(g.settings.ReplicationStall), 0
+		n.heard, n.tried, n.match, n.lastFailed = f.clock(), f.clock()-int64(g.settings.ReplicationStall), 0, false
 	}
 }
 
@@ -66,3 +68,19 @@ func (g *Group) PretendStuck(node NodeID) {
 func (g *Group) PretendTransfer() { g.incarnation().followers.voidLease() }
 
 func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// IsStuck reports whether the watch takes a follower for stuck that lacks entries, whose last append succeeded or
+// failed such a time ago, and that has just answered a heartbeat.
+func (s Settings) IsStuck(since time.Duration, succeeded bool) (isStuck bool) {
+	var now int64 = 1
+	f := newFollowerTable(func() int64 { return now })
+	answer, err := &raft.AppendEntriesResponse{Term: 1, Success: true}, error(nil)
+	if !succeeded {
+		answer, err = nil, errors.New("connection refused")
+	}
+	f.noteAnswer("n2", time.Now(), &raft.AppendEntriesRequest{Term: 1, PrevLogEntry: 7, PrevLogTerm: 1}, answer, err)
+	now += int64(since)
+	f.noteAnswer("n2", time.Now(), &raft.AppendEntriesRequest{Term: 1}, &raft.AppendEntriesResponse{Term: 1, Success: true}, nil)
+	f.forEach(1, []NodeID{"n2"}, func(_ NodeID, n followerProgress) { isStuck = n.isStuck(now, 100, &s) })
+	return isStuck
+}

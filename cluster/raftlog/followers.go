@@ -27,11 +27,35 @@ type followerProgress struct {
 	match uint64
 	// confirmed is the time when the newest request was sent that it has accepted.
 	confirmed time.Time
-	// heard is the time, by the watch's clock, of its last answer of any kind; tried is the same for
-	// requests that are no heartbeats, answered or failed.
+	// heard is the time, by the watch's clock, of its last answer of any kind; tried is that of the last append
+	// request or snapshot, answered or failed. Heartbeats do not count.
 	heard, tried int64
-	// sending is set while a snapshot is on its way; failed is set after one that did not arrive, or was refused.
-	sending, failed bool
+	// sending is set while a snapshot is on its way. lastFailed says that the last append request or snapshot was
+	// refused or did not arrive: the library then pauses.
+	sending, lastFailed bool
+}
+
+// longestRetryPause is how long the library waits at most after failed requests until it sends the next one: 10 ms
+// times 2 to the power of 10 (its maxFailureScale). Answered heartbeats do not end the pause.
+const longestRetryPause = 10240 * time.Millisecond
+
+// stuckAfter returns after how long without a request a follower that is heard and lacks entries is stuck. One
+// that was away for some time, or refuses snapshots for lack of space, is not: the library pauses.
+func (n *followerProgress) stuckAfter(s *Settings) time.Duration {
+	if n.lastFailed {
+		return s.ReplicationStall + longestRetryPause
+	}
+	return s.ReplicationStall
+}
+
+// isHeard reports whether a member has answered lately.
+func (n *followerProgress) isHeard(now int64, s *Settings) bool {
+	return n.heard > 0 && now-n.heard < int64(2*s.Heartbeat)
+}
+
+// isStuck reports whether a follower is heard, lacks entries up to last, and has got no request for stuckAfter.
+func (n *followerProgress) isStuck(now int64, last uint64, s *Settings) bool {
+	return n.isHeard(now, s) && !n.sending && n.match < last && now-n.tried >= int64(n.stuckAfter(s))
 }
 
 func newFollowerTable(clock func() int64) *followerTable {
@@ -69,7 +93,7 @@ func (f *followerTable) noteAnswer(node NodeID, sent time.Time, args *raft.Appen
 		return
 	}
 	if !isHeartbeat(args) {
-		n.tried = now
+		n.tried, n.lastFailed = now, err != nil || !resp.Success
 	}
 	if err != nil {
 		return
@@ -86,7 +110,6 @@ func (f *followerTable) noteAnswer(node NodeID, sent time.Time, args *raft.Appen
 		match = args.Entries[last-1].Index
 	}
 	n.match = max(n.match, match)
-	n.failed = n.failed && isHeartbeat(args)
 }
 
 func (f *followerTable) snapshotBegins(node NodeID, term, index uint64) {
@@ -106,7 +129,7 @@ func (f *followerTable) snapshotEnds(node NodeID, args *raft.InstallSnapshotRequ
 	if n == nil {
 		return
 	}
-	n.sending, n.tried, n.failed = false, now, !ok
+	n.sending, n.tried, n.lastFailed = false, now, !ok
 	if ok {
 		n.heard = now
 	} else {

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
@@ -86,6 +87,25 @@ func TestStuckReplicationRestartsTheLibrary(t *testing.T) {
 	})
 	testenv.EventuallyWithin(t, patience, "the library is restarted", func() bool { return leader.group.Status().Restarts > 0 })
 	c.converge()
+}
+
+// TestFollowerThatWasAwayIsNotStuck: the library pauses for up to 10.24 s after appends that have failed, and goes
+// on with heartbeats. A follower that comes back in that pause costs no leader its leadership.
+func TestFollowerThatWasAwayIsNotStuck(t *testing.T) {
+	for _, c := range []struct {
+		since              time.Duration
+		succeeded, isStuck bool
+	}{
+		{10100 * time.Millisecond, false, false},
+		{20200 * time.Millisecond, false, false},
+		{20300 * time.Millisecond, false, true},
+		{9900 * time.Millisecond, true, false},
+		{10100 * time.Millisecond, true, true},
+	} {
+		if isStuck := raftlog.DefaultSettings().IsStuck(c.since, c.succeeded); isStuck != c.isStuck {
+			t.Errorf("the last append was %v ago, success %v: stuck is %v", c.since, c.succeeded, isStuck)
+		}
+	}
 }
 
 // TestTransferEndsTheLease proves that a leader whose transfer has failed answers no reads: the target

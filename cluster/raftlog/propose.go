@@ -186,7 +186,7 @@ func (g *Group) transferTargets(inc *incarnation, term uint64, voters []NodeID) 
 	now := g.watch.clock()
 	inc.followers.forEach(term, voters, func(node NodeID, n followerProgress) {
 		if node != g.config.Node && n.match > 0 {
-			all = append(all, target{node, now-n.heard < int64(2*g.settings.Heartbeat), n.match})
+			all = append(all, target{node, n.isHeard(now, &g.settings), n.match})
 		}
 	})
 	slices.SortStableFunc(all, func(a, b target) int {

@@ -175,11 +175,6 @@ func (w *watch) findStall(g *Group, inc *incarnation) verdict {
 	return w.findStuckFollower(g, inc, term)
 }
 
-// longestRetryPause is how long the library waits at most after failed snapshots until it sends the next one: 10 ms
-// times 2 to the power of 10 (its maxFailureScale). A follower that refuses snapshots for lack of
-// space is not stuck.
-const longestRetryPause = 10240 * time.Millisecond
-
 // findStuckFollower looks for a follower that is heard and gets no entries, and sets the floor of the log.
 func (w *watch) findStuckFollower(g *Group, inc *incarnation, term uint64) (v verdict) {
 	now, s := w.clock(), w.settings
@@ -187,17 +182,12 @@ func (w *watch) findStuckFollower(g *Group, inc *incarnation, term uint64) (v ve
 	floor := noFloor
 	members := inc.members()
 	inc.followers.forEach(term, members.others(g.config.Node), func(node NodeID, n followerProgress) {
-		isHeard := n.heard > 0 && now-n.heard < int64(2*s.Heartbeat)
-		limit := s.ReplicationStall
-		if n.failed {
-			limit += longestRetryPause
-		}
-		if isHeard && !n.sending && n.match < last && now-n.tried >= int64(limit) {
+		if n.isStuck(now, last, s) {
 			w.replication.Add(1)
-			v.restart = fmt.Errorf("node %s is heard and gets no entries for %v", node, limit)
+			v.restart = fmt.Errorf("node %s is heard and gets no entries for %v", node, n.stuckAfter(s))
 		}
 		// The library reads the term of the entry before the first one that it sends.
-		if (isHeard || n.sending) && g.logs.bytesFrom(n.match) <= s.HeldBytes {
+		if (n.isHeard(now, s) || n.sending) && g.logs.bytesFrom(n.match) <= s.HeldBytes {
 			floor = min(floor, max(n.match, 1))
 		}
 	})
