@@ -134,7 +134,7 @@ func (l *leader) begin() {
 	c := Config{
 		Store: l.store, Outputs: l.outputs, Numbering: numbering, Epoch: lead.Epoch, CPUMillis: 2000, MemoryBytes: 1 << 30, KillGrace: time.Second,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
-			"process": l.shared.Front(numbering.Partition),
+			"process": l.shared.Front(numbering.Partition, lead.Epoch),
 			"noop":    func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.Report), nil },
 		},
 		Registerer: l.registry, Logger: slog.New(slog.NewTextHandler(l.t.Output(), nil)),

@@ -18,14 +18,15 @@ type Partitioned interface {
 	// first ExpectResume. Whatever a former engine of the partition has ordered counts no longer: the
 	// attempts of these runs are not reported until they are ordered again, and those of all other
 	// runs of the partition are orphans. Attempts of partitions that are not taken over are kept.
-	// All calls of one executor have the same number of partitions.
+	// All calls of one executor have the same number of partitions. The epoch is that of the engine, and
+	// higher than those of the engines before.
 	//
-	// From the first call on, an attempt that is ordered with Order.Resume and is not known here is
-	// reported as lost, and never started: it may have been ordered on another machine.
+	// An attempt that is ordered with Order.Resume may have been ordered on another machine. If it is
+	// not found anywhere it is reported as lost, and never started.
 	//
 	// When TakeOver returns, no report that was made for a former engine is on its way to the sink. So
 	// it waits for the calls of the sink that are under way, and the sink may not call it.
-	TakeOver(partition messages.Numbering, runs ...messages.RunID)
+	TakeOver(partition messages.Numbering, epoch uint64, runs ...messages.RunID)
 	// HandOver is called when the engine of a partition has ended and has left its attempts to the
 	// next engine, which may be on another machine. Orders that have not reached what runs them are
 	// dropped. The attempts go on, and are neither reported nor orphans until TakeOver.
@@ -61,11 +62,11 @@ func NewShared(partitions uint64, open func(Sink) (Partitioned, error)) (*Shared
 	return s, nil
 }
 
-// Front returns what makes the front of a partition, in the form that an engine wants. A partition has one
+// Front returns what makes the front of a partition for an engine of this epoch, in the form that an engine wants. A partition has one
 // front at a time: the next one may be made when the engine has closed or detached the one before.
-func (s *Shared) Front(partition uint64) func(Sink) (Executor, error) {
+func (s *Shared) Front(partition, epoch uint64) func(Sink) (Executor, error) {
 	return func(sink Sink) (Executor, error) {
-		f := &front{shared: s, numbering: messages.Numbering{Partitions: s.partitions, Partition: partition}, sink: sink,
+		f := &front{shared: s, numbering: messages.Numbering{Partitions: s.partitions, Partition: partition}, epoch: epoch, sink: sink,
 			attempts: make(map[messages.AttemptKey]*frontAttempt), quiet: make(chan struct{}, 1)}
 		if err := f.numbering.Check(); err != nil {
 			return nil, err
@@ -135,6 +136,7 @@ func (s *Shared) deliverTo(partition uint64, reports []Report) {
 type front struct {
 	shared    *Shared
 	numbering messages.Numbering
+	epoch     uint64
 	sink      Sink
 
 	// ordering is read-locked while an engine's call is passed on, and guards phase and takenOver: a call
@@ -239,7 +241,7 @@ func (f *front) ExpectResume(runs ...messages.RunID) {
 	f.mu.Unlock()
 	f.call(func(x Partitioned) {
 		if first {
-			x.TakeOver(f.numbering, runs...)
+			x.TakeOver(f.numbering, f.epoch, runs...)
 		} else {
 			x.ExpectResume(runs...)
 		}

@@ -27,7 +27,7 @@ func newShared(t testing.TB) (*executor.Shared, *executortest.Durable) {
 // newFront makes the front of a partition, which expects runs.
 func newFront(t testing.TB, s *executor.Shared, partition uint64, sink executor.Sink, runs ...messages.RunID) executor.Durable {
 	t.Helper()
-	x, err := s.Front(partition)(sink)
+	x, err := s.Front(partition, 7)(sink)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func TestClosedFrontLeavesTheOthers(t *testing.T) {
 		fake.Begin(attemptOf(messages.RunID(p + 3)))
 		heard[p].WaitStarted(attemptOf(messages.RunID(p + 3)))
 	}
-	if _, err := shared.Front(1)(heard[1].Sink); err == nil || !strings.Contains(err.Error(), "partition 1") {
+	if _, err := shared.Front(1, 7)(heard[1].Sink); err == nil || !strings.Contains(err.Error(), "partition 1") {
 		t.Errorf("a second engine of a partition: %v", err)
 	}
 	if err := fronts[1].Close(); err != nil {

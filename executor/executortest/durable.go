@@ -92,7 +92,7 @@ func (d *Durable) ExpectResume(runs ...messages.RunID) {
 }
 
 // TakeOver implements executor.Partitioned. It forgets the orders of the partition's other runs.
-func (d *Durable) TakeOver(partition messages.Numbering, runs ...messages.RunID) {
+func (d *Durable) TakeOver(partition messages.Numbering, _ uint64, runs ...messages.RunID) {
 	d.mu.Lock()
 	d.takenOver = true
 	for key, fo := range d.orders {

@@ -63,7 +63,7 @@ func (t *Table) attemptOf(w *knownWorker, key messages.AttemptKey) *trackedAttem
 	case a == nil:
 		a = t.enterAttempt(w, key)
 		a.standing = placed
-	case a.worker.successor == w: // the end of a dead worker's attempt, which this one keeps now
+	case a.worker.successor == w, a.worker.name == Unplaced: // it has the end of a dead worker's attempt, or is found
 		a.worker.attempts.remove(a)
 		w.attempts.push(a)
 		a.worker = w

@@ -19,6 +19,7 @@ type knownWorker struct {
 	silentTicks  int           // since its last heartbeat, or since the table has it
 	silent       bool          // they are too many, and its session has ended
 	draining     bool          // it accepts no more orders
+	heard        bool          // it has reported in this epoch all that it had
 	dead         bool          // its attempts have ended, or are known by its successor
 	complete     bool          // with dead: what its memory lacks has not begun
 	successor    *knownWorker  // the worker that speaks for it; nil without one
@@ -126,7 +127,7 @@ func (t *Table) Renew(worker string, heartbeat uint64, at int64) {
 	if first {
 		t.endUnwanted(w) // before the renewal, under which they could begin
 	}
-	w.link.AddRenewal(t.config.Epoch, heartbeat)
+	w.link.AddRenewal(t.config.Partition, t.config.Epoch, heartbeat)
 	if first {
 		t.decideFresh(w, at)
 	}
@@ -217,7 +218,7 @@ func (t *Table) Drain(worker string, at int64) {
 // completeReport takes in that the worker has told all that it knows. An attempt that it did not name
 // has not begun. Kills and revocations that may have been lost with a former session are sent again.
 func (t *Table) completeReport(w *knownWorker, at int64) {
-	w.state, w.silentTicks, w.silent = sessionHeard, 0, false
+	w.state, w.silentTicks, w.silent, w.heard = sessionHeard, 0, false, true
 	for a := range w.attempts.all() {
 		switch listed := a.listedIn == w.session.Number; {
 		case a.State() == lifecycle.Ended: // a lost one may live on: endUnwanted

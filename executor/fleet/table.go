@@ -10,8 +10,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Config configures a Table.
-type Config struct {
+// TableConfig configures a Table.
+type TableConfig struct {
 	Partition   uint32
 	Epoch       uint64  // of the engine; 0 on a single node
 	LastSession *uint64 // number of the newest session of this process, over all of its tables; required
@@ -28,7 +28,7 @@ type Config struct {
 // Table is what the leader of a partition knows of its attempts and their workers, in one epoch. Times
 // (at) are nanoseconds since the epoch of Unix; they are shown, and do not decide.
 type Table struct {
-	config       Config
+	config       TableConfig
 	workers      map[string]*knownWorker
 	inOrder      []*knownWorker // the workers in the order in which they came, so that effects are deterministic
 	attempts     map[messages.AttemptKey]*trackedAttempt
@@ -118,7 +118,7 @@ func (l *attemptList) all() iter.Seq[*trackedAttempt] {
 
 // NewTable returns the table of an engine that begins. Its caller connects the workers that there are,
 // names the runs that resume (ExpectResume), and orders their attempts again.
-func NewTable(config Config) *Table {
+func NewTable(config TableConfig) *Table {
 	return &Table{config: config, workers: map[string]*knownWorker{}, attempts: map[messages.AttemptKey]*trackedAttempt{}}
 }
 
@@ -128,12 +128,16 @@ func (t *Table) HighestEpoch() uint64 { return t.highestEpoch }
 
 // Start orders an attempt, whose committed grant names the worker. An order that is resumed may have
 // begun there. A key that has an order already is a repetition, which is ignored.
+//
+// Unplaced stands for the worker where the grant does not name it: any worker may have a resumed attempt, and
+// the first one that reports it does.
 func (t *Table) Start(o *executor.Order, worker string, at int64) {
 	w, a := t.workerOf(worker), t.attempts[o.Key]
 	switch {
 	case a == nil:
 	case a.order != nil:
 		return
+	case worker == Unplaced:
 	case a.worker != w && a.worker != w.successor:
 		t.refuseMisplaced(a.worker, o.Key)
 		t.removeAttempt(a)
@@ -169,6 +173,33 @@ func (t *Table) attachOrder(a *trackedAttempt, o *executor.Order, at int64) {
 	}
 }
 
+// Unplaced names no worker: the one that was given an attempt is not known.
+const Unplaced = ""
+
+// ConcludeUnplaced says that no worker has the attempts that are still unplaced, or get unplaced orders
+// later: each one that may have been given attempts has reported in this epoch. Without this call they are
+// lost once the wait for a silent worker is over, which begins with the Table's first unplaced order.
+func (t *Table) ConcludeUnplaced(at int64) {
+	if w := t.workerOf(Unplaced); !w.dead {
+		t.concludeDeath(w, false, at)
+	}
+}
+
+// HasHeard reports whether a worker has reported in this epoch all that it had.
+func (t *Table) HasHeard(worker string) bool {
+	w := t.workers[worker]
+	return w != nil && w.heard
+}
+
+// WorkerOf returns the worker of an attempt, and whether it runs there as far as is known.
+func (t *Table) WorkerOf(key messages.AttemptKey) (worker string, running bool) {
+	a := t.attempts[key]
+	if a == nil {
+		return Unplaced, false
+	}
+	return a.worker.name, a.State() == lifecycle.Running
+}
+
 // isForeign reports whether the attempt that a worker has of this number is not the order's, but one of
 // a run that the store has lost, and whose number it gave again. A new order was never begun. An order
 // that is resumed knows the time of its grant, or an earlier one (dag.Run.GrantedAt).
@@ -198,7 +229,11 @@ func (t *Table) decide(a *trackedAttempt, at int64) {
 	if a.standing == unresolved {
 		switch {
 		case w.dead && !w.complete:
-			t.loseAttempt(a, "lost: its worker is dead, and it is not known whether it had begun", at)
+			reason := "lost: its worker is dead, and it is not known whether it had begun"
+			if w.name == Unplaced {
+				reason = "lost: it is not known whether it had begun, and no worker has it"
+			}
+			t.loseAttempt(a, reason, at)
 			return
 		case w.dead, w.state == sessionHeard:
 			a.standing = fresh
@@ -398,7 +433,7 @@ func (t *Table) complain(text string, a *trackedAttempt) {
 // meets a worker without a lease comes back.
 type Link interface {
 	AddLead(workerpb.Session)
-	AddRenewal(epoch, heartbeat uint64)
+	AddRenewal(partition uint32, epoch, heartbeat uint64)
 	AddOrder(workerpb.Session, *executor.Order)
 	AddKill(workerpb.Session, messages.AttemptKey, time.Duration)
 	AddRevocation(workerpb.Session, messages.AttemptKey)

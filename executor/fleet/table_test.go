@@ -34,9 +34,9 @@ type rig struct {
 
 // newRig returns a table in epoch 4, without leases unless change says otherwise, for an engine that
 // has named its runs: run 1 resumes, and others do not exist.
-func newRig(t *testing.T, change ...func(*Config)) *rig {
+func newRig(t *testing.T, change ...func(*TableConfig)) *rig {
 	g := &rig{t: t, links: map[string]*recordedLink{}}
-	c := Config{Epoch: 4, LastSession: &g.lastSession, OrphanGrace: time.Second}
+	c := TableConfig{Epoch: 4, LastSession: &g.lastSession, OrphanGrace: time.Second}
 	c.Report = func(r executor.Report) {
 		kind := [...]string{"started", "succeeded", "revoked"}[r.Kind]
 		if r.Record.Result == messages.AttemptLost {
@@ -54,7 +54,7 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 }
 
 // leased gives the workers of a table leases, which end after 3 ticks of silence.
-func leased(c *Config) { c.SilenceTicks = 3 }
+func leased(c *TableConfig) { c.SilenceTicks = 3 }
 
 func (g *rig) record(format string, args ...any) {
 	g.effects = append(g.effects, fmt.Sprintf(format, args...))
@@ -79,7 +79,7 @@ func (l *recordedLink) AddLead(s workerpb.Session) {
 	l.g.record("%s: lead %d of epoch %d", l.name, s.Number, s.Epoch)
 }
 
-func (l *recordedLink) AddRenewal(epoch, heartbeat uint64) {
+func (l *recordedLink) AddRenewal(_ uint32, epoch, heartbeat uint64) {
 	l.g.record("%s: renewal %d of epoch %d", l.name, heartbeat, epoch)
 }
 

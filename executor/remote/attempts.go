@@ -163,11 +163,14 @@ func (a *trackedAttempt) isForeign(o *executor.Order) bool {
 	return true
 }
 
+// isReported reports whether the sink hears of an attempt: because it was ordered, or of all attempts.
+func (r *Remote) isReported(a *trackedAttempt) bool { return a.order != nil || r.cfg.ForLeaders }
+
 // reportStart reports the start, once. mu is held.
 func (r *Remote) reportStart(key messages.AttemptKey, a *trackedAttempt) {
-	if !a.startReported && a.order != nil {
+	if !a.startReported && r.isReported(a) {
 		a.startReported = true
-		r.queueReport(executor.Report{Key: key, Kind: executor.Started, At: a.StartedAt, StartDelay: a.StartDelay})
+		r.queueReport(executor.Report{Key: key, Kind: executor.Started, At: a.StartedAt, StartDelay: a.StartDelay, GrantedAt: a.GrantedAt})
 	}
 }
 
@@ -340,7 +343,7 @@ func (r *Remote) onFinished(p *peer, end executor.Report) {
 		p.unacknowledged++
 	}
 	switch {
-	case a.order != nil:
+	case r.isReported(a):
 		r.reportEnd(a, end)
 	case r.isOrphan(end.Key):
 		r.forgetEnd(end.Key, a)
@@ -358,9 +361,9 @@ func (r *Remote) onRevoked(p *peer, key messages.AttemptKey, at int64) {
 	p.orderAnswered(a)
 	switch {
 	case a.State() != lifecycle.Queued:
-	case a.order == nil:
+	case a.order == nil && !r.cfg.ForLeaders:
 		delete(r.attempts, key)
-	case a.killed || a.revoked || r.phase == phaseClosing:
+	case a.order == nil, a.killed, a.revoked, r.phase == phaseClosing:
 		delete(r.attempts, key)
 		r.queueReport(executor.Report{Key: key, Kind: executor.Revoked, At: at})
 	default:
@@ -424,8 +427,6 @@ func (r *Remote) unlockAndDeliver() {
 		r.mu.Unlock()
 		r.cfg.Sink(batch...)
 		r.mu.Lock()
-		r.deliveries++
-		r.delivered.Broadcast()
 	}
 	r.delivering = false
 	r.mu.Unlock()

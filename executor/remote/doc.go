@@ -16,8 +16,8 @@
 //  5. Give the orders that wait to the active worker, in the order in which they came.
 //
 // A peer has one session with its worker on each connection (worker.proto), and all sessions are of
-// partition 0 and epoch 0: also on a node of a cluster, which tells the partitions of its attempts apart
-// by their runs (Partitioned).
+// partition 0 and epoch 0: also on a node of a cluster, where package fleet decides in its place about
+// attempts (Config.ForLeaders, leaders.go).
 //
 // What becomes of an order that is given again after the server's restart (Order.Resume):
 //

@@ -121,7 +121,7 @@ func (r *Remote) doubtExpected(runs []messages.RunID) {
 // bursts after a start. While the Remote closes, the set stays for the next server. mu is held.
 func (r *Remote) removeDoubt(run messages.RunID) {
 	undecided, in := r.doubts.runs[run]
-	if !in || undecided > 0 || r.expectedRuns == nil || r.expectedRuns[run] || r.phase != phaseOpen {
+	if !in || undecided > 0 || r.expectedRuns == nil && !r.cfg.ForLeaders || r.expectedRuns[run] || r.phase != phaseOpen {
 		return
 	}
 	delete(r.doubts.runs, run)

@@ -135,6 +135,7 @@ func (p *peer) beginSession() {
 	p.r.lastSession++
 	p.session = workerpb.Session{Number: p.r.lastSession}
 	p.outgoing.AddLead(p.session)
+	p.repeatLeases()
 	p.requestSend()
 }
 
@@ -340,7 +341,7 @@ func (p *peer) completeSync() {
 				p.orders().AddRevocation(key)
 			}
 		case a.order == nil:
-			delete(r.attempts, key)
+			r.dropUnordered(key, a, true)
 		case a.killed || a.revoked:
 			delete(r.attempts, key)
 			r.queueReport(revokedReport(key))

@@ -6,18 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -30,6 +30,11 @@ type Config struct {
 	Sink        executor.Sink // required
 	CPUMillis   int64         // slots, in thousandths of a core
 	MemoryBytes int64         // slots, in bytes
+	// ForLeaders: the orders are those of leaders, which follow each other, and may be on other nodes (package
+	// fleet). So what workers say of an attempt is reported whether this server has ordered it or not, and
+	// every attempt that they have can be killed. There are no orphans: ExpectResume is not called, and no
+	// order has Resume. A start is reported with its GrantedAt.
+	ForLeaders bool
 	// Settings are the worker's. Outputs is required. Version is made unique to the binary. If
 	// DataFolderID is "", the registry makes one.
 	Settings worker.Settings
@@ -70,18 +75,15 @@ type Remote struct {
 	phase        phase
 	doubts       runDoubts
 	expectedRuns map[messages.RunID]bool // runs before ResumeDone; nil before ExpectResume
-	partitions   uint64                  // of the server; 0 until TakeOver, and for one engine
-	takenOver    map[uint64]bool         // partitions whose engine is here, and has named its runs
 	allFound     bool                    // every worker of a former server has said what it knows
 	attempts     attemptTable
+	leases       map[uint32]int64  // deadlines that workers were told, by partition; nil without leases
 	lastSequence uint64            // of the order that came last
 	lastSession  uint64            // number of the newest session, over all workers
 	peers        []*peer           // all workers whose folder must stay; the supervisor adds and removes
 	active       *peer             // nil, or synced and taking orders
 	undelivered  []executor.Report // in the order in which they are to be made; see unlockAndDeliver
 	delivering   bool              // a goroutine delivers the reports
-	deliveries   uint64            // calls of the sink that have returned
-	delivered    *sync.Cond        // of mu; signalled by each of them
 	earlyDeaths  int               // new workers in a row that never served, or could not be started
 	discoveryErr error             // why the workers without a folder are not known yet; nil once they are
 	recovering   *peer             // the dead worker whose state the supervisor recovers at present, or nil
@@ -101,7 +103,7 @@ const (
 	phaseDetached       // attempts that run are left alone
 )
 
-var _ executor.Partitioned = (*Remote)(nil)
+var _ executor.Durable = (*Remote)(nil)
 
 // New finds the workers of the data folder, or starts one. It does not wait for them: orders do. A
 // folder has one Remote at a time; the error wraps vfs.ErrLocked when another process still has it after
@@ -122,7 +124,6 @@ func New(cfg Config) (*Remote, error) {
 	cfg.slowRecovery = cmp.Or(cfg.slowRecovery, cfg.Settings.CloseGrace+defaultSlowRecovery)
 	r := &Remote{cfg: cfg, log: cfg.Logger, wakeSupervisor: make(chan struct{}, 1), supervised: make(chan struct{}),
 		attempts: attemptTable{}, postponedStarts: map[string]uint64{}}
-	r.delivered = sync.NewCond(&r.mu)
 	for _, reason := range executor.PostponeReasons {
 		r.postponedStarts[reason] = 0
 	}
@@ -206,8 +207,8 @@ func (r *Remote) Start(o executor.Order) {
 		r.lastSequence++
 		a = &trackedAttempt{order: &o, sequence: r.lastSequence}
 		r.attempts[o.Key] = a
-		if o.Resume && (r.partitions > 0 || r.doubts.includes(o.Key.Run)) {
-			r.markDoubtful(o.Key, a) // in a partition it may have begun on another machine
+		if o.Resume && r.doubts.includes(o.Key.Run) {
+			r.markDoubtful(o.Key, a)
 		}
 		if r.active != nil && r.active.attached {
 			r.assignOrder(o.Key, a)
@@ -222,7 +223,7 @@ func (r *Remote) Kill(key messages.AttemptKey, grace time.Duration) {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
 	a := r.attempts[key]
-	if a == nil || a.order == nil || a.State() == lifecycle.Ended || r.phase == phaseDetached {
+	if a == nil || !r.isReported(a) || a.State() == lifecycle.Ended || r.phase == phaseDetached {
 		return
 	}
 	if !a.killed || grace < a.grace {
@@ -241,7 +242,7 @@ func (r *Remote) Revoke(key messages.AttemptKey) {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
 	a := r.attempts[key]
-	if a == nil || a.order == nil || a.State() != lifecycle.Queued || r.phase == phaseDetached {
+	if a == nil || !r.isReported(a) || a.State() != lifecycle.Queued || r.phase == phaseDetached {
 		return
 	}
 	a.revoked = true
@@ -267,6 +268,21 @@ func (r *Remote) revokeUnassigned(key messages.AttemptKey, a *trackedAttempt) {
 	}
 }
 
+// OpenLog implements executor.Executor. It waits for the worker's answer. It returns ErrNotRunning for an
+// attempt whose worker is not connected now, since only the worker can read the output.
+func (r *Remote) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
+	r.mu.Lock()
+	var conn *grpc.ClientConn
+	if a := r.attempts[key]; a != nil && a.State() == lifecycle.Running && a.peer != nil {
+		conn = a.peer.conn
+	}
+	r.unlockAndDeliver()
+	if conn == nil {
+		return nil, executor.ErrNotRunning
+	}
+	return workerpb.OpenLog(r.ctx, conn, key, stream)
+}
+
 // ExpectResume implements executor.Durable. From the first call on, the attempts that workers have of all
 // other runs are orphans. Each call takes the orders of its runs back: an attempt that a worker has stays
 // in the table without an order, and is reported once its run orders it again. It costs O(attempts).
@@ -277,50 +293,6 @@ func (r *Remote) ExpectResume(runs ...messages.RunID) {
 		r.expectedRuns = map[messages.RunID]bool{}
 		r.doubtExpected(runs)
 	}
-	r.expectOrders(runs)
-}
-
-// TakeOver implements executor.Partitioned. It costs O(attempts), as ExpectResume does.
-func (r *Remote) TakeOver(partition messages.Numbering, runs ...messages.RunID) {
-	r.mu.Lock()
-	defer r.unlockAndDeliver()
-	if r.takenOver == nil {
-		r.expectedRuns, r.takenOver = map[messages.RunID]bool{}, map[uint64]bool{}
-		r.partitions = partition.Stride()
-	}
-	r.withdrawOrders(partition)
-	for before := r.deliveries; r.delivering && r.deliveries == before; {
-		r.delivered.Wait()
-	}
-	r.takenOver[partition.Partition] = true
-	r.doubtExpected(runs)
-	r.expectOrders(runs)
-}
-
-// HandOver implements executor.Partitioned. It costs O(attempts). An order that a worker has stays there.
-func (r *Remote) HandOver(partition messages.Numbering) {
-	r.mu.Lock()
-	defer r.unlockAndDeliver()
-	r.withdrawOrders(partition)
-}
-
-// withdrawOrders takes all orders of a partition back, and drops the reports about them that were not
-// delivered: an attempt is reported again when it is ordered again. Its attempts are kept until the partition
-// is taken over again. mu is held.
-func (r *Remote) withdrawOrders(partition messages.Numbering) {
-	delete(r.takenOver, partition.Partition)
-	maps.DeleteFunc(r.expectedRuns, func(run messages.RunID, _ bool) bool { return partition.Owns(run) })
-	for key, a := range r.attempts {
-		if partition.Owns(key.Run) {
-			r.detachOrder(key, a)
-		}
-	}
-	r.undelivered = slices.DeleteFunc(r.undelivered, func(rep executor.Report) bool { return partition.Owns(rep.Key.Run) })
-}
-
-// expectOrders is what ExpectResume and TakeOver have in common: the orders of these runs are taken back,
-// and attempts that have become orphans are ended. mu is held.
-func (r *Remote) expectOrders(runs []messages.RunID) {
 	resuming := make(map[messages.RunID]bool, len(runs))
 	for _, run := range runs {
 		resuming[run], r.expectedRuns[run] = true, true
@@ -358,11 +330,10 @@ func (r *Remote) ResumeDone(run messages.RunID) {
 	r.removeDoubt(run)
 }
 
-// isOrphan reports whether an attempt without an order will not get one any more: its engine has said
+// isOrphan reports whether an attempt without an order will not get one any more: the server has said
 // which runs resume, and this one is not among them or is done. mu is held.
 func (r *Remote) isOrphan(key messages.AttemptKey) bool {
-	named := r.expectedRuns != nil && (r.partitions == 0 || r.takenOver[uint64(key.Run)%r.partitions])
-	return named && !r.expectedRuns[key.Run]
+	return r.expectedRuns != nil && !r.expectedRuns[key.Run]
 }
 
 // discardOrphan ends an attempt that runs will not ask for, or forgets its end. mu is held.

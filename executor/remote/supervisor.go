@@ -304,7 +304,7 @@ func (r *Remote) adoptState(p *peer, state *worker.DeadWorkerState) {
 		case a.State() == lifecycle.Ended:
 			p.unacknowledged++
 		case a.order == nil:
-			delete(r.attempts, key)
+			r.dropUnordered(key, a, state.Complete)
 		case a.State() == lifecycle.Running || !state.Complete:
 			// A journal that does not name an attempt which began is not trusted.
 			r.markDoubtful(key, a)

@@ -19,6 +19,7 @@ type trackedAttempt struct {
 	intentAt int64  // of its intent, in ns since boot; 0 before, and after it was withdrawn
 	pid      int    // 0 until it is known; it is kept after the end, when the number may be another's
 	end      []byte // its end, encoded by workerpb.AppendFinished
+	overdue  bool   // the worker ends it, because its lease is over
 }
 
 // enterOrder enters an order and reports whether to start it; else it tells the server why:
@@ -52,6 +53,7 @@ func (w *Worker) enterOrder(o *executor.Order) (start bool) {
 // starts are postponed, since a process without an intent could not be found after a crash.
 func (w *Worker) recordIntents(orders []*executor.Order) error {
 	at := sinceBoot()
+	w.withholdOverdue(orders, at)
 	w.mu.Lock()
 	// From here on a compaction writes the intents, so that a new file has them too.
 	for _, o := range orders {

@@ -43,4 +43,8 @@ type Settings struct {
 	EnforceMemory bool
 	CloseGrace    time.Duration // SIGTERM to SIGKILL when the worker is stopped
 	Idle          time.Duration // how long it stays without a server and without an attempt that runs; default 60 s
+	// Lease is how long attempts may run without a renewal of their leader, in a cluster with this number of
+	// partitions. 0: for as long as they like.
+	Lease      time.Duration
+	Partitions int
 }

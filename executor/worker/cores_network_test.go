@@ -8,6 +8,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/fleet"
+	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
@@ -74,7 +75,7 @@ func (m *coreMachine) startWorker(noted uint64) {
 		partition: partition{attempts: attemptTable{}, session: workerpb.Session{Epoch: noted}},
 		started:   map[messages.AttemptKey]bool{}, predecessors: slices.Clone(m.predecessors)}
 	if m.c.lease {
-		w.partition.lease = coreLease * time.Nanosecond
+		w.partition.leases = make([]lease.Lease, 1)
 	}
 	m.worker, m.frozen, m.draining = w, false, false
 	for _, key := range sortedKeys(m.begun) {
@@ -335,7 +336,7 @@ func (m *coreMachine) stepWorker() {
 	key := keys[m.c.random.IntN(len(keys))]
 	switch w.partition.attempts[key].State() {
 	case lifecycle.Queued:
-		if w.partition.mayBegin(m.clock()) {
+		if w.partition.mayBegin(key, m.clock()) {
 			w.begin(key)
 		}
 	case lifecycle.Running:
@@ -515,11 +516,12 @@ func (l *coreLink) AddLead(s workerpb.Session) {
 }
 
 // AddRenewal implements fleet.Link.
-func (l *coreLink) AddRenewal(epoch, heartbeat uint64) {
+func (l *coreLink) AddRenewal(_ uint32, epoch, heartbeat uint64) {
 	w := l.worker
 	l.sendToWorker(func() {
-		if w.partition.renew(epoch, w.sentAt[heartbeat-1], w.machine.clock()) {
-			w.machine.deadline = w.partition.deadline
+		until := w.sentAt[heartbeat-1] + coreLease
+		if epoch == w.partition.session.Epoch && w.partition.extendLease(0, until, w.machine.clock()) {
+			w.machine.deadline = until
 			w.machine.c.counts["renewals"]++
 		}
 	})

@@ -278,7 +278,7 @@ func (n *coreNode) changeEngine() {
 func (n *coreNode) beginEngine() {
 	c := n.c
 	e := &coreEngine{node: n, epoch: c.term, rows: c.rows}
-	config := fleet.Config{Epoch: c.term, LastSession: &n.lastSession, Report: func(r executor.Report) { e.inbox = append(e.inbox, r) },
+	config := fleet.TableConfig{Epoch: c.term, LastSession: &n.lastSession, Report: func(r executor.Report) { e.inbox = append(e.inbox, r) },
 		Complain: func(text, worker string, key messages.AttemptKey) { c.fail("%s: %v at %s", text, key, worker) }}
 	if c.lease {
 		config.SilenceTicks = coreSilenceTicks

@@ -3,27 +3,27 @@ package worker
 import (
 	"cmp"
 	"slices"
-	"time"
 
+	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// partition is what a worker knows of a partition: the session of its leader, its attempts, and the lease
+// partition is what a worker knows of what it may do: the session of its leader, its attempts, and the leases
 // under which they may run. It only decides, without a clock, a lock or I/O. Its caller
 // passes the time, holds a lock, and carries out what partition answers.
 //
 // Times are nanoseconds since boot (sinceBoot), a clock that goes on while the machine sleeps.
 //
 // The rules of package internal/model that it has to keep: HighestEpoch, NewestSession, StartOnce,
-// BeginUnderLease, LeaseEndsAttempts, OverIsOver and LeaseFromSending.
+// BeginUnderLease, LeaseEndsAttempts and OverIsOver.
 type partition struct {
 	session  workerpb.Session // the newest one, with the highest epoch; number 0: the link has begun none
 	attempts attemptTable
-	lease    time.Duration // how long a renewal lasts; 0: attempts need no lease, and are never ended
-	deadline int64         // the lease is over from then on; 0: it has not begun
-	ending   bool          // the lease is over, and attempts under it are left
+	// leases are those of the partitions of a cluster: of run r is number r mod len. Nil on a single node:
+	// attempts need no lease, and are never ended.
+	leases []lease.Lease
 }
 
 // beginSession answers a Lead. It returns whether the session has begun: then the caller tells all
@@ -76,7 +76,7 @@ func (p *partition) enterOrder(key messages.AttemptKey, grantedAt, now int64, ha
 		return orderKeyUsed
 	case startsNoMore:
 		return orderGivenBack
-	case !p.mayBegin(now):
+	case !p.mayBegin(key, now):
 		return orderLeaseOver
 	}
 	p.attempts[key] = &trackedAttempt{Attempt: lifecycle.Attempt{GrantedAt: grantedAt}}
@@ -85,56 +85,46 @@ func (p *partition) enterOrder(key messages.AttemptKey, grantedAt, now int64, ha
 
 // mayBegin reports whether an attempt may be accepted, or begin. It is asked again right before the intent is
 // written, since an order may have waited for long.
-func (p *partition) mayBegin(now int64) bool {
-	return p.lease == 0 || now < p.deadline && !p.ending
+func (p *partition) mayBegin(key messages.AttemptKey, now int64) bool {
+	return p.leases == nil || p.leases[p.leaseOf(key)].Permits(now)
 }
 
-// renew extends the lease, from the moment at which the heartbeat was sent that the renewal answers. The
-// leader counts from its receipt, which is later. A renewal of another epoch than the present one is
-// refused, and so is any renewal while an attempt is left whose lease is over: an order that waits would
-// begin under the next lease, when its leader has long counted it as lost.
-func (p *partition) renew(epoch uint64, sentAt, now int64) (renewed bool) {
-	p.checkDeadline(now)
-	if p.lease == 0 || epoch != p.session.Epoch || p.ending {
-		return false
-	}
-	until := sentAt + int64(p.lease)
-	if until <= max(now, p.deadline) {
-		return false // late, or a later heartbeat was answered first
-	}
-	p.deadline = until
-	return true
+// leaseOf returns the index of an attempt's lease.
+func (p *partition) leaseOf(key messages.AttemptKey) int {
+	return int(uint64(key.Run) % uint64(len(p.leases)))
 }
 
-// checkDeadline notes whether the lease is over with attempts left.
-func (p *partition) checkDeadline(now int64) {
-	p.ending = p.lease != 0 && (p.ending || now >= p.deadline) && p.hasUnended()
+// extendLease moves the deadline of a lease, unless an attempt is left for which it is over.
+func (p *partition) extendLease(index int, until, now int64) (extended bool) {
+	return index < len(p.leases) && p.leases[index].Extend(until, now, func() bool { return p.hasUnended(index) })
 }
 
-// hasUnended reports whether an attempt waits, is being started or runs. It costs O(attempts), and is
-// called for renewals and deadlines, not for each order.
-func (p *partition) hasUnended() bool {
-	for _, a := range p.attempts {
-		if a.State() != lifecycle.Ended {
+// hasUnended reports whether an attempt of a lease waits, is being started or runs. It costs O(attempts), and
+// is asked only when the lease is over.
+func (p *partition) hasUnended(index int) bool {
+	for key, a := range p.attempts {
+		if a.State() != lifecycle.Ended && p.leaseOf(key) == index {
 			return true
 		}
 	}
 	return false
 }
 
-// overdue returns what the caller has to end when the lease is over: the orders to revoke, then the
+// overdue returns what the caller has to end because its lease is over: the orders to revoke, and the
 // attempts to kill, each in the order of their keys. It may be asked again until both are empty.
 func (p *partition) overdue(now int64) (revoke, kill []messages.AttemptKey) {
-	p.checkDeadline(now)
-	if !p.ending {
-		return nil, nil
-	}
-	for key, a := range p.attempts {
-		switch a.State() {
-		case lifecycle.Queued:
-			revoke = append(revoke, key)
-		case lifecycle.Starting, lifecycle.Running:
-			kill = append(kill, key)
+	for i := range p.leases {
+		if !p.leases[i].IsOver(now, func() bool { return p.hasUnended(i) }) {
+			continue
+		}
+		for key, a := range p.attempts {
+			switch {
+			case p.leaseOf(key) != i:
+			case a.State() == lifecycle.Queued:
+				revoke = append(revoke, key)
+			case a.State() != lifecycle.Ended:
+				kill = append(kill, key)
+			}
 		}
 	}
 	slices.SortFunc(revoke, compareKeys)

@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
-	"time"
 
+	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
 )
+
+// randomLease is the length of a lease there.
+const randomLease = 100
 
 // randomNetwork is a partition at the end of a network that repeats, reorders, delays and loses frames, with
 // leaders that are as careless as the protocol allows: they send orders and renewals in every session
@@ -70,8 +73,8 @@ func (n *randomNetwork) step() {
 		if len(n.leads) > 0 {
 			epoch, sentAt := n.randomLead().Epoch, n.now
 			n.frames = append(n.frames, func() {
-				n.silent = max(n.silent, n.now+int64(n.lease))
-				n.frames = append(n.frames, func() { n.partition.renew(epoch, sentAt, n.now) })
+				n.silent = max(n.silent, n.now+randomLease)
+				n.frames = append(n.frames, func() { n.renew(epoch, sentAt) })
 			})
 		}
 	case 5, 6, 7, 8, 9, 10, 11, 12, 13: // a frame arrives, and may stay in the network
@@ -106,6 +109,13 @@ func (n *randomNetwork) step() {
 	}
 }
 
+// renew is what an agent does with a renewal.
+func (n *randomNetwork) renew(epoch uint64, sentAt int64) {
+	if epoch == n.partition.session.Epoch {
+		n.extendLease(0, sentAt+randomLease, n.now)
+	}
+}
+
 func (n *randomNetwork) receiveLead(s workerpb.Session) {
 	if _, begun := n.partition.beginSession(s); !begun {
 		return
@@ -136,7 +146,7 @@ func (n *randomNetwork) receiveOrder(s workerpb.Session, k messages.AttemptKey) 
 // begin begins an attempt that waits, as the loop does after it has asked mayBegin.
 func (n *randomNetwork) begin(k messages.AttemptKey) {
 	a := n.attempts[k]
-	if a == nil || a.State() != lifecycle.Queued || !n.mayBegin(n.now) {
+	if a == nil || a.State() != lifecycle.Queued || !n.mayBegin(k, n.now) {
 		return
 	}
 	a.MoveTo(lifecycle.Starting)
@@ -162,7 +172,7 @@ func (n *randomNetwork) endOverdue() {
 			a.MoveTo(lifecycle.Ended)
 		}
 	}
-	if n.now >= n.silent && n.hasUnended() {
+	if n.now >= n.silent && n.hasUnended(0) {
 		n.fail("an attempt is left at %d, and leaders count the worker as silent since %d", n.now, n.silent)
 	}
 }
@@ -175,7 +185,7 @@ func TestPartitionInARandomNetwork(t *testing.T) {
 		histories = 1000
 	}
 	for seed := range uint64(histories) {
-		n := &randomNetwork{partition: partition{attempts: attemptTable{}, lease: 100 * time.Nanosecond},
+		n := &randomNetwork{partition: partition{attempts: attemptTable{}, leases: make([]lease.Lease, 1)},
 			random: rand.New(rand.NewPCG(seed, 1)), absent: map[messages.AttemptKey]workerpb.Session{},
 			starts: map[messages.AttemptKey]int{}, entered: map[messages.AttemptKey]int64{}}
 		for step := range 500 {

@@ -3,8 +3,8 @@ package worker
 import (
 	"slices"
 	"testing"
-	"time"
 
+	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
@@ -78,35 +78,35 @@ func TestOrdersAreEnteredOnce(t *testing.T) {
 	}
 }
 
-// TestLeaseCountsFromTheHeartbeat renews a lease late, out of order and in a former epoch.
-func TestLeaseCountsFromTheHeartbeat(t *testing.T) {
-	p := partition{attempts: attemptTable{}, lease: 100}
-	p.beginSession(workerpb.Session{Epoch: 4, Number: 1})
-	if got := p.enterOrder(key(1), 1, 0, false, false); got != orderLeaseOver {
+// TestPartitionsHaveLeasesOfTheirOwn: an attempt begins under the lease of its partition.
+func TestPartitionsHaveLeasesOfTheirOwn(t *testing.T) {
+	p := partition{attempts: attemptTable{}, leases: make([]lease.Lease, 2)}
+	of := func(run messages.RunID) messages.AttemptKey { return messages.AttemptKey{Run: run, Attempt: 1} }
+	if got := p.enterOrder(of(3), 1, 0, false, false); got != orderLeaseOver {
 		t.Errorf("an order before the first renewal: %v", got)
 	}
-	for i, c := range []struct {
-		epoch       uint64
-		sentAt, now int64
-		renewed     bool
-		deadline    int64
-	}{
-		{3, 10, 20, false, 0}, {5, 10, 20, false, 0}, {4, 10, 20, true, 110}, {4, 5, 30, false, 110}, {4, 40, 60, true, 140}, {4, 41, 141, false, 140}, {4, 60, 150, true, 160},
-	} {
-		if renewed := p.renew(c.epoch, c.sentAt, c.now); renewed != c.renewed || p.deadline != c.deadline {
-			t.Errorf("renewal %d: %v, deadline %d", i, renewed, p.deadline)
-		}
+	if p.extendLease(2, 100, 0) || !p.extendLease(1, 100, 0) {
+		t.Error("two leases")
 	}
-	if !p.mayBegin(159) || p.mayBegin(160) {
-		t.Error("the lease is not over at its deadline")
+	if p.mayBegin(of(2), 50) || !p.mayBegin(of(3), 50) || p.mayBegin(of(3), 100) {
+		t.Error("one of them begins attempts until its deadline")
+	}
+	p.extendLease(0, 200, 50)
+	p.enterOrder(of(2), 1, 50, false, false)
+	p.enterOrder(of(3), 1, 50, false, false)
+	if revoke, kill := p.overdue(150); !slices.Equal(revoke, []messages.AttemptKey{of(3)}) || kill != nil {
+		t.Errorf("one is over: %v, %v", revoke, kill)
+	}
+	if p.extendLease(1, 300, 150) || !p.extendLease(0, 300, 150) {
+		t.Error("the one with an attempt left is renewed, or the other one is not")
 	}
 }
 
 // TestLeaseThatIsOverStaysOver ends the attempts of a lease before the next one begins.
 func TestLeaseThatIsOverStaysOver(t *testing.T) {
-	p := partition{attempts: attemptTable{}, lease: 100 * time.Nanosecond}
+	p := partition{attempts: attemptTable{}, leases: make([]lease.Lease, 1)}
 	p.beginSession(workerpb.Session{Epoch: 4, Number: 1})
-	p.renew(4, 0, 1)
+	p.extendLease(0, 100, 1)
 	for task := range uint32(4) {
 		if got := p.enterOrder(key(task), 1, 50, false, false); got != orderEntered {
 			t.Fatalf("order %d: %v", task, got)
@@ -128,14 +128,14 @@ func TestLeaseThatIsOverStaysOver(t *testing.T) {
 	delete(p.attempts, key(1))
 	p.attempts[key(2)].MoveTo(lifecycle.Running)
 	p.attempts[key(2)].MoveTo(lifecycle.Ended)
-	if p.renew(4, 105, 110) || p.mayBegin(110) {
+	if p.extendLease(0, 205, 110) || p.mayBegin(key(9), 110) {
 		t.Error("renewed while an attempt is left")
 	}
 	if got := p.enterOrder(key(9), 1, 110, false, false); got != orderLeaseOver {
 		t.Errorf("an order while an attempt is left: %v", got)
 	}
 	p.attempts[key(3)].MoveTo(lifecycle.Ended)
-	if !p.renew(4, 115, 120) || !p.mayBegin(214) || len(p.attempts) != 2 {
+	if !p.extendLease(0, 215, 120) || !p.mayBegin(key(9), 214) || len(p.attempts) != 2 {
 		t.Error("not renewed though all attempts have ended; their ends are kept")
 	}
 }

@@ -119,6 +119,11 @@ func (w *Worker) Attach(stream attachStream) error {
 	return err
 }
 
+// Log implements workerpb.WorkerServer.
+func (w *Worker) Log(stream workerpb.LogServer) error {
+	return workerpb.ServeLog(stream, w.process.OpenLog)
+}
+
 // setLink sets the link, or nil when its server has gone. The session of the former link is over, and
 // the next server may number its sessions from 1 again. The epoch stays: it only grows. mu is held.
 func (w *Worker) setLink(l *link) {
@@ -247,6 +252,9 @@ func (w *Worker) handleFrame(l *link, frame *workerpb.ServerFrame) error {
 			return err
 		}
 	}
+	for _, m := range frame.Leases {
+		w.extendLease(int(m.Partition), m.Until)
+	}
 	for _, orders := range frame.Partitions {
 		if err := checkPartition(orders.Partition); err != nil {
 			return err
@@ -342,6 +350,9 @@ func (w *Worker) startOrder(l *link, o executor.Order) {
 // takeReports is the sink of the process: duty 4. It encodes the ends before it takes the lock. The
 // link's sender tells the server, after it has written the journal.
 func (w *Worker) takeReports(reports ...executor.Report) {
+	if w.settings.Lease > 0 {
+		w.markOverdue(reports)
+	}
 	ends := make([][]byte, len(reports))
 	for i := range reports {
 		if reports[i].Kind == executor.Finished {

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/outputs"
@@ -53,7 +54,7 @@ type Worker struct {
 	frameMu sync.Mutex
 
 	mu            sync.Mutex
-	partition     partition // the only one: 0, without leases
+	partition     partition // the only one that has sessions here: 0
 	link          *link     // nil when no server is attached
 	draining      bool      // queued orders were given back, and no order is accepted
 	stopping      bool      // the attempts that run are being ended
@@ -123,6 +124,9 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	if w.settings.Idle <= 0 {
 		w.settings.Idle = defaultIdle
 	}
+	if w.settings.Lease > 0 {
+		w.partition.leases = make([]lease.Lease, max(w.settings.Partitions, 1))
+	}
 	header, err := newJournalHeader()
 	if err != nil {
 		return nil, err
@@ -162,6 +166,11 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 // journal. The folder goes last: it stays while it has an end that a server did not acknowledge.
 func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	w.server = workerpb.NewServer(w)
+	if w.settings.Lease > 0 {
+		ended := make(chan struct{})
+		defer close(ended)
+		go w.watchLeases(ended)
+	}
 	served := make(chan error, 1)
 	go func() { served <- w.server.Serve(&userListener{Listener: listener, log: w.log}) }()
 	w.log.Info("worker serves", "pid", os.Getpid(), "folder", w.folder.Path, "version", w.settings.Version)

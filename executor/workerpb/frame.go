@@ -56,7 +56,7 @@ func SessionOf(m sessionMessage) Session {
 
 // IsEmpty reports whether all fields of the frame are unset. A part without an item counts as unset.
 func (f *ServerFrame) IsEmpty() bool {
-	if f.Capacity != nil || len(f.Leads) > 0 || f.Ping || f.Drain || f.Release || f.Stop {
+	if f.Capacity != nil || len(f.Leads)+len(f.Renewals)+len(f.Leases) > 0 || f.Ping || f.Drain || f.Release || f.Stop {
 		return false
 	}
 	for _, orders := range f.Partitions {
@@ -79,6 +79,20 @@ func (f *ServerFrame) AddLead(s Session) {
 	list, m := extend(f.Leads)
 	m.Partition, m.Epoch, m.Session = s.Partition, s.Epoch, s.Number
 	f.Leads = list
+}
+
+// AddRenewal renews the lease of a partition, in answer to a heartbeat.
+func (f *ServerFrame) AddRenewal(partition uint32, epoch, heartbeat uint64) {
+	list, m := extend(f.Renewals)
+	m.Partition, m.Epoch, m.Heartbeat = partition, epoch, heartbeat
+	f.Renewals = list
+}
+
+// AddLease tells until when attempts of a partition may run, in nanoseconds since boot.
+func (f *ServerFrame) AddLease(partition uint32, until int64) {
+	list, m := extend(f.Leases)
+	m.Partition, m.Until = partition, until
+	f.Leases = list
 }
 
 // OrdersIn returns the part of the frame that belongs to a session, and adds it if it is missing. It is
@@ -121,7 +135,7 @@ func (m *PartitionOrders) AddRevocation(key messages.AttemptKey) {
 
 // IsEmpty reports whether all fields of the frame are unset. A part without an item counts as unset.
 func (f *WorkerFrame) IsEmpty() bool {
-	if f.Hello != nil || f.Usage != nil || f.Pong || f.Stopped || len(f.Postponed) > 0 {
+	if f.Hello != nil || f.Usage != nil || f.Heartbeat != 0 || f.Pong || f.Stopped || len(f.Postponed) > 0 {
 		return false
 	}
 	for _, report := range f.Partitions {

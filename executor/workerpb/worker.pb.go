@@ -8,8 +8,16 @@
 // Sessions. A server that leads a partition begins a session for it with each worker: Lead names the
 // partition, the epoch of its leadership and the number of the session. The worker's first report of the
 // session tells all that it knows of the partition, and was not told to forget. Orders and reports
-// belong to a session. A session ends with its stream, or when the worker accepts a later Lead. So far a
-// worker has one partition, 0, which its server leads in epoch 0, also as a node of a cluster.
+// belong to a session. A session ends with its stream, or when the worker accepts a later Lead.
+//
+// Who speaks it. The process of a worker has one partition, 0, which the server of its machine leads in
+// epoch 0. In a cluster the leader of a partition speaks the same protocol with the agent of each node,
+// which is a worker to it: the agent hands its orders to the processes of its machine.
+//
+// Leases. In a cluster attempts run under a lease of their partition. An agent numbers its heartbeats. A
+// leader answers one by a Renewal, once it has made sure that it still leads. The lease lasts from the
+// moment when that heartbeat was sent. The agent passes the deadline on to its processes (Lease), which
+// end the attempts when it is over, also if their server does not run any more.
 //
 // Units. Times are nanoseconds since the epoch unless a field says otherwise. Durations are
 // nanoseconds. CPU is in thousandths of a core, memory in bytes.
@@ -226,11 +234,13 @@ type ServerFrame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Capacity      *Resources             `protobuf:"bytes,1,opt,name=capacity,proto3" json:"capacity,omitempty"` // all slots that the worker has from now on; absent: as before
 	Leads         []*Lead                `protobuf:"bytes,2,rep,name=leads,proto3" json:"leads,omitempty"`
-	Partitions    []*PartitionOrders     `protobuf:"bytes,3,rep,name=partitions,proto3" json:"partitions,omitempty"`
-	Ping          bool                   `protobuf:"varint,4,opt,name=ping,proto3" json:"ping,omitempty"`       // answered by pong
-	Drain         bool                   `protobuf:"varint,5,opt,name=drain,proto3" json:"drain,omitempty"`     // take no more orders, give back those that wait; answered by usage
-	Release       bool                   `protobuf:"varint,6,opt,name=release,proto3" json:"release,omitempty"` // the worker's folder may be removed when it ends with nothing left to tell
-	Stop          bool                   `protobuf:"varint,7,opt,name=stop,proto3" json:"stop,omitempty"`       // end everything, report it, then send stopped and exit
+	Renewals      []*Renewal             `protobuf:"bytes,3,rep,name=renewals,proto3" json:"renewals,omitempty"`
+	Leases        []*Lease               `protobuf:"bytes,4,rep,name=leases,proto3" json:"leases,omitempty"`
+	Partitions    []*PartitionOrders     `protobuf:"bytes,5,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	Ping          bool                   `protobuf:"varint,6,opt,name=ping,proto3" json:"ping,omitempty"`       // answered by pong
+	Drain         bool                   `protobuf:"varint,7,opt,name=drain,proto3" json:"drain,omitempty"`     // take no more orders, give back those that wait; answered by usage
+	Release       bool                   `protobuf:"varint,8,opt,name=release,proto3" json:"release,omitempty"` // the worker's folder may be removed when it ends with nothing left to tell
+	Stop          bool                   `protobuf:"varint,9,opt,name=stop,proto3" json:"stop,omitempty"`       // end everything, report it, then send stopped and exit
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -279,6 +289,20 @@ func (x *ServerFrame) GetLeads() []*Lead {
 	return nil
 }
 
+func (x *ServerFrame) GetRenewals() []*Renewal {
+	if x != nil {
+		return x.Renewals
+	}
+	return nil
+}
+
+func (x *ServerFrame) GetLeases() []*Lease {
+	if x != nil {
+		return x.Leases
+	}
+	return nil
+}
+
 func (x *ServerFrame) GetPartitions() []*PartitionOrders {
 	if x != nil {
 		return x.Partitions
@@ -314,6 +338,122 @@ func (x *ServerFrame) GetStop() bool {
 	return false
 }
 
+// Renewal renews the lease of a partition, from the moment when a heartbeat was sent. It is ignored if
+// the epoch is not the present one, or another stream has its session.
+type Renewal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Partition     uint32                 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Heartbeat     uint64                 `protobuf:"varint,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Renewal) Reset() {
+	*x = Renewal{}
+	mi := &file_worker_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Renewal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Renewal) ProtoMessage() {}
+
+func (x *Renewal) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Renewal.ProtoReflect.Descriptor instead.
+func (*Renewal) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Renewal) GetPartition() uint32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *Renewal) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Renewal) GetHeartbeat() uint64 {
+	if x != nil {
+		return x.Heartbeat
+	}
+	return 0
+}
+
+// Lease tells a process until when attempts of a partition may begin and run. It is ignored while
+// attempts are left whose lease is over.
+type Lease struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Partition     uint32                 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"` // of the cluster: the run's ID modulo Settings.Partitions
+	Until         int64                  `protobuf:"fixed64,2,opt,name=until,proto3" json:"until,omitempty"`        // CLOCK_BOOTTIME
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lease) Reset() {
+	*x = Lease{}
+	mi := &file_worker_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lease) ProtoMessage() {}
+
+func (x *Lease) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lease.ProtoReflect.Descriptor instead.
+func (*Lease) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Lease) GetPartition() uint32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *Lease) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 // Lead begins a session. The worker accepts it when the epoch is higher than each one that it has seen
 // of the partition, or is the highest one and the session is later than the present session of this
 // stream. It answers with the first report of the session, or with an Ignored that has no attempt.
@@ -328,7 +468,7 @@ type Lead struct {
 
 func (x *Lead) Reset() {
 	*x = Lead{}
-	mi := &file_worker_proto_msgTypes[2]
+	mi := &file_worker_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +480,7 @@ func (x *Lead) String() string {
 func (*Lead) ProtoMessage() {}
 
 func (x *Lead) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[2]
+	mi := &file_worker_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +493,7 @@ func (x *Lead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lead.ProtoReflect.Descriptor instead.
 func (*Lead) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{2}
+	return file_worker_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Lead) GetPartition() uint32 {
@@ -396,7 +536,7 @@ type PartitionOrders struct {
 
 func (x *PartitionOrders) Reset() {
 	*x = PartitionOrders{}
-	mi := &file_worker_proto_msgTypes[3]
+	mi := &file_worker_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +548,7 @@ func (x *PartitionOrders) String() string {
 func (*PartitionOrders) ProtoMessage() {}
 
 func (x *PartitionOrders) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[3]
+	mi := &file_worker_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +561,7 @@ func (x *PartitionOrders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionOrders.ProtoReflect.Descriptor instead.
 func (*PartitionOrders) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{3}
+	return file_worker_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PartitionOrders) GetPartition() uint32 {
@@ -480,16 +620,17 @@ type WorkerFrame struct {
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first frame only
 	Partitions    []*PartitionReport     `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
 	Postponed     []*Postponed           `protobuf:"bytes,3,rep,name=postponed,proto3" json:"postponed,omitempty"`
-	Usage         *Resources             `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`      // slots in use: after drain, and whenever they fall from then on
-	Pong          bool                   `protobuf:"varint,5,opt,name=pong,proto3" json:"pong,omitempty"`       // a sign of life
-	Stopped       bool                   `protobuf:"varint,6,opt,name=stopped,proto3" json:"stopped,omitempty"` // nothing runs any more
+	Usage         *Resources             `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`          // slots in use: after drain, and whenever they fall from then on
+	Pong          bool                   `protobuf:"varint,5,opt,name=pong,proto3" json:"pong,omitempty"`           // a sign of life
+	Stopped       bool                   `protobuf:"varint,6,opt,name=stopped,proto3" json:"stopped,omitempty"`     // nothing runs any more
+	Heartbeat     uint64                 `protobuf:"varint,7,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"` // of an agent; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerFrame) Reset() {
 	*x = WorkerFrame{}
-	mi := &file_worker_proto_msgTypes[4]
+	mi := &file_worker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +642,7 @@ func (x *WorkerFrame) String() string {
 func (*WorkerFrame) ProtoMessage() {}
 
 func (x *WorkerFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[4]
+	mi := &file_worker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +655,7 @@ func (x *WorkerFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerFrame.ProtoReflect.Descriptor instead.
 func (*WorkerFrame) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{4}
+	return file_worker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WorkerFrame) GetHello() *Hello {
@@ -559,6 +700,13 @@ func (x *WorkerFrame) GetStopped() bool {
 	return false
 }
 
+func (x *WorkerFrame) GetHeartbeat() uint64 {
+	if x != nil {
+		return x.Heartbeat
+	}
+	return 0
+}
+
 // PartitionReport is what a worker has to say in a session. The server takes the fields in in the order
 // of their numbers. An Ignored is reported in the session of the Lead or order that it answers.
 type PartitionReport struct {
@@ -582,7 +730,7 @@ type PartitionReport struct {
 
 func (x *PartitionReport) Reset() {
 	*x = PartitionReport{}
-	mi := &file_worker_proto_msgTypes[5]
+	mi := &file_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +742,7 @@ func (x *PartitionReport) String() string {
 func (*PartitionReport) ProtoMessage() {}
 
 func (x *PartitionReport) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[5]
+	mi := &file_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +755,7 @@ func (x *PartitionReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionReport.ProtoReflect.Descriptor instead.
 func (*PartitionReport) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{5}
+	return file_worker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PartitionReport) GetPartition() uint32 {
@@ -684,7 +832,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_worker_proto_msgTypes[6]
+	mi := &file_worker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +844,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[6]
+	mi := &file_worker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +857,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{6}
+	return file_worker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Resources) GetCpuMillis() int64 {
@@ -730,15 +878,16 @@ func (x *Resources) GetMemoryBytes() int64 {
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       []byte                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"` // of its binary and its settings
-	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // of its folder
+	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // of its folder; the ID of its node for an agent
 	Pid           int64                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	Replaces      bool                   `protobuf:"varint,4,opt,name=replaces,proto3" json:"replaces,omitempty"` // of an agent: a former node of its name may still have processes that run
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_worker_proto_msgTypes[7]
+	mi := &file_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +899,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[7]
+	mi := &file_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +912,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{7}
+	return file_worker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Hello) GetVersion() []byte {
@@ -785,6 +934,13 @@ func (x *Hello) GetPid() int64 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *Hello) GetReplaces() bool {
+	if x != nil {
+		return x.Replaces
+	}
+	return false
 }
 
 // Order is an attempt to run.
@@ -812,7 +968,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_worker_proto_msgTypes[8]
+	mi := &file_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +980,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[8]
+	mi := &file_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +993,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{8}
+	return file_worker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Order) GetRun() uint64 {
@@ -951,7 +1107,7 @@ type Kill struct {
 
 func (x *Kill) Reset() {
 	*x = Kill{}
-	mi := &file_worker_proto_msgTypes[9]
+	mi := &file_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1119,7 @@ func (x *Kill) String() string {
 func (*Kill) ProtoMessage() {}
 
 func (x *Kill) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[9]
+	mi := &file_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1132,7 @@ func (x *Kill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kill.ProtoReflect.Descriptor instead.
 func (*Kill) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{9}
+	return file_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Kill) GetRun() uint64 {
@@ -1022,7 +1178,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1190,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1203,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{10}
+	return file_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Queued) GetRun() uint64 {
@@ -1093,7 +1249,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1261,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1274,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{11}
+	return file_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Started) GetRun() uint64 {
@@ -1189,7 +1345,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1357,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1370,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{12}
+	return file_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Finished) GetRun() uint64 {
@@ -1351,7 +1507,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1519,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1532,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{13}
+	return file_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Output) GetSize() int64 {
@@ -1427,7 +1583,7 @@ type Revoked struct {
 
 func (x *Revoked) Reset() {
 	*x = Revoked{}
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1595,7 @@ func (x *Revoked) String() string {
 func (*Revoked) ProtoMessage() {}
 
 func (x *Revoked) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1608,7 @@ func (x *Revoked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoked.ProtoReflect.Descriptor instead.
 func (*Revoked) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{14}
+	return file_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Revoked) GetRun() uint64 {
@@ -1497,7 +1653,7 @@ type Ignored struct {
 
 func (x *Ignored) Reset() {
 	*x = Ignored{}
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1665,7 @@ func (x *Ignored) String() string {
 func (*Ignored) ProtoMessage() {}
 
 func (x *Ignored) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1678,7 @@ func (x *Ignored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ignored.ProtoReflect.Descriptor instead.
 func (*Ignored) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{15}
+	return file_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Ignored) GetRun() uint64 {
@@ -1574,7 +1730,7 @@ type Postponed struct {
 
 func (x *Postponed) Reset() {
 	*x = Postponed{}
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1742,7 @@ func (x *Postponed) String() string {
 func (*Postponed) ProtoMessage() {}
 
 func (x *Postponed) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1755,7 @@ func (x *Postponed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Postponed.ProtoReflect.Descriptor instead.
 func (*Postponed) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{16}
+	return file_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Postponed) GetReason() string {
@@ -1635,7 +1791,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1803,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1816,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{17}
+	return file_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogRequest) GetOpen() *LogOpen {
@@ -1697,7 +1853,7 @@ type LogOpen struct {
 
 func (x *LogOpen) Reset() {
 	*x = LogOpen{}
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1865,7 @@ func (x *LogOpen) String() string {
 func (*LogOpen) ProtoMessage() {}
 
 func (x *LogOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1878,7 @@ func (x *LogOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogOpen.ProtoReflect.Descriptor instead.
 func (*LogOpen) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{18}
+	return file_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogOpen) GetRun() uint64 {
@@ -1769,7 +1925,7 @@ type LogReply struct {
 
 func (x *LogReply) Reset() {
 	*x = LogReply{}
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1937,7 @@ func (x *LogReply) String() string {
 func (*LogReply) ProtoMessage() {}
 
 func (x *LogReply) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1950,7 @@ func (x *LogReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogReply.ProtoReflect.Descriptor instead.
 func (*LogReply) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{19}
+	return file_worker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogReply) GetSize() int64 {
@@ -1857,7 +2013,7 @@ type LogError struct {
 
 func (x *LogError) Reset() {
 	*x = LogError{}
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2025,7 @@ func (x *LogError) String() string {
 func (*LogError) ProtoMessage() {}
 
 func (x *LogError) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2038,7 @@ func (x *LogError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogError.ProtoReflect.Descriptor instead.
 func (*LogError) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{20}
+	return file_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogError) GetNotLive() bool {
@@ -1914,7 +2070,7 @@ type JournalRecord struct {
 
 func (x *JournalRecord) Reset() {
 	*x = JournalRecord{}
-	mi := &file_worker_proto_msgTypes[21]
+	mi := &file_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2082,7 @@ func (x *JournalRecord) String() string {
 func (*JournalRecord) ProtoMessage() {}
 
 func (x *JournalRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[21]
+	mi := &file_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2095,7 @@ func (x *JournalRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRecord.ProtoReflect.Descriptor instead.
 func (*JournalRecord) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{21}
+	return file_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JournalRecord) GetHeader() *JournalHeader {
@@ -2000,7 +2156,7 @@ type JournalHeader struct {
 
 func (x *JournalHeader) Reset() {
 	*x = JournalHeader{}
-	mi := &file_worker_proto_msgTypes[22]
+	mi := &file_worker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2168,7 @@ func (x *JournalHeader) String() string {
 func (*JournalHeader) ProtoMessage() {}
 
 func (x *JournalHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[22]
+	mi := &file_worker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2181,7 @@ func (x *JournalHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalHeader.ProtoReflect.Descriptor instead.
 func (*JournalHeader) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{22}
+	return file_worker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *JournalHeader) GetFormat() uint32 {
@@ -2076,7 +2232,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2244,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2257,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{23}
+	return file_worker_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Intent) GetRun() uint64 {
@@ -2146,7 +2302,7 @@ type Forked struct {
 
 func (x *Forked) Reset() {
 	*x = Forked{}
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2314,7 @@ func (x *Forked) String() string {
 func (*Forked) ProtoMessage() {}
 
 func (x *Forked) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2327,7 @@ func (x *Forked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forked.ProtoReflect.Descriptor instead.
 func (*Forked) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{24}
+	return file_worker_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Forked) GetRun() uint64 {
@@ -2218,17 +2374,26 @@ const file_worker_proto_rawDesc = "" +
 	"AttemptKey\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
 	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
-	"\aattempt\x18\x03 \x01(\rR\aattempt\"\x92\x02\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\"\xfc\x02\n" +
 	"\vServerFrame\x128\n" +
 	"\bcapacity\x18\x01 \x01(\v2\x1c.caravan.worker.v2.ResourcesR\bcapacity\x12-\n" +
-	"\x05leads\x18\x02 \x03(\v2\x17.caravan.worker.v2.LeadR\x05leads\x12B\n" +
+	"\x05leads\x18\x02 \x03(\v2\x17.caravan.worker.v2.LeadR\x05leads\x126\n" +
+	"\brenewals\x18\x03 \x03(\v2\x1a.caravan.worker.v2.RenewalR\brenewals\x120\n" +
+	"\x06leases\x18\x04 \x03(\v2\x18.caravan.worker.v2.LeaseR\x06leases\x12B\n" +
 	"\n" +
-	"partitions\x18\x03 \x03(\v2\".caravan.worker.v2.PartitionOrdersR\n" +
+	"partitions\x18\x05 \x03(\v2\".caravan.worker.v2.PartitionOrdersR\n" +
 	"partitions\x12\x12\n" +
-	"\x04ping\x18\x04 \x01(\bR\x04ping\x12\x14\n" +
-	"\x05drain\x18\x05 \x01(\bR\x05drain\x12\x18\n" +
-	"\arelease\x18\x06 \x01(\bR\arelease\x12\x12\n" +
-	"\x04stop\x18\a \x01(\bR\x04stop\"T\n" +
+	"\x04ping\x18\x06 \x01(\bR\x04ping\x12\x14\n" +
+	"\x05drain\x18\a \x01(\bR\x05drain\x12\x18\n" +
+	"\arelease\x18\b \x01(\bR\arelease\x12\x12\n" +
+	"\x04stop\x18\t \x01(\bR\x04stop\"[\n" +
+	"\aRenewal\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1c\n" +
+	"\theartbeat\x18\x03 \x01(\x04R\theartbeat\";\n" +
+	"\x05Lease\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\x10R\x05until\"T\n" +
 	"\x04Lead\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
@@ -2240,7 +2405,7 @@ const file_worker_proto_rawDesc = "" +
 	"\x10acknowledgements\x18\x04 \x03(\v2\x1d.caravan.worker.v2.AttemptKeyR\x10acknowledgements\x120\n" +
 	"\x06orders\x18\x05 \x03(\v2\x18.caravan.worker.v2.OrderR\x06orders\x12-\n" +
 	"\x05kills\x18\x06 \x03(\v2\x17.caravan.worker.v2.KillR\x05kills\x12?\n" +
-	"\vrevocations\x18\a \x03(\v2\x1d.caravan.worker.v2.AttemptKeyR\vrevocations\"\x9f\x02\n" +
+	"\vrevocations\x18\a \x03(\v2\x1d.caravan.worker.v2.AttemptKeyR\vrevocations\"\xbd\x02\n" +
 	"\vWorkerFrame\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.caravan.worker.v2.HelloR\x05hello\x12B\n" +
 	"\n" +
@@ -2249,7 +2414,8 @@ const file_worker_proto_rawDesc = "" +
 	"\tpostponed\x18\x03 \x03(\v2\x1c.caravan.worker.v2.PostponedR\tpostponed\x122\n" +
 	"\x05usage\x18\x04 \x01(\v2\x1c.caravan.worker.v2.ResourcesR\x05usage\x12\x12\n" +
 	"\x04pong\x18\x05 \x01(\bR\x04pong\x12\x18\n" +
-	"\astopped\x18\x06 \x01(\bR\astopped\"\xe8\x02\n" +
+	"\astopped\x18\x06 \x01(\bR\astopped\x12\x1c\n" +
+	"\theartbeat\x18\a \x01(\x04R\theartbeat\"\xe8\x02\n" +
 	"\x0fPartitionReport\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
@@ -2263,11 +2429,12 @@ const file_worker_proto_rawDesc = "" +
 	"\tResources\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\x03R\tcpuMillis\x12!\n" +
-	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\"G\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\"c\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\fR\aversion\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x10\n" +
-	"\x03pid\x18\x03 \x01(\x03R\x03pid\"\xfd\x02\n" +
+	"\x03pid\x18\x03 \x01(\x03R\x03pid\x12\x1a\n" +
+	"\breplaces\x18\x04 \x01(\bR\breplaces\"\xfd\x02\n" +
 	"\x05Order\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
 	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
@@ -2426,71 +2593,75 @@ func file_worker_proto_rawDescGZIP() []byte {
 }
 
 var file_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_worker_proto_goTypes = []any{
 	(Result)(0),             // 0: caravan.worker.v2.Result
 	(IgnoreReason)(0),       // 1: caravan.worker.v2.IgnoreReason
 	(*AttemptKey)(nil),      // 2: caravan.worker.v2.AttemptKey
 	(*ServerFrame)(nil),     // 3: caravan.worker.v2.ServerFrame
-	(*Lead)(nil),            // 4: caravan.worker.v2.Lead
-	(*PartitionOrders)(nil), // 5: caravan.worker.v2.PartitionOrders
-	(*WorkerFrame)(nil),     // 6: caravan.worker.v2.WorkerFrame
-	(*PartitionReport)(nil), // 7: caravan.worker.v2.PartitionReport
-	(*Resources)(nil),       // 8: caravan.worker.v2.Resources
-	(*Hello)(nil),           // 9: caravan.worker.v2.Hello
-	(*Order)(nil),           // 10: caravan.worker.v2.Order
-	(*Kill)(nil),            // 11: caravan.worker.v2.Kill
-	(*Queued)(nil),          // 12: caravan.worker.v2.Queued
-	(*Started)(nil),         // 13: caravan.worker.v2.Started
-	(*Finished)(nil),        // 14: caravan.worker.v2.Finished
-	(*Output)(nil),          // 15: caravan.worker.v2.Output
-	(*Revoked)(nil),         // 16: caravan.worker.v2.Revoked
-	(*Ignored)(nil),         // 17: caravan.worker.v2.Ignored
-	(*Postponed)(nil),       // 18: caravan.worker.v2.Postponed
-	(*LogRequest)(nil),      // 19: caravan.worker.v2.LogRequest
-	(*LogOpen)(nil),         // 20: caravan.worker.v2.LogOpen
-	(*LogReply)(nil),        // 21: caravan.worker.v2.LogReply
-	(*LogError)(nil),        // 22: caravan.worker.v2.LogError
-	(*JournalRecord)(nil),   // 23: caravan.worker.v2.JournalRecord
-	(*JournalHeader)(nil),   // 24: caravan.worker.v2.JournalHeader
-	(*Intent)(nil),          // 25: caravan.worker.v2.Intent
-	(*Forked)(nil),          // 26: caravan.worker.v2.Forked
+	(*Renewal)(nil),         // 4: caravan.worker.v2.Renewal
+	(*Lease)(nil),           // 5: caravan.worker.v2.Lease
+	(*Lead)(nil),            // 6: caravan.worker.v2.Lead
+	(*PartitionOrders)(nil), // 7: caravan.worker.v2.PartitionOrders
+	(*WorkerFrame)(nil),     // 8: caravan.worker.v2.WorkerFrame
+	(*PartitionReport)(nil), // 9: caravan.worker.v2.PartitionReport
+	(*Resources)(nil),       // 10: caravan.worker.v2.Resources
+	(*Hello)(nil),           // 11: caravan.worker.v2.Hello
+	(*Order)(nil),           // 12: caravan.worker.v2.Order
+	(*Kill)(nil),            // 13: caravan.worker.v2.Kill
+	(*Queued)(nil),          // 14: caravan.worker.v2.Queued
+	(*Started)(nil),         // 15: caravan.worker.v2.Started
+	(*Finished)(nil),        // 16: caravan.worker.v2.Finished
+	(*Output)(nil),          // 17: caravan.worker.v2.Output
+	(*Revoked)(nil),         // 18: caravan.worker.v2.Revoked
+	(*Ignored)(nil),         // 19: caravan.worker.v2.Ignored
+	(*Postponed)(nil),       // 20: caravan.worker.v2.Postponed
+	(*LogRequest)(nil),      // 21: caravan.worker.v2.LogRequest
+	(*LogOpen)(nil),         // 22: caravan.worker.v2.LogOpen
+	(*LogReply)(nil),        // 23: caravan.worker.v2.LogReply
+	(*LogError)(nil),        // 24: caravan.worker.v2.LogError
+	(*JournalRecord)(nil),   // 25: caravan.worker.v2.JournalRecord
+	(*JournalHeader)(nil),   // 26: caravan.worker.v2.JournalHeader
+	(*Intent)(nil),          // 27: caravan.worker.v2.Intent
+	(*Forked)(nil),          // 28: caravan.worker.v2.Forked
 }
 var file_worker_proto_depIdxs = []int32{
-	8,  // 0: caravan.worker.v2.ServerFrame.capacity:type_name -> caravan.worker.v2.Resources
-	4,  // 1: caravan.worker.v2.ServerFrame.leads:type_name -> caravan.worker.v2.Lead
-	5,  // 2: caravan.worker.v2.ServerFrame.partitions:type_name -> caravan.worker.v2.PartitionOrders
-	2,  // 3: caravan.worker.v2.PartitionOrders.acknowledgements:type_name -> caravan.worker.v2.AttemptKey
-	10, // 4: caravan.worker.v2.PartitionOrders.orders:type_name -> caravan.worker.v2.Order
-	11, // 5: caravan.worker.v2.PartitionOrders.kills:type_name -> caravan.worker.v2.Kill
-	2,  // 6: caravan.worker.v2.PartitionOrders.revocations:type_name -> caravan.worker.v2.AttemptKey
-	9,  // 7: caravan.worker.v2.WorkerFrame.hello:type_name -> caravan.worker.v2.Hello
-	7,  // 8: caravan.worker.v2.WorkerFrame.partitions:type_name -> caravan.worker.v2.PartitionReport
-	18, // 9: caravan.worker.v2.WorkerFrame.postponed:type_name -> caravan.worker.v2.Postponed
-	8,  // 10: caravan.worker.v2.WorkerFrame.usage:type_name -> caravan.worker.v2.Resources
-	12, // 11: caravan.worker.v2.PartitionReport.queued:type_name -> caravan.worker.v2.Queued
-	13, // 12: caravan.worker.v2.PartitionReport.started:type_name -> caravan.worker.v2.Started
-	16, // 13: caravan.worker.v2.PartitionReport.revoked:type_name -> caravan.worker.v2.Revoked
-	17, // 14: caravan.worker.v2.PartitionReport.ignored:type_name -> caravan.worker.v2.Ignored
-	0,  // 15: caravan.worker.v2.Finished.result:type_name -> caravan.worker.v2.Result
-	15, // 16: caravan.worker.v2.Finished.stdout:type_name -> caravan.worker.v2.Output
-	15, // 17: caravan.worker.v2.Finished.stderr:type_name -> caravan.worker.v2.Output
-	1,  // 18: caravan.worker.v2.Ignored.reason:type_name -> caravan.worker.v2.IgnoreReason
-	20, // 19: caravan.worker.v2.LogRequest.open:type_name -> caravan.worker.v2.LogOpen
-	22, // 20: caravan.worker.v2.LogReply.error:type_name -> caravan.worker.v2.LogError
-	24, // 21: caravan.worker.v2.JournalRecord.header:type_name -> caravan.worker.v2.JournalHeader
-	25, // 22: caravan.worker.v2.JournalRecord.intent:type_name -> caravan.worker.v2.Intent
-	2,  // 23: caravan.worker.v2.JournalRecord.withdrawn:type_name -> caravan.worker.v2.AttemptKey
-	26, // 24: caravan.worker.v2.JournalRecord.forked:type_name -> caravan.worker.v2.Forked
-	3,  // 25: caravan.worker.v2.Worker.Attach:input_type -> caravan.worker.v2.ServerFrame
-	19, // 26: caravan.worker.v2.Worker.Log:input_type -> caravan.worker.v2.LogRequest
-	6,  // 27: caravan.worker.v2.Worker.Attach:output_type -> caravan.worker.v2.WorkerFrame
-	21, // 28: caravan.worker.v2.Worker.Log:output_type -> caravan.worker.v2.LogReply
-	27, // [27:29] is the sub-list for method output_type
-	25, // [25:27] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	10, // 0: caravan.worker.v2.ServerFrame.capacity:type_name -> caravan.worker.v2.Resources
+	6,  // 1: caravan.worker.v2.ServerFrame.leads:type_name -> caravan.worker.v2.Lead
+	4,  // 2: caravan.worker.v2.ServerFrame.renewals:type_name -> caravan.worker.v2.Renewal
+	5,  // 3: caravan.worker.v2.ServerFrame.leases:type_name -> caravan.worker.v2.Lease
+	7,  // 4: caravan.worker.v2.ServerFrame.partitions:type_name -> caravan.worker.v2.PartitionOrders
+	2,  // 5: caravan.worker.v2.PartitionOrders.acknowledgements:type_name -> caravan.worker.v2.AttemptKey
+	12, // 6: caravan.worker.v2.PartitionOrders.orders:type_name -> caravan.worker.v2.Order
+	13, // 7: caravan.worker.v2.PartitionOrders.kills:type_name -> caravan.worker.v2.Kill
+	2,  // 8: caravan.worker.v2.PartitionOrders.revocations:type_name -> caravan.worker.v2.AttemptKey
+	11, // 9: caravan.worker.v2.WorkerFrame.hello:type_name -> caravan.worker.v2.Hello
+	9,  // 10: caravan.worker.v2.WorkerFrame.partitions:type_name -> caravan.worker.v2.PartitionReport
+	20, // 11: caravan.worker.v2.WorkerFrame.postponed:type_name -> caravan.worker.v2.Postponed
+	10, // 12: caravan.worker.v2.WorkerFrame.usage:type_name -> caravan.worker.v2.Resources
+	14, // 13: caravan.worker.v2.PartitionReport.queued:type_name -> caravan.worker.v2.Queued
+	15, // 14: caravan.worker.v2.PartitionReport.started:type_name -> caravan.worker.v2.Started
+	18, // 15: caravan.worker.v2.PartitionReport.revoked:type_name -> caravan.worker.v2.Revoked
+	19, // 16: caravan.worker.v2.PartitionReport.ignored:type_name -> caravan.worker.v2.Ignored
+	0,  // 17: caravan.worker.v2.Finished.result:type_name -> caravan.worker.v2.Result
+	17, // 18: caravan.worker.v2.Finished.stdout:type_name -> caravan.worker.v2.Output
+	17, // 19: caravan.worker.v2.Finished.stderr:type_name -> caravan.worker.v2.Output
+	1,  // 20: caravan.worker.v2.Ignored.reason:type_name -> caravan.worker.v2.IgnoreReason
+	22, // 21: caravan.worker.v2.LogRequest.open:type_name -> caravan.worker.v2.LogOpen
+	24, // 22: caravan.worker.v2.LogReply.error:type_name -> caravan.worker.v2.LogError
+	26, // 23: caravan.worker.v2.JournalRecord.header:type_name -> caravan.worker.v2.JournalHeader
+	27, // 24: caravan.worker.v2.JournalRecord.intent:type_name -> caravan.worker.v2.Intent
+	2,  // 25: caravan.worker.v2.JournalRecord.withdrawn:type_name -> caravan.worker.v2.AttemptKey
+	28, // 26: caravan.worker.v2.JournalRecord.forked:type_name -> caravan.worker.v2.Forked
+	3,  // 27: caravan.worker.v2.Worker.Attach:input_type -> caravan.worker.v2.ServerFrame
+	21, // 28: caravan.worker.v2.Worker.Log:input_type -> caravan.worker.v2.LogRequest
+	8,  // 29: caravan.worker.v2.Worker.Attach:output_type -> caravan.worker.v2.WorkerFrame
+	23, // 30: caravan.worker.v2.Worker.Log:output_type -> caravan.worker.v2.LogReply
+	29, // [29:31] is the sub-list for method output_type
+	27, // [27:29] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_worker_proto_init() }
@@ -2498,14 +2669,14 @@ func file_worker_proto_init() {
 	if File_worker_proto != nil {
 		return
 	}
-	file_worker_proto_msgTypes[12].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_proto_rawDesc), len(file_worker_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -8,8 +8,16 @@
 // Sessions. A server that leads a partition begins a session for it with each worker: Lead names the
 // partition, the epoch of its leadership and the number of the session. The worker's first report of the
 // session tells all that it knows of the partition, and was not told to forget. Orders and reports
-// belong to a session. A session ends with its stream, or when the worker accepts a later Lead. So far a
-// worker has one partition, 0, which its server leads in epoch 0, also as a node of a cluster.
+// belong to a session. A session ends with its stream, or when the worker accepts a later Lead.
+//
+// Who speaks it. The process of a worker has one partition, 0, which the server of its machine leads in
+// epoch 0. In a cluster the leader of a partition speaks the same protocol with the agent of each node,
+// which is a worker to it: the agent hands its orders to the processes of its machine.
+//
+// Leases. In a cluster attempts run under a lease of their partition. An agent numbers its heartbeats. A
+// leader answers one by a Renewal, once it has made sure that it still leads. The lease lasts from the
+// moment when that heartbeat was sent. The agent passes the deadline on to its processes (Lease), which
+// end the attempts when it is over, also if their server does not run any more.
 //
 // Units. Times are nanoseconds since the epoch unless a field says otherwise. Durations are
 // nanoseconds. CPU is in thousandths of a core, memory in bytes.

@@ -1,0 +1,357 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lease"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Config configures a Fleet. All but Logger are required; Replaces may be false.
+type Config struct {
+	Sink       executor.Sink
+	Partitions int
+	Lease      time.Duration // how long attempts may run without a leader; the same on all nodes
+	Grace      time.Duration // from SIGTERM to SIGKILL, for attempts that runs do not ask for
+	Logger     *slog.Logger  // nil: discard
+}
+
+// Cluster is what a Fleet needs of the node that it is on. Its methods may be called from any goroutine.
+type Cluster interface {
+	// Self returns the ID of this node. Replaces reports whether it took the place of a former node.
+	Self() string
+	Replaces() bool
+	// Nodes returns the IDs of all nodes of the cluster, this one included.
+	Nodes() []string
+	// Dial connects to the agent of another node.
+	Dial(ctx context.Context, node string) (net.Conn, error)
+	// Listen returns the connections of other nodes to the agent of this one.
+	Listen() (net.Listener, error)
+	// Leads reports whether no other node can have led the partition after this epoch, at the moment of the
+	// call. It may wait for other nodes.
+	Leads(partition int, epoch uint64) bool
+}
+
+// Fleet lets the engines of this node use the workers of all nodes, and the leaders of other nodes the workers
+// of this one. It implements executor.Partitioned: a Table for each partition that is led here decides.
+//
+// A new attempt goes to the workers of this node. An attempt of a former leader goes on at the node that has
+// it. If no node has it, it is lost, once all nodes have said so or the leases of the others are over.
+//
+// Goroutines: one that connects to each node, with a sender while it is connected; the agent's; the ticks; and
+// for each partition that is led here one that renews leases, since it may wait for Cluster.Leads.
+//
+// Lock: mu guards all that follows it. It is not held over a call of the sink, of the cluster or of the workers.
+type Fleet struct {
+	config  Config
+	log     *slog.Logger
+	workers Workers // of this machine
+	agent   *agent
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wait    sync.WaitGroup
+
+	mu          sync.Mutex
+	cluster     Cluster // nil until Join
+	server      *grpc.Server
+	leads       []*lead                       // by partition; nil where it is not led here
+	links       map[string]*leaderLink        // by node, while it is connected and has said hello
+	connecting  map[string]context.CancelFunc // by node: ends its goroutine
+	lastSession uint64
+	undelivered []executor.Report // see unlockAndDeliver
+	delivering  bool
+	deliveries  uint64
+	delivered   *sync.Cond
+}
+
+// lead is a partition that is led here, in one epoch.
+type lead struct {
+	partition  messages.Numbering
+	epoch      uint64
+	table      *Table
+	heartbeats map[string]uint64 // to answer, by node: the newest one
+	wake       chan struct{}     // heartbeats has some
+	ended      chan struct{}     // closed by HandOver
+}
+
+var (
+	_ executor.Partitioned    = (*Fleet)(nil)
+	_ executor.HealthReporter = (*Fleet)(nil)
+)
+
+// Open makes a Fleet over the workers of this machine, which open makes. Orders wait until Join.
+func Open(config Config, open func(executor.Sink) (Workers, error)) (*Fleet, error) {
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	f := &Fleet{config: config, log: config.Logger, agent: newAgent(&config), leads: make([]*lead, config.Partitions),
+		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}}
+	f.delivered = sync.NewCond(&f.mu)
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	var err error
+	if f.workers, err = open(f.agent.takeReports); err != nil {
+		f.cancel()
+		return nil, err
+	}
+	f.agent.workers = f.workers
+	return f, nil
+}
+
+// SetNode says which node this is. It comes before the first order.
+func (f *Fleet) SetNode(id string) { f.agent.setNode(id) }
+
+// Join connects to the agents of all nodes, and lets leaders on them use the workers of this one.
+func (f *Fleet) Join(c Cluster) error {
+	listener, err := c.Listen()
+	if err != nil {
+		return err
+	}
+	f.agent.setNode(c.Self())
+	f.agent.setReplaces(c.Replaces())
+	f.mu.Lock()
+	f.cluster, f.server = c, workerpb.NewServer(f.agent)
+	f.mu.Unlock()
+	for _, l := range []net.Listener{listener, f.agent.local} {
+		f.wait.Go(func() { _ = f.server.Serve(l) })
+	}
+	f.wait.Go(func() { f.agent.run(f.ctx.Done()) })
+	f.wait.Go(f.tick)
+	return nil
+}
+
+// tickInterval is that of a Table's ticks.
+func (f *Fleet) tickInterval() time.Duration { return lease.HeartbeatInterval(f.config.Lease) }
+
+// tick counts the silence of nodes, and connects to those that have joined.
+func (f *Fleet) tick() {
+	f.connectNodes()
+	ticks := time.NewTicker(f.tickInterval())
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ticks.C:
+		case <-f.ctx.Done():
+			return
+		}
+		f.connectNodes()
+		now := time.Now().UnixNano()
+		f.mu.Lock()
+		for _, l := range f.leads {
+			if l != nil {
+				l.table.Tick(now)
+			}
+		}
+		f.unlockAndDeliver()
+	}
+}
+
+// connectNodes begins to connect to nodes that are new, and ends it for those that are not of the cluster any
+// more: their attempts are lost when their leases are over.
+func (f *Fleet) connectNodes() {
+	f.mu.Lock()
+	c := f.cluster
+	f.mu.Unlock()
+	nodes := c.Nodes()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for node, cancel := range f.connecting {
+		if !slices.Contains(nodes, node) {
+			cancel()
+			delete(f.connecting, node)
+		}
+	}
+	for _, node := range nodes {
+		if f.connecting[node] != nil {
+			continue
+		}
+		ctx, cancel := context.WithCancel(f.ctx)
+		f.connecting[node] = cancel
+		f.wait.Go(func() { f.keepConnected(ctx, node) })
+	}
+}
+
+// unlockAndDeliver releases mu and delivers the reports that were queued. If another goroutine is delivering
+// already, it delivers these, too: so the reports of an attempt stay in order.
+func (f *Fleet) unlockAndDeliver() {
+	if f.delivering {
+		f.mu.Unlock()
+		return
+	}
+	f.delivering = true
+	for len(f.undelivered) > 0 {
+		batch := f.undelivered
+		f.undelivered = nil
+		f.mu.Unlock()
+		f.config.Sink(batch...)
+		f.mu.Lock()
+		f.deliveries++
+		f.delivered.Broadcast()
+	}
+	f.delivering = false
+	f.mu.Unlock()
+}
+
+// leadOf returns what leads an attempt's partition here, or nil. mu is held.
+func (f *Fleet) leadOf(run messages.RunID) *lead {
+	return f.leads[uint64(run)%uint64(len(f.leads))]
+}
+
+// TakeOver implements executor.Partitioned.
+func (f *Fleet) TakeOver(partition messages.Numbering, epoch uint64, runs ...messages.RunID) {
+	l := &lead{partition: partition, epoch: epoch, heartbeats: map[string]uint64{}, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	f.mu.Lock()
+	defer f.unlockAndDeliver()
+	f.endLead(partition)
+	for before := f.deliveries; f.delivering && f.deliveries == before; {
+		f.delivered.Wait()
+	}
+	l.table = NewTable(TableConfig{
+		Partition: uint32(partition.Partition), Epoch: epoch, LastSession: &f.lastSession,
+		SilenceTicks: int((lease.Silence(f.config.Lease)+f.tickInterval()-1)/f.tickInterval()) + 1,
+		OrphanGrace:  f.config.Grace, Report: f.queueReport,
+		Complain: func(text, worker string, key messages.AttemptKey) {
+			f.log.Error(text, executor.LogKey(key), "node", worker)
+		},
+	})
+	l.table.ExpectResume(runs...)
+	f.leads[partition.Partition] = l
+	for _, node := range slices.Sorted(maps.Keys(f.links)) {
+		l.table.Connect(node, nil, f.links[node])
+	}
+	f.wait.Go(func() { f.renewLeases(l) })
+}
+
+// HandOver implements executor.Partitioned. Attempts go on where they are.
+func (f *Fleet) HandOver(partition messages.Numbering) {
+	f.mu.Lock()
+	defer f.unlockAndDeliver()
+	f.endLead(partition)
+}
+
+// endLead ends what leads a partition here, and drops the reports of its attempts that were not delivered. mu is
+// held.
+func (f *Fleet) endLead(partition messages.Numbering) {
+	if l := f.leads[partition.Partition]; l != nil {
+		close(l.ended)
+		f.leads[partition.Partition] = nil
+	}
+	f.undelivered = slices.DeleteFunc(f.undelivered, func(r executor.Report) bool { return partition.Owns(r.Key.Run) })
+}
+
+// queueReport queues a report. mu is held.
+func (f *Fleet) queueReport(r executor.Report) { f.undelivered = append(f.undelivered, r) }
+
+// withTable calls do with the table of a run's partition, if that is led here. What do adds to links is sent.
+func (f *Fleet) withTable(run messages.RunID, do func(t *Table, at int64)) {
+	at := time.Now().UnixNano()
+	f.mu.Lock()
+	defer f.unlockAndDeliver()
+	if l := f.leadOf(run); l != nil {
+		do(l.table, at)
+	}
+}
+
+// Start implements executor.Executor.
+func (f *Fleet) Start(o executor.Order) {
+	f.withTable(o.Key.Run, func(t *Table, at int64) {
+		worker := Unplaced
+		if !o.Resume {
+			worker = f.agent.name()
+		}
+		t.Start(&o, worker, at)
+	})
+}
+
+// Kill implements executor.Executor.
+func (f *Fleet) Kill(key messages.AttemptKey, grace time.Duration) {
+	f.withTable(key.Run, func(t *Table, at int64) { t.Kill(key, grace, at) })
+}
+
+// Revoke implements executor.Executor.
+func (f *Fleet) Revoke(key messages.AttemptKey) {
+	f.withTable(key.Run, func(t *Table, at int64) { t.Revoke(key, at) })
+}
+
+// ExpectResume implements executor.Durable: the actor of a run is rebuilt.
+func (f *Fleet) ExpectResume(runs ...messages.RunID) {
+	for _, run := range runs {
+		f.withTable(run, func(t *Table, _ int64) { t.ExpectResume(run) })
+	}
+}
+
+// ResumeDone implements executor.Durable.
+func (f *Fleet) ResumeDone(run messages.RunID) {
+	f.withTable(run, func(t *Table, _ int64) { t.ResumeDone(run) })
+}
+
+// Acknowledge implements executor.Durable.
+func (f *Fleet) Acknowledge(keys ...messages.AttemptKey) {
+	f.mu.Lock()
+	defer f.unlockAndDeliver()
+	for _, key := range keys {
+		if l := f.leadOf(key.Run); l != nil {
+			l.table.Acknowledge(key)
+		}
+	}
+}
+
+// OpenLog implements executor.Executor. It waits for the answer of the node that has the attempt.
+func (f *Fleet) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
+	var conn *grpc.ClientConn
+	isHere := false
+	f.withTable(key.Run, func(t *Table, _ int64) {
+		node, running := t.WorkerOf(key)
+		isHere = running && node == f.agent.name()
+		if link := f.links[node]; link != nil && running {
+			conn = link.conn
+		}
+	})
+	switch {
+	case isHere:
+		return f.workers.OpenLog(key, stream)
+	case conn == nil:
+		return nil, executor.ErrNotRunning
+	}
+	return workerpb.OpenLog(f.ctx, conn, key, stream)
+}
+
+// Healthy implements executor.HealthReporter, for the workers of this machine.
+func (f *Fleet) Healthy() error { return f.workers.Healthy() }
+
+// PostponedStarts implements executor.HealthReporter, for the workers of this machine.
+func (f *Fleet) PostponedStarts() map[string]uint64 { return f.workers.PostponedStarts() }
+
+// Close implements executor.Executor. It ends the attempts of this machine, whoever has ordered them.
+func (f *Fleet) Close() error { return errors.Join(f.leave(), f.workers.Close()) }
+
+// Detach implements executor.Durable. Attempts go on, under their leases.
+func (f *Fleet) Detach() error { return errors.Join(f.leave(), f.workers.Detach()) }
+
+// leave ends all goroutines and connections.
+func (f *Fleet) leave() error {
+	f.cancel()
+	f.mu.Lock()
+	server := f.server
+	for _, l := range f.leads {
+		if l != nil {
+			f.endLead(l.partition)
+		}
+	}
+	f.unlockAndDeliver()
+	if server != nil {
+		server.Stop()
+	}
+	f.wait.Wait()
+	return nil
+}
