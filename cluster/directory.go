@@ -14,6 +14,8 @@ import (
 const (
 	// HTTPProtocol carries requests that one member forwards to another, as HTTP over the connection.
 	HTTPProtocol = "caravan-http/1"
+	// WorkerProtocol carries what leaders say to the workers of another node (worker.proto).
+	WorkerProtocol = "caravan-worker/2"
 	// formationProtocol carries the introductions of members: see formation.go.
 	formationProtocol = "caravan-form/1"
 )

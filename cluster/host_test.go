@@ -220,8 +220,8 @@ func startWithStalledExecutors(t *testing.T, detachLimit time.Duration) (c *test
 		config := n.config()
 		config.detachLimit = detachLimit
 		engine := config.Engine
-		config.Engine = func(partition int) actors.Config {
-			c := engine(partition)
+		config.Engine = func(term EngineTerm) actors.Config {
+			c := engine(term)
 			c.Executors["stalled"] = func(s executor.Sink) (executor.Executor, error) {
 				return &stalledExecutor{executor.NewNoop(s.Report), answers}, nil
 			}

@@ -138,7 +138,7 @@ func (l *leadership) startEngine() error {
 		}
 		return err
 	}
-	config := h.config.Engine(h.partition)
+	config := h.config.Engine(EngineTerm{Partition: h.partition, Epoch: l.epoch, Node: h.self})
 	config.Store, config.Numbering, config.Epoch, config.Registerer = l.store, h.numbering, l.epoch, l.registerer
 	if l.engine, err = actors.Start(config); err != nil {
 		return fmt.Errorf("start the engine: %w", err)

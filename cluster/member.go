@@ -44,9 +44,9 @@ type Config struct {
 	// Dial connects to an address. Nil: by TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 
-	// Engine returns the configuration of the engine of a partition, for one term. The host sets Store,
-	// Numbering, Epoch and Registerer. Executors must be of this one engine (executor.Shared).
-	Engine func(partition int) actors.Config
+	// Engine returns the configuration of an engine. The host sets Store, Numbering, Epoch and Registerer.
+	// Executors must be of this one engine (executor.Shared).
+	Engine func(EngineTerm) actors.Config
 	// Storage is the configuration of the rows of each partition. The member sets Dir, Synced, Numbering
 	// and Registerer. All partitions share a disk: see HardFreeBytes there.
 	Storage persistence.Config
@@ -66,6 +66,13 @@ type Config struct {
 	// tests.
 	afterRestoreStep func(partition, step int) error
 	findDamage       func() error
+}
+
+// EngineTerm is what an engine is for: a partition, for one term.
+type EngineTerm struct {
+	Partition int
+	Epoch     uint64
+	Node      raftlog.NodeID // this one
 }
 
 // Member is a node of a cluster: it has a replica of each partition, and runs the engine of those that it

@@ -28,3 +28,6 @@ func (m *Member) Nodes() (nodes []Node) {
 	}
 	return nodes
 }
+
+// IsReplacement reports whether this node took the place of a former one of its name, which was lost.
+func (m *Member) IsReplacement() bool { return m.identity.IsReplacement }

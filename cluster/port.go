@@ -94,7 +94,7 @@ func openPort(c *Config) (*port, error) {
 	switch {
 	case c.Credentials != nil:
 		p.server = c.Credentials.Server(map[string]clustertls.Role{
-			raftlog.Protocol: clustertls.Node, formationProtocol: clustertls.Node, HTTPProtocol: clustertls.Node, admissionProtocol: clustertls.Node,
+			raftlog.Protocol: clustertls.Node, formationProtocol: clustertls.Node, HTTPProtocol: clustertls.Node, WorkerProtocol: clustertls.Node, admissionProtocol: clustertls.Node,
 			announcementProtocol: clustertls.Node})
 	case c.Listener.Addr().Network() != "memory":
 		return nil, fmt.Errorf("listener %s without TLS: only a listener in memory may do without", c.Listener.Addr())

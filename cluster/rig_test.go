@@ -204,7 +204,7 @@ func (n *testNode) config() Config {
 	config := Config{
 		Name: n.name, Nodes: c.list(), Partitions: c.partitions, Dir: n.dir, Replace: n.replace,
 		Listener: c.network.Listen(raftlog.NodeID(n.name)), Dial: c.network.Dial(raftlog.NodeID(n.name)),
-		Engine: func(int) actors.Config {
+		Engine: func(EngineTerm) actors.Config {
 			return actors.Config{
 				Outputs: n.outputs, CPUMillis: 2000, MemoryBytes: 1 << 30, KillGrace: time.Second, Logger: logger,
 				Executors: map[string]func(executor.Sink) (executor.Executor, error){

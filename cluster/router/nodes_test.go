@@ -70,7 +70,7 @@ func startNodes(t *testing.T, partitions int) (map[raftlog.NodeID]*node, *raftlo
 			Name: a.Name, Nodes: list, Partitions: partitions, Dir: filepath.Join(t.TempDir(), "data"), Log: settings,
 			Listener: network.Listen(raftlog.NodeID(a.Name)), Dial: network.Dial(raftlog.NodeID(a.Name)),
 			Fatal: func(err error) { t.Errorf("%s: %v", a.Name, err) },
-			Engine: func(int) actors.Config {
+			Engine: func(cluster.EngineTerm) actors.Config {
 				return actors.Config{Outputs: stored, CPUMillis: 2000, MemoryBytes: 1 << 30, KillGrace: time.Second,
 					Logger: slog.New(slog.DiscardHandler),
 					Executors: map[string]func(executor.Sink) (executor.Executor, error){

@@ -55,6 +55,7 @@ type Config struct {
 	Nodes          []cluster.NodeAddress
 	ClusterListen  string // host:port; "" = the node's own address in Nodes
 	Partitions     int    // of a cluster
+	WorkerLease    time.Duration
 	Replace        bool   // take the place of the former node of this name
 	TLSDir         string // certificates of nodes
 	Umask          string // umask of tasks, octal: that of the launching shell; "" = this process's. Not an option

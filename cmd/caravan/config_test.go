@@ -46,7 +46,7 @@ func TestConfigurationPrecedence(t *testing.T) {
 		"paused":         {"on", "off", "yes"}, "resume": {"on", "off", "yes"},
 		"token-file": {"a", "b", "c"}, "tls-cert": {"a", "b", "c"}, "tls-key": {"a", "b", "c"}, "tls-client-ca": {"a", "b", "c"},
 		"insecure": {"on", "off", "yes"}, "audit-log": {"a", "b", "c"},
-		"replace": {"on", "off", "yes"}, "node": {"a", "b", "c"}, "partitions": {"1", "2", "3"}, "cluster-listen": {"a:1", "b:2", "c:3"}, "tls-dir": {"a", "b", "c"},
+		"worker-lease": {"5s", "6m", "1h"}, "replace": {"on", "off", "yes"}, "node": {"a", "b", "c"}, "partitions": {"1", "2", "3"}, "cluster-listen": {"a:1", "b:2", "c:3"}, "tls-dir": {"a", "b", "c"},
 		"cluster": {"a=h:1,b=h:2,c=h:3", "a=i:1,b=i:2,c=i:3", "[a=j:1, b=j:2, c=j:3]"},
 	}
 	for _, o := range serverOptions(eight) {

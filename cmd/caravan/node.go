@@ -13,8 +13,10 @@ import (
 
 	"github.com/caravan-dag/caravan/actors"
 	"github.com/caravan-dag/caravan/cluster"
+	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/cluster/router"
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/fleet"
 	workers "github.com/caravan-dag/caravan/executor/remote"
 	"github.com/caravan-dag/caravan/http"
 	"github.com/caravan-dag/caravan/internal/clustertls"
@@ -29,7 +31,8 @@ type node struct {
 	folder *datafolder.Folder
 	*requestServer
 	outputs   *outputs.Store
-	processes *executor.Shared // tasks of all partitions that are led here
+	workers   *fleet.Fleet     // of all nodes; leaders on other nodes use those of this one
+	processes *executor.Shared // tasks of all partitions that are led here, over workers
 	member    *cluster.Member
 	engine    *router.Engine
 }
@@ -39,9 +42,10 @@ type node struct {
 //	certificates  before all else: a mistake in them must leave the data folder as it is.
 //	port          of the cluster, before the data folder, for the reason of the other listeners.
 //	MarkUsed      before the member opens: from its first vote on, an empty folder is a lost one.
-//	processes     before the member, whose engines get fronts of it. Until an engine takes a partition over,
-//	              the tasks of a former server of this folder go on.
+//	processes     before the member, whose engines get fronts of it. Until leaders reach them, the tasks of a
+//	              former server of this folder go on.
 //	member        In the first start of a cluster it waits for all other nodes, or for the end of ctx.
+//	workers       join the others when the member is there: by its port leaders and workers meet.
 //	entrance      for requests that other nodes forward: it needs the member's port. The last step.
 //
 // shutDown closes the parts.
@@ -92,7 +96,11 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 		return nil, err
 	}
 	n.processes, err = executor.NewShared(uint64(c.Partitions), func(sink executor.Sink) (executor.Partitioned, error) {
-		return workers.New(workerConfig(c, n.folder, files, sink, log))
+		config := fleet.Config{Sink: sink, Partitions: c.Partitions, Lease: c.WorkerLease, Grace: timeoutGrace(c), Logger: log}
+		n.workers, err = fleet.Open(config, func(sink executor.Sink) (fleet.Workers, error) {
+			return workers.New(nodeWorkerConfig(c, workerConfig(c, n.folder, files, sink, log)))
+		})
+		return n.workers, err
 	})
 	if err != nil {
 		return nil, err
@@ -102,10 +110,11 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	n.member, err = cluster.Open(ctx, cluster.Config{
 		Name: c.Node, Nodes: c.Nodes, Partitions: c.Partitions, Replace: c.Replace, Dir: n.folder.Cluster(),
 		Listener: port, Credentials: credentials,
-		Engine: func(partition int) actors.Config {
+		Engine: func(term cluster.EngineTerm) actors.Config {
 			engine := engineConfig(c, limits, garbage, log)
 			engine.Outputs, engine.Node = n.outputs, c.Node
-			engine.Executors["process"] = n.processes.Front(uint64(partition))
+			n.workers.SetNode(string(term.Node))
+			engine.Executors["process"] = n.processes.Front(uint64(term.Partition), term.Epoch)
 			return engine
 		},
 		Storage: storageConfig(c, files, log), Fatal: n.fail, Registerer: registry, Logger: log,
@@ -114,6 +123,9 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 		return nil, err
 	}
 	undo = append(undo, n.member.Close)
+	if err := n.workers.Join(&workerCluster{n.member}); err != nil {
+		return nil, err
+	}
 	n.engine = router.NewEngine(n.member, n.health)
 	undo = append(undo, func() error { n.engine.Close(); return nil })
 	entrance, err := router.NewEntrance(n.member)
@@ -124,6 +136,41 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	door.setEngine(n.engine)
 	go n.serveNodes(entrance)
 	return n, nil
+}
+
+// nodeWorkerConfig returns the configuration of workers that leaders on all nodes use.
+func nodeWorkerConfig(c Config, w workers.Config) workers.Config {
+	w.ForLeaders = true
+	w.Settings.Lease, w.Settings.Partitions = c.WorkerLease, c.Partitions
+	return w
+}
+
+// workerCluster is the cluster, for package fleet.
+type workerCluster struct{ member *cluster.Member }
+
+var _ fleet.Cluster = (*workerCluster)(nil)
+
+func (w *workerCluster) Self() string { return string(w.member.Self()) }
+
+func (w *workerCluster) Replaces() bool { return w.member.IsReplacement() }
+
+func (w *workerCluster) Nodes() (ids []string) {
+	for _, n := range w.member.Nodes() {
+		ids = append(ids, string(n.ID))
+	}
+	return ids
+}
+
+func (w *workerCluster) Dial(ctx context.Context, node string) (net.Conn, error) {
+	return w.member.Dial(ctx, raftlog.NodeID(node), cluster.WorkerProtocol)
+}
+
+func (w *workerCluster) Listen() (net.Listener, error) {
+	return w.member.Listen(cluster.WorkerProtocol)
+}
+
+func (w *workerCluster) Leads(partition int, epoch uint64) bool {
+	return w.member.HasLease(partition, epoch)
 }
 
 // openCredentials reads the certificate of the node. A mistake in the files is one of the user.

@@ -6,8 +6,10 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caravan-dag/caravan/cluster"
+	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/internal/clustertls"
 )
 
@@ -78,6 +80,15 @@ func parseClusterListen(s string) (string, error) {
 		return "", nil
 	}
 	return s, checkAddress(s)
+}
+
+// parseWorkerLease accepts a duration that leaves room for an election.
+func parseWorkerLease(s string) (time.Duration, error) {
+	d, err := parseDuration(s)
+	if err == nil && d < lease.Least {
+		err = fmt.Errorf("%v is below %v: a new leader must be able to renew it in time", d, lease.Least)
+	}
+	return d, err
 }
 
 // parseNodeName accepts the name of this node; "" for a single server.

@@ -114,6 +114,8 @@ func serverOptions(hw machine) []option {
 				c.Partitions, err = parseCount(s, 1, messages.MaxPartitions)
 				return err
 			}, false},
+		{"worker-lease", "duration", "how long tasks of a cluster run without a leader; the same on each node", "5m",
+			func(c *Config, s string) (err error) { c.WorkerLease, err = parseWorkerLease(s); return err }, false},
 		{"replace", "switch", "on: with an empty data folder, take the place of the former node of this name, which is lost", "off",
 			func(c *Config, s string) (err error) { c.Replace, err = parseSwitch(s); return err }, false},
 		{"tls-dir", "folder", "certificate of this node, and the authority of the cluster; see caravan tls node. Reloaded when it changes", "",

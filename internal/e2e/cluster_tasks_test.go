@@ -1,0 +1,139 @@
+package e2e_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/client"
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/testenv"
+)
+
+// waitingTask submits a run whose task writes a line with the time to a file, and then waits for another file.
+func waitingTask(t *testing.T, api *client.Client) (run uint64, begun func() []string, release func()) {
+	t.Helper()
+	dir := t.TempDir()
+	marks, gate := filepath.Join(dir, "marks"), filepath.Join(dir, "gate")
+	script := fmt.Sprintf("echo $CARAVAN_ATTEMPT $(date +%%s%%N) >>%s; until [ -e %s ]; do sleep 0.05; done; echo done", marks, gate)
+	run, err := api.Submit(t.Context(), fmt.Appendf(nil, `{"tasks":{"a":{"job":{"commandString":%q}}}}`, script), client.SubmitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun = func() []string {
+		text, _ := os.ReadFile(marks)
+		return strings.Fields(string(text))
+	}
+	release = func() {
+		if err := os.WriteFile(gate, nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(release)
+	e2etest.Eventually(t, "the task runs", func() bool { return len(begun()) == 2 })
+	return run, begun, release
+}
+
+// TestTasksOutliveChangesOfLeader proves that a running task goes on when another node leads its run, whether
+// its node was stopped or killed, and that it has one attempt.
+func TestTasksOutliveChangesOfLeader(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	ctx := t.Context()
+	leads, follows := c.leader(c.nodes[0])
+	run, begun, release := waitingTask(t, c.client(follows))
+	isRunning := func(n *clusterNode) {
+		t.Helper()
+		e2etest.Eventually(t, "the task is RUNNING", func() bool {
+			s, err := c.client(n).Summary(ctx, run)
+			return err == nil && s.State == client.Running
+		})
+	}
+	restart := func(n *clusterNode) {
+		t.Helper()
+		c.launch(n)
+		if err := n.server.AwaitReady(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	isRunning(follows)
+
+	// A planned stop. The task's node is away for a while, and its worker goes on.
+	first := leads
+	if code, _, err := first.server.Stop(e2etest.Patience); code != 0 || err != nil {
+		t.Errorf("exit %d, %v", code, err)
+	}
+	first.server = nil
+	leads, _ = c.leader(follows)
+	isRunning(follows)
+	restart(first)
+	isRunning(first)
+
+	// The next leader is killed: a third term, and the task is still at the first node.
+	killed := leads
+	killed.server.Kill()
+	killed.server = nil
+	leads, _ = c.leader(first)
+	isRunning(first)
+	restart(killed)
+
+	// The server of the task's node is killed, whether it leads or not.
+	first.server.Kill()
+	first.server = nil
+	c.leader(killed)
+	isRunning(killed)
+	restart(first)
+	isRunning(first)
+
+	if text := begun(); len(text) != 2 {
+		t.Errorf("attempts: %v", text)
+	}
+	release()
+	if _, err := c.client(killed).Wait(ctx, run, client.WaitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.client(killed).Summary(ctx, run)
+	if err != nil || s.State != client.Completed {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if text := begun(); len(text) != 2 || text[0] != "1" {
+		t.Errorf("attempts: %v", text)
+	}
+}
+
+// TestTaskOfALostNodeWaitsForItsLease proves that the next attempt of a task whose node is lost begins only
+// when the lease of the node is over, although another one leads long before.
+func TestTaskOfALostNodeWaitsForItsLease(t *testing.T) {
+	t.Parallel()
+	const lease = 5 * time.Second
+	c := startCluster(t, "--worker-lease", lease.String())
+	ctx := t.Context()
+	leads, follows := c.leader(c.nodes[0])
+	run, begun, release := waitingTask(t, c.client(follows))
+	leads.server.Kill()
+	killedAt := time.Now()
+	if err := testenv.EndWorkers(leads.config.Data, e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	leads.server = nil
+	e2etest.Eventually(t, "the next attempt begins", func() bool { return len(begun()) == 4 })
+	text := begun()
+	at, err := strconv.ParseInt(text[3], 10, 64)
+	if err != nil || text[2] != "2" {
+		t.Fatalf("attempts: %v", text)
+	}
+	if waited := time.Unix(0, at).Sub(killedAt); waited < lease {
+		t.Errorf("the next attempt began %v after the loss", waited)
+	}
+	release()
+	if _, err := c.client(follows).Wait(ctx, run, client.WaitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := c.client(follows).Summary(ctx, run); err != nil || s.State != client.Completed {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
