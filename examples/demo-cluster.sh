@@ -41,8 +41,8 @@ for node in $nodes; do
 	"$caravan" tls node $node --ca-dir "$dir/ca" --tls-dir "$dir/$node/tls"
 done
 for node in $nodes; do
-	echo "\$ caravan serve --node $node --cluster $cluster --tls-dir $node/tls --data $node/data &"
-	"$caravan" serve --node $node --cluster $cluster --tls-dir "$dir/$node/tls" --data "$dir/$node/data" \
+	echo "\$ caravan serve --node $node --worker-lease 5s --cluster $cluster --tls-dir $node/tls --data $node/data &"
+	"$caravan" serve --node $node --worker-lease 5s --cluster $cluster --tls-dir "$dir/$node/tls" --data "$dir/$node/data" \
 		--listen 127.0.0.1:0 2>"$dir/$node/log" &
 	echo $! >"$dir/$node/pid"
 done

@@ -316,7 +316,7 @@ func (a *agent) beginSession(l *agentLink, s workerpb.Session) {
 }
 
 // reportSession makes the first report of a session, with all that the workers know, if it is due and all of
-// them have spoken. What they report at the same time comes again, or not before. frameMu is held.
+// them have spoken. A report of theirs that comes meanwhile is repeated by it, or follows. frameMu is held.
 func (a *agent) reportSession(partition int) {
 	a.mu.Lock()
 	due := a.partitions[partition].reportDue
@@ -411,8 +411,8 @@ func (a *agent) handleOrders(l *agentLink, m *workerpb.PartitionOrders) {
 	}
 }
 
-// takeReports is the sink of the workers. What concerns a partition whose first report was not made yet is in
-// that report, and what concerns one without a leader is in the first report of the next.
+// takeReports is the sink of the workers. It drops a report of a partition without a leader, or whose first
+// report was not made yet: the next first report says the same.
 func (a *agent) takeReports(reports ...executor.Report) {
 	ends := make([][]byte, len(reports))
 	for i := range reports {

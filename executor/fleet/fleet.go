@@ -252,7 +252,7 @@ func (f *Fleet) endLead(partition messages.Numbering) {
 // queueReport queues a report. mu is held.
 func (f *Fleet) queueReport(r executor.Report) { f.undelivered = append(f.undelivered, r) }
 
-// withTable calls do with the table of a run's partition, if that is led here. What do adds to links is sent.
+// withTable calls do with the table of a run's partition, if that is led here.
 func (f *Fleet) withTable(run messages.RunID, do func(t *Table, at int64)) {
 	at := time.Now().UnixNano()
 	f.mu.Lock()
@@ -333,13 +333,13 @@ func (f *Fleet) Healthy() error { return f.workers.Healthy() }
 func (f *Fleet) PostponedStarts() map[string]uint64 { return f.workers.PostponedStarts() }
 
 // Close implements executor.Executor. It ends the attempts of this machine, whoever has ordered them.
-func (f *Fleet) Close() error { return errors.Join(f.leave(), f.workers.Close()) }
+func (f *Fleet) Close() error { return errors.Join(f.disconnect(), f.workers.Close()) }
 
 // Detach implements executor.Durable. Attempts go on, under their leases.
-func (f *Fleet) Detach() error { return errors.Join(f.leave(), f.workers.Detach()) }
+func (f *Fleet) Detach() error { return errors.Join(f.disconnect(), f.workers.Detach()) }
 
-// leave ends all goroutines and connections.
-func (f *Fleet) leave() error {
+// disconnect ends all goroutines and connections.
+func (f *Fleet) disconnect() error {
 	f.cancel()
 	f.mu.Lock()
 	server := f.server

@@ -39,7 +39,7 @@ func (f *Fleet) keepConnected(ctx context.Context, node string) {
 	pause := firstPause
 	for ctx.Err() == nil {
 		said, err := f.serveLink(ctx, node)
-		if said {
+		if said && ctx.Err() == nil {
 			pause = firstPause
 			f.log.Info("the connection to a node's workers has ended", "node", node, "err", err)
 		}

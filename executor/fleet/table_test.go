@@ -474,3 +474,46 @@ func TestStaleIgnoredIsAHint(t *testing.T) {
 		t.Error("a malformed end is accepted")
 	}
 }
+
+// TestUnplacedAttempts belong to the first worker that reports them. Others are lost when all have spoken, or
+// when the wait for a silent worker is over; where they live after all they are ended.
+func TestUnplacedAttempts(t *testing.T) {
+	g := newRig(t)
+	g.connect("a")
+	g.hear("a", started(1))
+	g.resume(Unplaced, 1, 2, 3)
+	g.Kill(key(3), 0, 9)
+	g.expect("a: lead 1 of epoch 4", "report: started 1")
+	g.hear("a", synced)
+	g.connect("b")
+	g.hear("b", started(2))
+	g.expect("b: lead 2 of epoch 4", "report: started 2")
+	if !g.HasHeard("a") || g.HasHeard("b") || g.HasHeard("c") {
+		t.Error("one has reported")
+	}
+	if w, running := g.WorkerOf(key(2)); w != "b" || !running {
+		t.Errorf("task 2 is at %q, %v", w, running)
+	}
+	if w, running := g.WorkerOf(key(3)); w != Unplaced || running {
+		t.Errorf("task 3 is at %q, %v", w, running)
+	}
+	g.ConcludeUnplaced(9)
+	g.ConcludeUnplaced(9)
+	g.expect(lost + "3")
+	g.resume(Unplaced, 4)
+	g.expect(lost + "4")
+	g.hear("b", started(3), synced)
+	g.expect("b: kill 3 in 2")
+
+	g = newRig(t, leased)
+	g.resume(Unplaced, 1)
+	for range 3 {
+		g.expect()
+		g.Tick(9)
+	}
+	g.expect(lost + "1")
+	g.connect("a")
+	g.hear("a", started(1), synced)
+	g.Renew("a", 1, 9)
+	g.expect("a: lead 1 of epoch 4", "a: kill 1 in 1", "a: renewal 1 of epoch 4")
+}

@@ -15,7 +15,7 @@ import (
 // worker from the sending of it. So the margin of the leader has room for the grace, for the interval of the
 // worker's checks, and for clocks that drift apart.
 const (
-	// Least is the shortest lease: a leader that is elected anew must be able to renew it in time.
+	// Least is the shortest lease: the next leader must be able to renew it in time.
 	Least = 5 * time.Second
 	// graceParts: the grace of attempts whose lease is over is an eighth of it.
 	graceParts = 8
@@ -54,7 +54,7 @@ func Now() int64 {
 }
 
 // Lease is the lease of one partition. It only decides, and its callers lock it. Times are those of Now. The
-// zero value is a lease that has not begun: no attempt may begin, and there is none to end.
+// zero value is a lease that has not begun, under which attempts may not begin.
 type Lease struct {
 	deadline int64 // over from then on; 0: it has not begun
 	ending   bool  // it is over, and attempts under it are left

@@ -32,7 +32,7 @@ type Config struct {
 	MemoryBytes int64         // slots, in bytes
 	// ForLeaders: the orders are those of leaders, which follow each other, and may be on other nodes (package
 	// fleet). So what workers say of an attempt is reported whether this server has ordered it or not, and
-	// every attempt that they have can be killed. There are no orphans: ExpectResume is not called, and no
+	// every attempt that they have can be killed. No attempt is an orphan: ExpectResume is not called, and no
 	// order has Resume. A start is reported with its GrantedAt.
 	ForLeaders bool
 	// Settings are the worker's. Outputs is required. Version is made unique to the binary. If

@@ -195,8 +195,8 @@ func (r *Remote) electActive() (confirmed bool) {
 }
 
 // distributeCapacity gives the active worker the slots that the others do not use. As attempts of a
-// draining worker end, its usage falls and the active one gets more. A dead worker uses none: its processes
-// have ended before it counts as recovered. mu is held.
+// draining worker end, its usage falls and the active one gets more. A dead worker has given
+// its slots back: its processes have ended before it counts as recovered. mu is held.
 func (r *Remote) distributeCapacity() {
 	free := workerpb.Amount{CPUMillis: r.cfg.CPUMillis, MemoryBytes: r.cfg.MemoryBytes}
 	for _, p := range r.peers {

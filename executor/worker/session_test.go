@@ -119,8 +119,8 @@ func TestKillAndRevoke(t *testing.T) {
 // The worker goes on.
 func TestInvalidFramesEndTheStream(t *testing.T) {
 	for name, frame := range map[string][]byte{
-		"torn": {0x0a, 9}, "another wire type": {0x08, 1}, "order of no attempt": {0x1a, 6, 0x18, 1, 0x2a, 2, 0x08, 1},
-		"order of another partition": {0x1a, 4, 0x08, 1, 0x18, 1}, "lead of another partition": {0x12, 4, 0x08, 1, 0x18, 2}, "lead of no session": {0x12, 0},
+		"torn": {0x0a, 9}, "another wire type": {0x08, 1}, "order of no attempt": {0x2a, 6, 0x18, 1, 0x2a, 2, 0x08, 1},
+		"order of another partition": {0x2a, 4, 0x08, 1, 0x18, 1}, "lead of another partition": {0x12, 4, 0x08, 1, 0x18, 2}, "lead of no session": {0x12, 0},
 		"number of 65 bits": {0x30, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1},
 	} {
 		g := newRig(t)

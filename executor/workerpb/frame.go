@@ -246,8 +246,8 @@ func (f *WorkerFrame) cutAt(partition, end int) (rest *WorkerFrame) {
 	f.Partitions = f.Partitions[:partition+1]
 	rest.Postponed, f.Postponed = f.Postponed, rest.Postponed
 	rest.Usage, f.Usage = f.Usage, nil
-	rest.Pong, rest.Stopped = f.Pong, f.Stopped
-	f.Pong, f.Stopped = false, false
+	rest.Pong, rest.Stopped, rest.Heartbeat = f.Pong, f.Stopped, f.Heartbeat
+	f.Pong, f.Stopped, f.Heartbeat = false, false, 0
 	return rest
 }
 

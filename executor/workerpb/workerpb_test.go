@@ -35,6 +35,8 @@ func fullServerFrame() *ServerFrame {
 	f := ServerFrameFromVTPool()
 	f.SetCapacity(Amount{CPUMillis: 1, MemoryBytes: 2})
 	f.AddLead(session)
+	f.AddRenewal(2, 3, 4)
+	f.AddLease(2, 5)
 	orders := f.OrdersIn(session)
 	orders.AddAcknowledgement(key)
 	orders.AddOrder(&order)
@@ -47,7 +49,7 @@ func fullServerFrame() *ServerFrame {
 // fullWorkerFrame has all fields set.
 func fullWorkerFrame() *WorkerFrame {
 	f := WorkerFrameFromVTPool()
-	f.Hello = &Hello{Version: []byte("v"), Name: []byte("n"), Pid: 3}
+	f.Hello = &Hello{Version: []byte("v"), Name: []byte("n"), Pid: 3, Replaces: true}
 	said := f.ReportIn(session)
 	said.AddQueued(key, 1)
 	said.AddStarted(key, -3, 7, 8)
@@ -57,7 +59,7 @@ func fullWorkerFrame() *WorkerFrame {
 	said.Synced = true
 	f.AddPostponed("fork", errors.New("why \xff"))
 	f.SetUsage(Amount{CPUMillis: 1, MemoryBytes: 2})
-	f.Pong, f.Stopped = true, true
+	f.Pong, f.Stopped, f.Heartbeat = true, true, 6
 	return f
 }
 

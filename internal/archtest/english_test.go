@@ -38,6 +38,7 @@ var plainPackages = []string{
 	"executor",
 	"executor/executortest",
 	"executor/fleet",
+	"executor/lease",
 	"executor/lifecycle",
 	"executor/procfs",
 	"executor/remote",
