@@ -1,19 +1,24 @@
-// Package fleet is the leader's side of the workers that serve a partition: which of them has which attempt,
-// what an engine may order, and what it has to count as lost. Its other side is package worker.
+// Package fleet lets the engines of a cluster use the workers of all nodes, under leases. A running attempt
+// goes on when another node leads its partition, and the next attempt of a task begins only when the one
+// before has ended, or its lease is over. Nothing of it runs on a single node.
+//
+// A Fleet has both sides of the protocol (worker.proto). For engines here it is an executor.Partitioned: each
+// partition that is led here has a Table, which decides, and all of them share a link to the agent of each
+// node. For leaders on all nodes it has the agent of this one, which hands their orders to the workers of the
+// machine (package remote). To a Table the agent of a node is a worker; its name is the ID of the node.
 //
 // A Table is the pure core, without a clock, a lock or I/O. It belongs to one engine, that is to a partition
 // in an epoch, and begins empty with it. Its caller holds a lock over each call, passes on what comes from
 // workers and from the engine, and carries out what the Table adds to a Link.
 //
-// A grant names the worker process that alone may be given the attempt. So a Table never compares two
-// workers: an attempt waits for the one that its row names, and another worker needs another grant.
-//
-// Rules, in the words of package internal/model:
+// Rules of a Table, in the words of package internal/model:
 //
 //  1. Lead begins a session with a worker. Only the first report of a session proves that the worker does not
-//     have an attempt whose row names it (AbsenceFromFirstReport).
-//  2. An attempt of a former epoch is ordered under its number only when its worker has reported without it
-//     (ResumeHearsAll, PlacedGrants).
+//     have an attempt (AbsenceFromFirstReport).
+//  2. An attempt of a former epoch whose worker is known is ordered under its number only when that worker
+//     has reported without it (ResumeHearsAll, PlacedGrants). A Fleet does not know it (Unplaced): such an
+//     attempt belongs to the first worker that reports it, and is lost when all nodes have reported without
+//     it.
 //  3. An order that comes back is believed in the first report of a later session: the order itself may be
 //     repeated by the network, and the later session refuses it (NewestSession).
 //  4. A worker is silent after a full wait since its last heartbeat, or since the Table began
@@ -27,9 +32,15 @@
 //  7. The successor of a dead worker speaks for it. An attempt that the successor does not name has not
 //     begun if the journal is complete, and is lost otherwise (TornJournalProvesNothing).
 //
-// The caller keeps the others: it orders what is committed (CommitBeforeOrder), renews after a check that it
+// A Fleet keeps the others: it orders what is committed (CommitBeforeOrder), renews after a check that it
 // leads which began after the heartbeat came (RenewWhileLeading), and acknowledges what is committed
-// (AcknowledgeAfterCommit).
+// (AcknowledgeAfterCommit). The members of the cluster are the workers that may have attempts
+// (RegisterWorkers), and a node that takes the place of another has an ID of its own.
 //
-// Reading order: table.go, session.go, report.go.
+// An agent forgets the epochs when its server starts anew, in place of NoteIsDurable: it accepts orders only
+// under a lease that it got itself since then, which a former leader cannot renew. The processes of workers
+// have the deadlines, and end attempts while the agent is dead (LeaseNeedsNoWorker). A dead worker is recovered
+// by the server of its machine: if both are dead, their lease is not enforced.
+//
+// Reading order: fleet.go, link.go, agent.go; table.go, session.go, report.go.
 package fleet
