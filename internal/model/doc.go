@@ -1,6 +1,6 @@
 // Package model is the protocol by which a partition changes its leader and keeps its attempts, as a
-// program that visits every state which the protocol can reach. It is a specification: the executor
-// of a cluster, which hands attempts to workers, is written against it. Only tests run it.
+// program that visits every state which the protocol can reach. It is a specification: package
+// executor/fleet, which lets leaders use workers, is written against it. Only tests run it.
 //
 // # What is promised
 //
