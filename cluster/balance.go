@@ -23,8 +23,8 @@ import (
 // without a break for steadyTime, and has nearly all of the log. Each move goes up the order, so the nodes
 // need not agree on who is steady, and no partition moves in a circle.
 //
-// A move ends the engine of the partition, and the next one starts its running tasks again as new attempts.
-// So only a partition at rest moves, one without a running task. A partition that is paused stays as well,
+// A move ends the engine of the partition. Tasks that run go on, but those that have a slot and have not
+// started may be lost, and get new attempts. So only a partition at rest moves, one without a running task. A partition that is paused stays as well,
 // because a pause ends with the engine. Under steady load leaders stay where they are.
 
 const (
