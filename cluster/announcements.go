@@ -20,13 +20,14 @@ import (
 // The nodes of a cluster of several partitions tell each other what they lead. Each node sends lines of JSON
 // to each other one, over one connection for each direction:
 //
-//	{"node":"n1-…","partitions":[{"partition":0,"next":17},{"partition":3,"next":12}]}
+//	{"node":"n1-…","partitions":[{"partition":0,"next":17,"queued":3},{"partition":3,"next":17}]}
 //
 // A line leaves within announcePause of a change, and without a change after longestAnnouncePause. What the
 // others do with it:
 //
 //	next   the number of the partition's next run. A partition with a lower one goes on from there. So the
 //	       IDs of all partitions ascend with the time of submission, except within some announcePauses
+//	queued the tasks that wait for a slot. Submissions without a key go to short queues (Member.QueuedTasks)
 //	node   is steady while its lines come, and may be given partitions (balance.go); with "stopping":true not
 //
 // Announcements are hints: one that is lost or late, or comes from a leader of a former term, does no harm.
@@ -52,13 +53,20 @@ type announcement struct {
 	Partitions []partitionAnnouncement `json:"partitions"` // those that the node leads, in ascending order
 }
 
+// announcedQueue is how many tasks of a partition wait for a slot, and the node that has said so.
+type announcedQueue struct {
+	by     raftlog.NodeID
+	queued int
+}
+
 // heardNode is when lines of another node have come: on its present connection since, and at last.
 type heardNode struct{ since, last time.Time }
 
 // partitionAnnouncement is what the leader of a partition says about it.
 type partitionAnnouncement struct {
 	Partition int    `json:"partition"`
-	Next      uint64 `json:"next"` // the number of the next run
+	Next      uint64 `json:"next"`             // the number of the next run
+	Queued    int    `json:"queued,omitempty"` // tasks that wait for a slot
 }
 
 // announcer sends the announcements of a node, and takes those of the others.
@@ -73,9 +81,10 @@ type announcer struct {
 
 	mu      sync.Mutex // a leaf, of what follows
 	heard   map[raftlog.NodeID]heardNode
-	highest uint64        // the highest next number of all partitions that was ever heard
-	line    []byte        // what this node announces; nil at first; never changed in place
-	changed chan struct{} // closed when line is replaced
+	queues  map[int]announcedQueue // by partition: the last announcement
+	highest uint64                 // the highest next number of all partitions that was ever heard
+	line    []byte                 // what this node announces; nil at first; never changed in place
+	changed chan struct{}          // closed when line is replaced
 }
 
 func startAnnouncer(m *Member) (*announcer, error) {
@@ -83,7 +92,7 @@ func startAnnouncer(m *Member) (*announcer, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &announcer{member: m, listener: listener, changed: make(chan struct{}), heard: map[raftlog.NodeID]heardNode{}}
+	a := &announcer{member: m, listener: listener, changed: make(chan struct{}), heard: map[raftlog.NodeID]heardNode{}, queues: map[int]announcedQueue{}}
 	a.ctx, a.stop = context.WithCancel(context.Background())
 	a.wait.Go(a.keepComposing)
 	a.wait.Go(a.acceptAll)
@@ -135,7 +144,7 @@ func (a *announcer) compose() {
 	for p := range m.Partitions() {
 		if engine, ok := engines[p]; ok {
 			engine.RaiseNextNumber(highest)
-			now.Partitions = append(now.Partitions, partitionAnnouncement{Partition: p, Next: engine.NextNumber()})
+			now.Partitions = append(now.Partitions, partitionAnnouncement{Partition: p, Next: engine.NextNumber(), Queued: engine.Load().Queued})
 		}
 	}
 	line, err := json.Marshal(&now)
@@ -282,6 +291,11 @@ func (a *announcer) noteAnnouncement(told *announcement, since time.Time) {
 	} else {
 		a.heard[told.Node] = heardNode{since, time.Now()}
 	}
+	for _, p := range told.Partitions {
+		if p.Partition >= 0 && p.Partition < a.member.Partitions() {
+			a.queues[p.Partition] = announcedQueue{told.Node, p.Queued}
+		}
+	}
 	a.mu.Unlock()
 	for _, p := range told.Partitions {
 		a.noteNumber(p.Next)
@@ -294,6 +308,32 @@ func (a *announcer) isSteady(node raftlog.NodeID, steady time.Duration) bool {
 	defer a.mu.Unlock()
 	heard, ok := a.heard[node]
 	return ok && time.Since(heard.last) <= 2*longestAnnouncePause && time.Since(heard.since) >= steady
+}
+
+// queuedAt returns what a node has said last about a partition, if it was the last to speak of it.
+func (a *announcer) queuedAt(node raftlog.NodeID, partition int) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if q := a.queues[partition]; q.by == node {
+		return q.queued
+	}
+	return 0
+}
+
+// QueuedTasks returns how many tasks of a partition wait for a slot, as far as this node knows. It is 0 while
+// the leader is unknown or has not announced itself, and in a cluster of one partition.
+func (m *Member) QueuedTasks(partition int) int {
+	if m.announcer == nil {
+		return 0
+	}
+	if engine, _, ok := m.Engine(partition); ok {
+		return engine.Load().Queued
+	}
+	l, ok := m.Leader(partition)
+	if !ok {
+		return 0
+	}
+	return m.announcer.queuedAt(l.Node, partition)
 }
 
 // idOf returns the present ID of the node of a name; "" = the cluster lacks it at present.

@@ -3,6 +3,7 @@ package cluster
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"testing"
 	"time"
 
@@ -95,11 +96,54 @@ func TestAnnouncementsThatAreNotTaken(t *testing.T) {
 	}
 }
 
+// TestQueuesAreKnownEverywhere: each node knows how many tasks wait in each partition, and forgets it with the
+// leader.
+func TestQueuesAreKnownEverywhere(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 2)
+	const spec = `{"tasks":{"a":{"job":{"executor":"noop"}}}}`
+	queues := func(want [2]int) func() bool {
+		return func() bool {
+			for _, n := range c.nodes {
+				for p := range want {
+					if n.running().QueuedTasks(p) != want[p] {
+						return false
+					}
+				}
+			}
+			return true
+		}
+	}
+	testenv.EventuallyWithin(t, patience, "three runs wait in partition 1", func() bool {
+		leader, _ := c.findLeader(1)
+		if leader == nil {
+			return false
+		}
+		engine, _, ok := leader.running().Engine(1)
+		if !ok || engine.SetPaused(t.Context(), "a reason") != nil { // a pause ends with the engine
+			return false
+		}
+		for engine.Load().Queued < 3 {
+			if _, err := engine.Submit(t.Context(), plan(t, spec)); err != nil {
+				return false
+			}
+			queued := engine.Load().Queued
+			testenv.Poll(testenv.Patience, func() bool { return engine.Load().Queued > queued })
+		}
+		return testenv.Poll(testenv.Patience, queues([2]int{0, 3}))
+	})
+	one := c.nodes[0].running().announcer
+	one.noteAnnouncement(&announcement{Node: "n9-1", Partitions: []partitionAnnouncement{{Partition: 0, Queued: 7}, {Partition: -1}, {Partition: 2}}}, time.Now())
+	if n := one.queuedAt("n9-1", 0); n != 7 || one.queuedAt("n8-1", 0) != 0 || len(one.queues) > 2 {
+		t.Errorf("%d tasks; %v", n, one.queues)
+	}
+}
+
 // TestLongestAnnouncement: a line of as many partitions as there may be, with the highest numbers, is taken.
 func TestLongestAnnouncement(t *testing.T) {
 	told := announcement{Node: raftlog.NodeID(make([]byte, 255))}
 	for p := range messages.MaxPartitions {
-		told.Partitions = append(told.Partitions, partitionAnnouncement{Partition: p, Next: messages.MaxNumber})
+		told.Partitions = append(told.Partitions, partitionAnnouncement{Partition: p, Next: messages.MaxNumber, Queued: math.MaxInt32})
 	}
 	line, err := json.Marshal(&told)
 	if err != nil || len(line) > maxAnnouncement/2 {

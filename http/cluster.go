@@ -31,6 +31,9 @@ type Cluster interface {
 	Dial(ctx context.Context, node string) (net.Conn, error)
 	// Nodes returns the IDs of all nodes, this one among them, in the same order each time.
 	Nodes() []string
+	// QueuedTasks returns how many tasks of a partition wait for a slot, as far as this node knows; 0 while it
+	// has not heard of its leader. It does not wait.
+	QueuedTasks(partition uint64) int
 	// Status returns what GET /v1/cluster shows.
 	Status(ctx context.Context) ClusterStatus
 }

@@ -47,6 +47,7 @@ type clusterRig struct {
 	changed     chan struct{}
 	// onStatus is called by Status; it may be nil.
 	onStatus func()
+	queued   map[uint64]int // tasks that wait, by partition
 }
 
 // clusterNode is a node of a rig, and its Cluster.
@@ -175,6 +176,12 @@ func (n *clusterNode) Dial(ctx context.Context, node string) (net.Conn, error) {
 		return nil, errors.New("no route to the node")
 	}
 	return n.rig.authority.dial(ctx, n.rig.authority.nodeTLS(n.id), target.port)
+}
+
+func (n *clusterNode) QueuedTasks(partition uint64) int {
+	n.rig.mu.Lock()
+	defer n.rig.mu.Unlock()
+	return n.rig.queued[partition]
 }
 
 func (n *clusterNode) Nodes() []string { return []string{"n1", "n2", "n3"} }

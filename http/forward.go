@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"net/http"
 	"strconv"
 	"sync"
@@ -180,61 +179,6 @@ func (f *forwarder) serve(ctx *fasthttp.RequestCtx, rt *route, next handler) err
 		return err // its body was read
 	}
 	return f.forward(ctx, rt, next, partition)
-}
-
-// partitionOf returns the partition whose leader serves a request. ok is false for a request that no
-// partition has: its run ID or key is malformed.
-func (f *forwarder) partitionOf(ctx *fasthttp.RequestCtx, rt *route) (partition uint64, ok bool) {
-	if hopsOf(ctx) > 0 {
-		return forwardedPartition(ctx), true
-	}
-	count := f.cluster.Partitions()
-	switch rt.servedBy {
-	case runLeader:
-		run, err := runParameter(ctx)
-		return uint64(run) % count, err == nil
-	case keyLeader:
-		key, err := idempotencyKey(&ctx.Request.Header)
-		if key == "" {
-			return f.anyPartition(count), err == nil
-		}
-		return keyPartition(key, count), err == nil
-	}
-	return 0, true // the only one: see serve
-}
-
-// keyPartition returns the partition of an idempotency key. All nodes must agree on it, for ever: a
-// repeat has to find the run of the first submission.
-func keyPartition(key string, count uint64) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(key)) // never fails
-	return h.Sum64() % count
-}
-
-// anyPartition returns a partition for a submission without a key: the next one that is led here, or else
-// the next one whose leader is known.
-func (f *forwarder) anyPartition(count uint64) uint64 {
-	if count == 1 {
-		return 0
-	}
-	first := f.rotation.Add(1)
-	chosen, isChosen := first%count, false
-	for i := range count {
-		partition := (first + i) % count
-		leader, isHere := f.cluster.Leader(partition)
-		if isHere {
-			return partition
-		}
-		if leader != "" && !isChosen {
-			chosen, isChosen = partition, true
-		}
-	}
-	return chosen
-}
-
-// hasChoice tells whether a request can be served by any partition.
-func (f *forwarder) hasChoice(ctx *fasthttp.RequestCtx, rt *route) bool {
-	return rt.servedBy == keyLeader && f.cluster.Partitions() > 1 && hopsOf(ctx) == 0 && ctx.Request.Header.Peek(idempotencyHeader) == nil
 }
 
 // isNotLeader tells whether the engine did not serve a call because another node leads.

@@ -23,7 +23,7 @@ import (
 //	list of runs     a page of each, merged by ID (scatter_list.go)
 //	events           a stream of each, merged as they come (scatter_events.go)
 //	server state     PAUSED if any is; a change is made in all
-//	batch            each line goes to the partition of its key, or to one that is led here (scatter_batch.go)
+//	batch            each line goes to the partition of its key, or to that with the shortest queue (scatter_batch.go)
 //
 // A part has the partition in a header or in its context (PartitionOf), so the node that answers treats it
 // like a whole request. A partition without a leader makes the answer an error: a part of the runs would

@@ -25,7 +25,7 @@ import (
 // groups are answered outcome-unknown, except those whose answers had arrived.
 
 // submitAll creates runs. In a cluster of several partitions each goes to the partition of its key; those
-// without a key go together to a partition that is led here, if there is one.
+// without a key go together to the one with the shortest queue.
 func (s *Server) submitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
 	if s.forwarder == nil || s.forwarder.cluster.Partitions() == 1 {
 		return s.engine.SubmitAll(ctx, subs)
@@ -49,7 +49,7 @@ func (f *forwarder) submitAll(ctx context.Context, subs []*messages.Submission) 
 		return nil, err
 	}
 	count := f.cluster.Partitions()
-	unkeyed := f.anyPartition(count)
+	unkeyed := f.shortestQueue(count)
 	groups := make(map[uint64][]int) // indexes in subs, by partition
 	for i, sub := range subs {
 		partition := unkeyed

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -229,6 +230,65 @@ func TestSubmissionsToPartitions(t *testing.T) {
 		if r := rig.node("n3").do("POST", "/v1/dagrun", contractSpec); r.status != 200 {
 			t.Errorf("%d %s", r.status, r.body)
 		}
+	}
+}
+
+// TestSubmissionsGoToTheShortestQueue: a submission without a key goes where the fewest tasks wait, and leaves a
+// node that leads only when its queues are much longer.
+func TestSubmissionsGoToTheShortestQueue(t *testing.T) {
+	rig, all := newPartedCluster(t, []string{"n1", "n2", "n1"}, 0)
+	for name, c := range map[string]struct {
+		at     string
+		queued map[uint64]int
+		want   []uint64 // the partitions that have turns
+	}{
+		"equal queues":                      {"n1", nil, []uint64{0, 2}},
+		"the shorter one that is led here":  {"n1", map[uint64]int{0: 1}, []uint64{2}},
+		"a shorter one elsewhere":           {"n1", map[uint64]int{0: queueSlack, 2: queueSlack}, []uint64{0, 2}},
+		"a much shorter one elsewhere":      {"n1", map[uint64]int{0: 1000, 1: 400, 2: 1000}, []uint64{1}},
+		"less than twice as long":           {"n1", map[uint64]int{0: 1000, 1: 600, 2: 1000}, []uint64{0, 2}},
+		"a node that leads nothing":         {"n3", map[uint64]int{0: 1000, 1: 1000}, []uint64{2}},
+		"nearly equal queues of other ones": {"n3", map[uint64]int{0: 1000, 1: 1, 2: 20}, []uint64{1, 2}},
+	} {
+		rig.update(func() { rig.queued = c.queued })
+		turns := map[uint64]bool{}
+		for range 12 {
+			turns[rig.node(c.at).forwarder.shortestQueue(3)] = true
+		}
+		if got := slices.Sorted(maps.Keys(turns)); !slices.Equal(got, c.want) {
+			t.Errorf("%s: the partitions %v have turns, not %v", name, got, c.want)
+		}
+	}
+	created := func(r reply) uint64 {
+		var answer struct{ RunID uint64 }
+		if err := json.Unmarshal([]byte(r.body), &answer); err != nil || r.status != 200 {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+		return answer.RunID % 3
+	}
+	rig.update(func() { rig.queued = map[uint64]int{0: 1000, 2: 1000} })
+	for _, id := range []string{"n1", "n3"} {
+		if p := created(rig.node(id).do("POST", "/v1/dagrun", contractSpec)); p != 1 {
+			t.Errorf("the run of node %s is of partition %d", id, p)
+		}
+	}
+	all.check(t)
+	if answers := rig.node("n1").batch(specOf("a") + "\n"); len(answers) != 1 || created(reply{status: 200, body: answers[0]}) != 1 {
+		t.Errorf("%q", answers)
+	}
+	// A queue that is short because its node is lost is not waited for.
+	rig.update(func() { rig.unreachable["n2"] = true })
+	for _, id := range []string{"n1", "n3"} {
+		rig.node(id).forwarder.transport.CloseIdleConnections()
+	}
+	for _, id := range []string{"n1", "n3"} {
+		if p := created(rig.node(id).do("POST", "/v1/dagrun", contractSpec)); p == 1 {
+			t.Errorf("the run of node %s is of partition %d, whose leader is lost", id, p)
+		}
+	}
+	rig.update(func() { rig.leaders = []string{"", "", ""} })
+	if p := rig.node("n1").forwarder.shortestQueue(3); p > 2 {
+		t.Errorf("without leaders: partition %d", p)
 	}
 }
 

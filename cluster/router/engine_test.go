@@ -87,6 +87,7 @@ func (d *directory) Cluster() cluster.ID { return cluster.ID{15: 7} }
 func (d *directory) Nodes() []cluster.Node {
 	return []cluster.Node{{ID: "n1", Name: "one", Address: "10.0.0.1:1"}, {ID: "n2", Name: "two"}}
 }
+func (d *directory) QueuedTasks(partition int) int { return 10 * partition }
 func (d *directory) Status(int) (s cluster.Status) {
 	s.Applied, s.Last, s.Match = 17, 20, map[raftlog.NodeID]uint64{"n2": 18, "n3": 20}
 	return s
@@ -384,6 +385,9 @@ func TestRouter(t *testing.T) {
 		Partitions: []http.PartitionStatus{{Leader: "n1", Term: 1, Applied: 17, Lag: 2, Lease: true}}}
 	if got := r.Status(t.Context()); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
+	}
+	if n := r.QueuedTasks(7); n != 70 {
+		t.Errorf("%d tasks wait", n)
 	}
 	if ids := r.Nodes(); !slices.Equal(ids, []string{"n1", "n2"}) {
 		t.Errorf("%q", ids)

@@ -16,6 +16,8 @@ type Member interface {
 	Cluster() cluster.ID
 	// Nodes returns all nodes of the cluster.
 	Nodes() []cluster.Node
+	// QueuedTasks returns how many tasks of a partition wait for a slot, as far as this node knows.
+	QueuedTasks(partition int) int
 	// Status returns the state of this node's replica of a partition.
 	Status(partition int) cluster.Status
 }
@@ -60,6 +62,9 @@ func (r *Router) Nodes() (ids []string) {
 	}
 	return ids
 }
+
+// QueuedTasks returns how many tasks of a partition wait for a slot, as far as this node knows.
+func (r *Router) QueuedTasks(partition uint64) int { return r.member.QueuedTasks(int(partition)) }
 
 // Status returns the cluster as this node sees it.
 func (r *Router) Status(context.Context) http.ClusterStatus {

@@ -310,6 +310,14 @@ func (s *startingCluster) Nodes() []string {
 	return nil
 }
 
+// QueuedTasks returns how many tasks of a partition wait for a slot; 0 while the node has not joined.
+func (s *startingCluster) QueuedTasks(partition uint64) int {
+	if r := s.router.Load(); r != nil {
+		return r.QueuedTasks(partition)
+	}
+	return 0
+}
+
 // Status returns the cluster as this node sees it; an empty one while the node has not joined.
 func (s *startingCluster) Status(ctx context.Context) http.ClusterStatus {
 	if r := s.router.Load(); r != nil {
