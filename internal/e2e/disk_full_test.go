@@ -239,7 +239,7 @@ func TestOutputFillsTheDisk(t *testing.T) {
 	s := e2etest.Start(t, e2etest.Data(filepath.Join(dir, "data")))
 	const printers = 12 // 60 MiB each, on a disk of 400 MB
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"print": e2etest.Sh("head -c 62914560 /dev/urandom; echo {{N}} >&2"),
+		"print": e2etest.Sh("head -c 62914560 /dev/zero | tr '\\0' x; echo {{N}} >&2"), // as long in the document as on the disk
 		"after": e2etest.Sh("echo after {{N}}").With("parents", []string{"print"}),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(printers)}))
 	s.Await(run, "COMPLETED")

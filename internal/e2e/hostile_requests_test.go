@@ -532,7 +532,7 @@ func TestHostileLoad(t *testing.T) {
 		})
 	}
 	began := time.Now()
-	took := honestClient(t, s, least, time.Duration(max(3, scaled(12)))*time.Second)
+	took := honestClient(t, s, least, time.Duration(max(3, scaled(6)))*time.Second)
 	cancel()
 	hostile.Wait()
 	if len(took) < least {

@@ -21,7 +21,7 @@ import (
 var (
 	seedFlag    = flag.Uint64("seed", 0, "seed of all random choices; 0 = from the clock")
 	killsFlag   = flag.Int("kills", 20, "kills of the random-moments test")
-	ackedFlag   = flag.Int("acked", 1000, "acknowledged submissions of the kill-after-200 test")
+	ackedFlag   = flag.Int("acked", 400, "acknowledged submissions of the kill-after-200 test")
 	roundsFlag  = flag.Int("rounds", 2, "rounds of the tests that kill server and worker")
 	hostileFlag = flag.Int("hostile", 10_000, "malformed requests")
 	sizesFlag   = flag.String("sizes", "", "big: runs of 1,000,000 tasks in large_runs_test.go, 10,000 concurrent processes")
@@ -29,7 +29,7 @@ var (
 	damagesFlag = flag.Int("damages", 40, "damaged data folders")
 	cutsFlag    = flag.Int("cuts", 3, "power cuts")
 	pauseFlag   = flag.Duration("pause", 3*time.Second, "how long worker_test.go stops processes")
-	soakFlag    = flag.Duration("soak", 10*time.Second, "how long the soak keeps its load")
+	soakFlag    = flag.Duration("soak", 4*time.Second, "how long the soak keeps its load")
 )
 
 func TestMain(m *testing.M) {
