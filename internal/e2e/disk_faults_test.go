@@ -241,6 +241,7 @@ func newPowerDisk(t *testing.T) *faults.Ext4 {
 // worker and tasks with it. Every acknowledged run is there afterwards, each run that was seen
 // COMPLETED still is, and ids and attempts are unique.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	rng := seededRandom(t)
 	disk := newPowerDisk(t)
 	lines := filepath.Join(t.TempDir(), "lines")

@@ -66,6 +66,7 @@ func fillDisk(t *testing.T, dir string, leave int64) (remove func()) {
 // (the disk is full, and a run goes on writing). Submissions are refused with 503, or the server
 // stops; both give the reason. All acknowledged runs are there once there is room again, and go on.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		leave   int64
 		running bool
@@ -202,9 +203,7 @@ func awaitRecovery(t *testing.T, s *e2etest.Server) *e2etest.Server {
 // writes fail as a full disk does.
 func fillWithoutMount(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "limited")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\nulimit -f 4096\nexec "+e2etest.Binary()+" \"$@\"\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	e2etest.WriteProgram(t, script, "#!/bin/sh\nulimit -f 4096\nexec "+e2etest.Binary()+" \"$@\"\n")
 	data := filepath.Join(t.TempDir(), "data")
 	acked := map[uint64]string{}
 	first := e2etest.Start(t, e2etest.Data(data)) // makes the folder without the limit
@@ -231,6 +230,7 @@ func fillWithoutMount(t *testing.T) {
 // output is cut. The server does not stop, and every task ends and is recorded, including those that
 // began when the disk was full.
 func TestOutputFillsTheDisk(t *testing.T) {
+	t.Parallel()
 	e2etest.DiskErrors(t)
 	dir, ok := smallDisk(t)
 	if !ok {

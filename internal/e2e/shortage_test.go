@@ -30,9 +30,7 @@ import (
 func withShellLimit(t *testing.T, ulimit string) string {
 	t.Helper()
 	script := filepath.Join(t.TempDir(), "limited")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\nulimit "+ulimit+"\nexec "+e2etest.Binary()+" \"$@\"\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	e2etest.WriteProgram(t, script, "#!/bin/sh\nulimit "+ulimit+"\nexec "+e2etest.Binary()+" \"$@\"\n")
 	return script
 }
 
@@ -149,10 +147,7 @@ func awaitIdleWaiters(t *testing.T, s *e2etest.Server) {
 func viaShell(t *testing.T, line string) func(*testenv.Config) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "caravan")
-	text := fmt.Sprintf("#!/bin/sh\n%s || exit 9\nexec %q \"$@\"\n", line, e2etest.Binary())
-	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	e2etest.WriteProgram(t, path, fmt.Sprintf("#!/bin/sh\n%s || exit 9\nexec %q \"$@\"\n", line, e2etest.Binary()))
 	return e2etest.Program(path)
 }
 
@@ -173,6 +168,7 @@ func checkEachRanOnce(t *testing.T, s *e2etest.Server, run uint64, tasks int) {
 
 // TestTasksWithFewDescriptors: 150 tasks that sleep, all of which the slots would start at once.
 func TestTasksWithFewDescriptors(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, viaShell(t, "ulimit -n 256"))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(`: {{N}}; exec sleep 1`).Job("cores", "0.01"),
@@ -182,7 +178,7 @@ func TestTasksWithFewDescriptors(t *testing.T) {
 
 // TestTasksWithFewProcesses: server, worker and tasks share 60 processes and threads.
 func TestTasksWithFewProcesses(t *testing.T) {
-	group := "/sys/fs/cgroup/pids/caravan-test-" + fmt.Sprint(os.Getpid())
+	group := "/sys/fs/cgroup/pids/caravan-test-few-" + fmt.Sprint(os.Getpid())
 	if err := os.Mkdir(group, 0o755); err != nil {
 		t.Skip("no control group for processes can be made here: ", err)
 	}
@@ -301,6 +297,7 @@ func faultHits(t *testing.T, data string) []string {
 // TestThousandTasksWithFewDescriptors: server, worker and tasks have 256 descriptors each, and slots
 // for 150 tasks.
 func TestThousandTasksWithFewDescriptors(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, viaShell(t, "ulimit -n 256"), e2etest.Args("--cores", "40"))
 	for _, pid := range append(testenv.Workers(s.Config().Data), s.PID()) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
@@ -319,6 +316,7 @@ func TestThousandTasksWithFewDescriptors(t *testing.T) {
 // the run another program takes all remaining processes for three seconds, so that starts fail, and
 // then frees them. Tasks end after that.
 func TestThousandTasksWithFewProcesses(t *testing.T) {
+	t.Parallel()
 	group := pidsGroup(t, 160)
 	s := e2etest.Start(t, viaShell(t, "echo $$ >"+group+"/cgroup.procs"), e2etest.Args("--cores", "10"))
 	dir := t.TempDir()

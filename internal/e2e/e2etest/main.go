@@ -5,6 +5,7 @@ package e2etest
 import (
 	"fmt"
 	"os"
+	"syscall"
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/testenv"
@@ -36,6 +37,17 @@ func Main(m *testing.M) int {
 		return 1
 	}
 	return m.Run()
+}
+
+// WriteProgram writes a script that can be started at once. The lock keeps it from processes that other
+// tests start while it is written: the kernel refuses to start a file that is open for writing.
+func WriteProgram(t *testing.T, path, text string) {
+	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Binary is the path of the binary under test.
