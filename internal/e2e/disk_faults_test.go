@@ -22,6 +22,7 @@ import (
 // runs once.
 func TestCommitLogErrors(t *testing.T) {
 	t.Parallel()
+	tasks := max(scaled(300), 100)
 	rng := seededRandom(t)
 	at := func() int { return 1 + rng.IntN(100) }
 	for name, fault := range sampleCases(rng, map[string]faults.Fault{
@@ -36,7 +37,7 @@ func TestCommitLogErrors(t *testing.T) {
 			t.Logf("%+v", fault)
 			data, dir := filepath.Join(t.TempDir(), "data"), t.TempDir()
 			s := e2etest.Start(t, e2etest.Faulty(t), e2etest.Data(data))
-			run := s.Submit(thousandTasks(dir, "exec sleep 0.01"))
+			run := s.Submit(processes(dir, tasks, "exec sleep 0.01"))
 			s.AwaitTask(run, "t_0", "COMPLETED")
 			if err := faults.WriteScript(e2etest.Script(data), fault); err != nil {
 				t.Fatal(err)
@@ -72,7 +73,7 @@ func TestCommitLogErrors(t *testing.T) {
 					t.Errorf("run %d: %+v", id, doc)
 				}
 			}
-			checkThousand(t, s, run, dir)
+			checkProcesses(t, s, run, dir, tasks)
 			text, _ := os.ReadFile(filepath.Join(dir, "small"))
 			// One more may have been stored without an answer.
 			if n := strings.Count(string(text), "small"); n != len(acknowledged) && n != len(acknowledged)+1 {

@@ -248,20 +248,28 @@ func TestHungWorkerIsReported(t *testing.T) {
 	}
 }
 
-// thousandTasks is a run of 1,000 processes. Each appends its name to dir/ran, which shows repeated
+// thousandTasks is a run of 1,000 processes.
+func thousandTasks(dir, script string) e2etest.Doc { return processes(dir, scaled(1000), script) }
+
+// processes is a run of n processes. Each appends its name to dir/ran, which shows repeated
 // starts whatever the attempt number, and prints enough for the worker's journal to be compacted.
 // script follows.
-func thousandTasks(dir, script string) e2etest.Doc {
+func processes(dir string, n int, script string) e2etest.Doc {
 	return e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(`echo "$CARAVAN_TASK" >>ran; printf '%02000d\n' {{N}}; `+script).Job("workDir", dir).Job("cores", "0.25"),
-	}).With("parameters", map[string]any{"N": e2etest.Numbers(scaled(1000))})
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(n)})
 }
 
-// checkThousand waits for the end of the run: every task is COMPLETED after its first attempt, and
-// each has run once.
+// checkThousand is checkProcesses of thousandTasks.
 func checkThousand(t *testing.T, s *e2etest.Server, run uint64, dir string) {
 	t.Helper()
-	tasks := scaled(1000)
+	checkProcesses(t, s, run, dir, scaled(1000))
+}
+
+// checkProcesses waits for the end of a run of processes: every task is COMPLETED after its first
+// attempt, and each has run once.
+func checkProcesses(t *testing.T, s *e2etest.Server, run uint64, dir string, tasks int) {
+	t.Helper()
 	checkEachRanOnce(t, s, run, tasks)
 	text, err := os.ReadFile(filepath.Join(dir, "ran"))
 	if err != nil {

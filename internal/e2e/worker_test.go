@@ -435,11 +435,13 @@ func globs(pattern string) []string {
 // worker that died: all go on, and every task runs once.
 func TestStoppedProcessesContinue(t *testing.T) {
 	t.Parallel()
+	tasks := max(scaled(400), 100)
 	for _, name := range []string{"server", "worker", "both"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
 			s := e2etest.Start(t)
-			run := s.Submit(thousandTasks(dir, "exec sleep 0.02"))
+			run := s.Submit(processes(dir, tasks, "exec sleep 0.02"))
 			e2etest.Eventually(t, "the run is under way", func() bool { return countStarts(dir) > 20 })
 			workers := testenv.Workers(s.Config().Data)
 			if len(workers) != 1 {
@@ -491,7 +493,7 @@ func TestStoppedProcessesContinue(t *testing.T) {
 			e2etest.Eventually(t, "runs are acknowledged again", func() bool { return acknowledged.Load() > before+20 })
 			close(over)
 			load.Wait()
-			checkThousand(t, s, run, dir)
+			checkProcesses(t, s, run, dir, tasks)
 			e2etest.Eventually(t, "/healthz is well", func() bool { return s.Do(http.MethodGet, "/healthz", "").Status == http.StatusOK })
 			if now := testenv.Workers(s.Config().Data); len(now) != 1 || now[0] != workers[0] {
 				t.Errorf("the worker was %d, now there are %v", workers[0], now)
