@@ -59,6 +59,22 @@ func (d *deployment) partitions() int {
 	return d.cluster.partitions
 }
 
+// countEntries returns the number of entries in the logs of all partitions, as a node knows it; 0 for one
+// server.
+func (d *deployment) countEntries() (sum uint64, err error) {
+	if d.cluster == nil {
+		return 0, nil
+	}
+	found, err := d.cluster.status(0)
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range found.Partitions {
+		sum += p.Applied
+	}
+	return sum, nil
+}
+
 // urlOf returns the address for the i-th request, of the servers in turn.
 func (d *deployment) urlOf(i int) string { return d.servers[i%len(d.servers)].URL }
 
@@ -117,6 +133,10 @@ func measureClusterRates(e *benchEnv) (map[string]float64, error) {
 // submissionCPU is the processor time of all nodes and their workers. Unlike the rate it hardly depends on
 // other load of the machine.
 const submissionCPU = "CPU per submission"
+
+// submissionsPerEntry is how many submissions share an entry of the log, and so a round of the nodes and a
+// sync of each: the more wait at a time, the more share one.
+const submissionsPerEntry = "submissions per log entry"
 
 // leadingNodes is the number of nodes that lead a partition.
 const leadingNodes = "nodes that lead"
@@ -237,6 +257,10 @@ func (e *benchEnv) measureDeploymentSubmissions(d *deployment, values map[string
 	if err != nil {
 		return err
 	}
+	entries, err := d.countEntries()
+	if err != nil {
+		return err
+	}
 	begin := time.Now()
 	got, err := closedLoopOver(d.urls(), connections, during, submit)
 	if err != nil {
@@ -247,6 +271,11 @@ func (e *benchEnv) measureDeploymentSubmissions(d *deployment, values map[string
 	var used time.Duration
 	for i := range after {
 		used += after[i] - before[i]
+	}
+	if d.cluster != nil && err == nil {
+		var latest uint64
+		latest, err = d.countEntries()
+		values[metricOf(submissionsPerEntry, d.name)] = sent / float64(latest-entries)
 	}
 	values[metricOf(submissionCPU, d.name)] = micros(used) / sent
 	values[metricOf(submissions, d.name)] = got.rate
@@ -361,6 +390,8 @@ func clusterRateRows() (rows []row) {
 		row{metric: metricOf(submissionCPU, threeParts), unit: "us", relativeTo: metricOf(submissionCPU, oneNode)},
 		row{metric: metricOf(submissionCPU, onePart), unit: "us", relativeTo: metricOf(submissionCPU, oneNode)},
 		row{metric: metricOf(submissionCPU, oneNode), unit: "us"},
+		row{metric: metricOf(submissionsPerEntry, threeParts)},
+		row{metric: metricOf(submissionsPerEntry, onePart)},
 	)
 	return append(rows,
 		row{metric: metricOf(noops, threeParts), unit: "tasks/s", relativeTo: metricOf(noops, oneNode), target: ratioAtLeast(0.6), floor: atLeast(500)},
