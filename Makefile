@@ -116,10 +116,10 @@ bench: ## all workloads with their references, ROUNDS (3) rounds each; needs an 
 $(WORKLOADS:%=bench-%): bench-%:
 	$(GO) run ./bench --rounds $(ROUNDS) $*
 
-bench-cluster: ## the workloads of clusters alone: three nodes on this machine, against one (about 5 minutes)
+bench-cluster: ## the workloads of clusters alone: three nodes on this machine, against one (about 7 minutes)
 	$(GO) run ./bench --rounds $(ROUNDS) cluster
 
-bench-report: ## all workloads, with charts, written into bench/report (about 21 minutes)
+bench-report: ## all workloads, with charts, written into bench/report (about 23 minutes)
 	$(GO) run ./bench --rounds $(ROUNDS) report
 
 bench-peers: ## root on Debian: install the references that the machine lacks

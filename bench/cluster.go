@@ -97,9 +97,8 @@ func (d *deployment) submit(i int, doc []byte) (run uint64, err error) {
 // cluster costs where it cannot gain anything: three processes write what one would write, beside the log
 // that they agree on. With one partition a single node does all of the work, with three each node may.
 //
-// The partitions are not balanced: which node leads how many is up to their elections. "nodes that lead"
-// shows it. A node may lose its lead on a busy machine, and submissions are answered with 503 then; those
-// are counted apart.
+// Each node leads as many partitions as the others, and "nodes that lead" shows it. A node may lose its lead
+// on a busy machine, and submissions are answered with 503 then; those are counted apart.
 //
 //	submissions  those of w3, with 64 connections spread over the nodes, while other runs hold all slots
 //	no-ops       100,000 tasks in 12 runs, spread over the partitions, all at once
@@ -112,6 +111,9 @@ func measureClusterRates(e *benchEnv) (map[string]float64, error) {
 	}
 	for _, name := range names {
 		err := e.withDeployment(name, func(d *deployment) error {
+			if err := e.holdDeployment(d, values); err != nil {
+				return err
+			}
 			if err := e.measureHops(d, values); err != nil {
 				return fmt.Errorf("%s of %s: %w", hop, name, err)
 			}
@@ -141,6 +143,30 @@ const submissionsPerEntry = "submissions per log entry"
 // leadingNodes is the number of nodes that lead a partition.
 const leadingNodes = "nodes that lead"
 
+// holdDeployment submits tasks that hold the slots of all nodes and last longer than the measurement. They
+// also keep the leaders where they are: only a partition without a running task moves. Before that, several
+// partitions spread over the nodes.
+func (e *benchEnv) holdDeployment(d *deployment, values map[string]float64) error {
+	if d.partitions() > 1 {
+		if err := d.cluster.awaitBalance(); err != nil {
+			return err
+		}
+	}
+	holder := []byte(`{"tasks":{"holder":{"job":{"command":["sleep","300"],"cores":2}}}}`)
+	for i := range len(d.servers) * d.partitions() {
+		if _, err := d.submit(i, holder); err != nil {
+			return err
+		}
+	}
+	if d.cluster == nil {
+		return nil
+	}
+	leads, _, err := d.cluster.leaders(0)
+	slices.Sort(leads)
+	values[metricOf(leadingNodes, d.name)] = float64(len(slices.Compact(leads)))
+	return err
+}
+
 // measureHops measures chains of no-ops, the first of which warms the deployment up. A chain is
 // submitted and awaited at the node that leads its partition: the forwarding of the two requests is not a
 // part of a hop.
@@ -157,8 +183,6 @@ func (e *benchEnv) measureHops(d *deployment, values map[string]float64) error {
 			return err
 		}
 		url = d.cluster.servers[leads[0]].URL
-		slices.Sort(leads)
-		values[metricOf(leadingNodes, d.name)] = float64(len(slices.Compact(leads)))
 	}
 	r, err := newRunner(url)
 	if err != nil {
@@ -235,19 +259,12 @@ func (e *benchEnv) awaitRun(url string, run uint64) error {
 	return r.awaitCompletion(e.ctx, run, serverWaits)
 }
 
-// measureDeploymentSubmissions measures the submissions of w3. Tasks that last longer than the
-// measurement hold the slots of all nodes.
+// measureDeploymentSubmissions measures the submissions of w3.
 func (e *benchEnv) measureDeploymentSubmissions(d *deployment, values map[string]float64) error {
 	const connections = 64
 	during := 4 * time.Second
 	if e.smoke {
 		during = time.Second / 2
-	}
-	holder := []byte(`{"tasks":{"holder":{"job":{"command":["sleep","300"],"cores":2}}}}`)
-	for i := range len(d.servers) * d.partitions() {
-		if _, err := d.submit(i, holder); err != nil {
-			return err
-		}
 	}
 	submit := jsonRequest("POST", "/v1/dagrun", fmt.Appendf(nil, seedShape, `"command":["/usr/bin/python3","script.py","{{JOBNO}}"]`))
 	if _, err := closedLoopOver(d.urls(), connections, during/4, submit); err != nil { // warms the nodes up
@@ -313,7 +330,7 @@ func measureIdle(e *benchEnv) (map[string]float64, error) {
 // measureIdleDeployment measures one deployment: the processor time between two moments, and the memory at
 // the second one.
 func (e *benchEnv) measureIdleDeployment(name string, values map[string]float64) error {
-	const settles, during = 3 * time.Second, 15 * time.Second
+	const settles, during = 3 * time.Second, 12 * time.Second
 	doc, err := fanGraph(10, trueProgram)
 	if err != nil {
 		return err
@@ -325,6 +342,11 @@ func (e *benchEnv) measureIdleDeployment(name string, values map[string]float64)
 				return err
 			}
 			if err := e.awaitRun(d.urlOf(i), run); err != nil {
+				return err
+			}
+		}
+		if d.partitions() > 1 {
+			if err := d.cluster.awaitBalance(); err != nil {
 				return err
 			}
 		}

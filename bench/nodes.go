@@ -211,6 +211,27 @@ func (c *nodeCluster) leaders(asked int) (leads []int, ids map[string]string, er
 	return leads, ids, err
 }
 
+// awaitBalance returns when each partition is led by the node that it prefers: partition 0 by the first one,
+// partition 1 by the second, and so on. A partition moves once when it has been at rest for a while, and a
+// measurement in that moment would show the move. A cluster that does not get there in time is measured as
+// it is. A shortened run does not wait.
+func (c *nodeCluster) awaitBalance() error {
+	const limit = 40 * time.Second
+	if c.e.smoke {
+		return nil
+	}
+	deadline := time.Now().Add(limit)
+	return c.e.pollUntil(100*time.Millisecond, func() (bool, error) {
+		leads, _, err := c.leaders(0)
+		for p, n := range leads {
+			if n != p%nodeCount {
+				return time.Now().After(deadline), err
+			}
+		}
+		return true, err
+	})
+}
+
 // awaitReplicas returns when the leaders have heard of every replica that it has all rows. The nodes of the
 // cluster are those of ids, of which one may have another ID now, not "".
 func (c *nodeCluster) awaitReplicas(replaced, formerID string) error {
