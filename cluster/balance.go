@@ -184,12 +184,5 @@ func (h *host) moveLead(ctx context.Context, to raftlog.NodeID) error {
 	if node, _, ok := h.group.Leader(); !ok || node != h.self {
 		return nil
 	}
-	moved := make(chan error, 1)
-	go func() { moved <- h.group.Transfer(to) }()
-	select {
-	case err := <-moved:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("the transfer did not end: %w", context.Cause(ctx))
-	}
+	return h.group.Transfer(ctx, to)
 }

@@ -103,7 +103,7 @@ func TestQuickChangesOfLeader(t *testing.T) {
 	l.awaitAccepted(0, 5)
 	for range 30 {
 		for _, n := range c.nodes {
-			_ = n.running().hosts[0].group.Transfer("") // most of them do not lead; the engine is not told
+			_ = n.running().hosts[0].group.Transfer(t.Context(), "") // most of them do not lead; the engine is not told
 		}
 		timer := time.NewTimer(time.Duration(rng.IntN(60)) * time.Millisecond)
 		<-timer.C
@@ -452,7 +452,7 @@ func (c *testCluster) disturb(rng *rand.Rand) {
 	case 3:
 		c.t.Logf("transfer what %s leads", n.name)
 		for _, h := range n.running().hosts {
-			_ = h.group.Transfer("")
+			_ = h.group.Transfer(c.t.Context(), "")
 		}
 	case 4:
 		other := c.nodes[rng.IntN(len(c.nodes))]

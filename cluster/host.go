@@ -23,9 +23,8 @@ const (
 	// maxEngines is how many engines of one term may end by themselves, until the host gives the
 	// leadership to another node, which may fare better.
 	maxEngines = 3
-	// damagedLeadPause is after how long a damaged replica tries again to give its leadership away. Each
-	// attempt ends an engine.
-	damagedLeadPause = 10 * time.Second
+	// giveAwayLimit bounds an attempt to give the leadership away, during which the partition has no engine.
+	giveAwayLimit = 4 * time.Second
 )
 
 // host runs the engine of one partition where its group leads. One goroutine compares what is with what
@@ -38,8 +37,9 @@ const (
 //	yes                        of t           –
 //	yes                        of another     unpublish, detach, close its store
 //	any                        has failed     unpublish, detach, close its store
-//	yes                        of t, and the  unpublish, detach, close its store, once for each DB;
-//	                           DB is damaged  give the leadership away
+//
+// A leader whose DB is damaged gives the leadership away, before its engine begins or after its engine has
+// ended: see damagedLead.
 //
 // It does so every 300 ms and whenever the group has a hint. No event is needed for a right state: quick
 // changes of leader cannot leave an engine behind, or a partition without one.
@@ -84,11 +84,7 @@ type host struct {
 	lastLeader Leadership
 	endedTerm  uint64 // the term of the last engine that has ended by itself
 	endedCount int    // how many of that term have
-	// damagedDB is the one for whose damage the host has given the leadership away. If the leadership
-	// comes back, no other replica could lead better. keptUntil is set when it could not be given away:
-	// the host tries again then.
-	damagedDB *persistence.DB
-	keptUntil time.Time
+	damaged    damagedLead
 }
 
 // newHost makes a host. The caller sets machine and group, and calls run.
@@ -179,18 +175,24 @@ func (h *host) reconcile() error {
 			if err := h.endEngine(); err != nil {
 				return err
 			}
-		case l != nil && h.isUnfitForDamage():
+		case l != nil:
+			to, _ := h.betterLeader(term)
+			if to == "" {
+				return nil
+			}
 			if err := h.endEngine(); err != nil {
 				return err
 			}
-			h.keptUntil = time.Time{}
-			if !h.giveAway(term) {
-				h.keptUntil = time.Now().Add(damagedLeadPause)
+			if h.leaveDamagedLead(term, to) {
+				return nil
 			}
-			return nil
-		case l == nil && leads && h.unresolved.Load() == 0:
+		case leads && h.unresolved.Load() == 0:
 			if term == h.doubtfulTerm.Load() || h.endedTerm == term && h.endedCount >= maxEngines || h.isHandedOver() {
 				h.giveAway(term)
+				return nil
+			}
+			to, isAwaited := h.betterLeader(term)
+			if isAwaited || to != "" && h.leaveDamagedLead(term, to) {
 				return nil
 			}
 			began, err := h.beginEngine()
@@ -201,22 +203,6 @@ func (h *host) reconcile() error {
 			return nil
 		}
 	}
-}
-
-// isUnfitForDamage reports whether a damage of the rows was found, and another node shall lead: reads of
-// this one miss the rows of a damaged block.
-func (h *host) isUnfitForDamage() bool {
-	db := h.machine.db.Load()
-	if db == h.damagedDB {
-		return !h.keptUntil.IsZero() && time.Now().After(h.keptUntil)
-	}
-	err := h.machine.damage()
-	if err == nil {
-		return false
-	}
-	h.damagedDB = db
-	h.logger.Warn("the rows of this replica are damaged: another node shall lead if one can", "err", err)
-	return len(h.group.Members().Voters) > 1
 }
 
 // leads reports whether this node leads in a term.
@@ -311,19 +297,19 @@ func (h *host) noteEnded(l *leadership) {
 }
 
 // giveAway makes another node lead. If that fails, this one tries again: with another engine, unless the
-// term is in doubt. It reports whether another node leads.
-func (h *host) giveAway(term uint64) bool {
+// term is in doubt.
+func (h *host) giveAway(term uint64) {
 	if h.isHandedOver() {
 		h.logger.Info("the leadership has come back to a node that stops: another node shall lead", "epoch", term)
 	} else {
 		h.logger.Warn("no further engine begins in this term: another node shall lead", "epoch", term, "engines", h.endedCount)
 	}
-	if err := h.group.Transfer(""); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), giveAwayLimit)
+	defer cancel()
+	if err := h.group.Transfer(ctx, ""); err != nil {
 		h.logger.Warn("cannot give the leadership away", "err", err)
 		h.endedCount = 0
-		return false
 	}
-	return true
 }
 
 // blockEngines lets no engine begin, and returns the one that is there. unblockEngines is its counterpart.
@@ -379,17 +365,10 @@ func (h *host) handOver(ctx context.Context) (err error) {
 	if node, _, ok := h.group.Leader(); !ok || node != h.self || len(h.group.Members().Voters) < 2 {
 		return nil
 	}
-	transferred := make(chan error, 1)
-	go func() { transferred <- h.group.Transfer("") }()
-	select {
-	case err := <-transferred:
-		if err != nil {
-			return fmt.Errorf("partition %d: %w", h.partition, err)
-		}
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("partition %d: the leadership was not handed over: %w", h.partition, context.Cause(ctx))
+	if err := h.group.Transfer(ctx, ""); err != nil {
+		return fmt.Errorf("partition %d: %w", h.partition, err)
 	}
+	return nil
 }
 
 func (h *host) isHandedOver() bool {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -64,7 +65,7 @@ func TestLeadershipThatComesBackUnnoticed(t *testing.T) {
 				return true
 			}
 			if next, _ := c.findLeader(0, leader); next != nil {
-				_ = next.running().hosts[0].group.Transfer(h.self)
+				_ = next.running().hosts[0].group.Transfer(t.Context(), h.self)
 			}
 			return leads()
 		})
@@ -84,7 +85,7 @@ func TestLeadershipThatComesBackUnnoticed(t *testing.T) {
 	first := reconcile()
 	testenv.RepeatWithin(t, patience, "another node leads", func() bool {
 		if leads() {
-			_ = h.group.Transfer("")
+			_ = h.group.Transfer(t.Context(), "")
 		}
 		next, _ := c.findLeader(0, leader)
 		return next != nil
@@ -297,28 +298,40 @@ func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
 	leader.setRunning(nil)
 }
 
-// TestDamagedReplicaLeavesTheLead: a leader whose rows are found damaged gives the leadership away, once. It leads
-// if it has to.
+// TestDamagedReplicaLeavesTheLead: a leader whose rows are found damaged gives the leadership away, and does so again
+// before it starts an engine. It leads if it has to: between two attempts.
 func TestDamagedReplicaLeavesTheLead(t *testing.T) {
 	t.Parallel()
 	c := newTestCluster(t, 3, 1)
 	found := &logCounter{text: "the rows of this replica are damaged"}
-	c.log = found
+	left := &logCounter{text: "a damaged replica gives its leadership away"}
+	c.log = io.MultiWriter(found, left)
 	c.each((*testNode).start)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 3)}
-	leader, _ := c.leaderOf(0)
+	damaged, _ := c.leaderOf(0)
+	m := damaged.running()
 	damage := errors.New("a block is damaged")
-	leader.damage.Store(&damage)
-	c.leaderOf(0, leader)
+	damaged.damage.Store(&damage)
+	transferBack := func() {
+		t.Helper()
+		next, _ := c.leaderOf(0, damaged)
+		_ = next.running().hosts[0].group.Transfer(t.Context(), m.Self()) // an error: the next attempt comes
+	}
+	testenv.RepeatWithin(t, patience, "it gives its leadership away before it starts an engine", func() bool {
+		engines, attempts := m.hosts[0].takeovers.Load(), left.lines.Load()
+		transferBack()
+		c.leaderOf(0, damaged)
+		return left.lines.Load() > attempts && m.hosts[0].takeovers.Load() == engines
+	})
 	c.checkRuns(accepted)
-	m := leader.running()
-	// Back to the damaged replica. The present leader may lose its leadership before that.
-	testenv.RepeatWithin(t, patience, "the damaged replica leads again", func() bool {
-		if _, epoch, ok := m.Engine(0); ok && m.HasLease(0, epoch) {
+	c.damagedLeadPause.Store(int64(time.Hour))
+	testenv.RepeatWithin(t, patience, "it leads", func() bool {
+		_, epoch, ok := m.Engine(0)
+		if ok && m.HasLease(0, epoch) {
 			return true
 		}
-		if n, _ := c.findLeader(0); n != nil && n != leader {
-			_ = n.running().hosts[0].group.Transfer(m.Self()) // an error: the next look tries again
+		if next, _ := c.findLeader(0, damaged); next != nil {
+			transferBack()
 		}
 		return false
 	})
@@ -351,7 +364,7 @@ func TestLeadershipComesBackDuringAStop(t *testing.T) {
 	m := stopping.running()
 	testenv.RepeatWithin(t, patience, "the node hands over", func() bool { return m.HandOver(t.Context()) == nil })
 	next, _ := c.leaderOf(0, stopping)
-	_ = next.running().hosts[0].group.Transfer(m.Self())
+	_ = next.running().hosts[0].group.Transfer(t.Context(), m.Self())
 	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
 	if leader, _ := c.leaderOf(0); leader == stopping {
 		t.Error("the node that stops leads")

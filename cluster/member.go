@@ -61,7 +61,9 @@ type Config struct {
 
 	fsys        vfs.FS        // nil: the operating system's
 	detachLimit time.Duration // 0: the constant of this name
-	steadyTime  time.Duration // 0: the constant of this name
+	// damagedLeadPause returns the constant of this name. Nil but in tests.
+	damagedLeadPause func() time.Duration
+	steadyTime       time.Duration // 0: the constant of this name
 	// afterRestoreStep is machine.afterStep of all partitions, and findDamage is machine.findDamage. Nil but in
 	// tests.
 	afterRestoreStep func(partition, step int) error
@@ -114,6 +116,9 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		c.fsys = vfs.OS{}
 	}
 	c.detachLimit = cmp.Or(c.detachLimit, detachLimit)
+	if c.damagedLeadPause == nil {
+		c.damagedLeadPause = func() time.Duration { return damagedLeadPause }
+	}
 	c.Logger = c.Logger.With("node", c.Name)
 	defer func() {
 		if err != nil {

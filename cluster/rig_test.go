@@ -122,6 +122,8 @@ type testCluster struct {
 	steadyTime time.Duration // of the balancers; an hour unless the test is about them
 	nodes      []*testNode
 	log        io.Writer // nil: discard
+	// damagedLeadPause is that of all nodes, in nanoseconds.
+	damagedLeadPause atomic.Int64
 }
 
 // newTestCluster makes nodes that do not run yet. At the end of the test all of them are closed.
@@ -219,6 +221,7 @@ func (n *testNode) config() Config {
 			n.fatal = append(n.fatal, err)
 		},
 		afterRestoreStep: n.afterRestoreStep,
+		damagedLeadPause: func() time.Duration { return time.Duration(c.damagedLeadPause.Load()) },
 		findDamage: func() error {
 			if err := n.damage.Load(); err != nil {
 				return *err

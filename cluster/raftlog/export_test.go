@@ -40,13 +40,16 @@ func (g *Group) ProposeUnknownKind(epoch uint64) error {
 func (g *Group) Snapshot() error { return g.snapshot(g.incarnation()) }
 
 // TransferTargets returns the voters that a Transfer to any of them tries, in this order.
-func (g *Group) TransferTargets() []NodeID {
+func (g *Group) TransferTargets() (nodes []NodeID) {
 	inc := g.incarnation()
 	if inc == nil {
 		return nil
 	}
 	_, term := inc.leadership()
-	return g.transferTargets(inc, term, inc.members().Voters)
+	for _, t := range g.transferTargets(inc, term, inc.members().Voters) {
+		nodes = append(nodes, t.node)
+	}
+	return nodes
 }
 
 // PretendStuck makes the notes on a follower look as if the library had sent it nothing for long.

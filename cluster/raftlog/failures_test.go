@@ -168,7 +168,7 @@ func (c *cluster) hangTransfer() *replica {
 		c.put(leader, epoch, "before", "x")
 	}
 	for transfers := 0; transfers < 2; {
-		switch err := leader.group.Transfer(target.id); {
+		switch err := leader.group.Transfer(c.t.Context(), target.id); {
 		case err == nil:
 			c.t.Fatal("a transfer to a follower that is cut off succeeds")
 		case strings.Contains(err.Error(), "timeout"):
@@ -185,7 +185,7 @@ func (c *cluster) hangTransfer() *replica {
 			return true
 		}
 		if node, _, ok := other.group.Leader(); ok && node == other.id {
-			_ = other.group.Transfer(leader.id) // false: the next look tries again
+			_ = other.group.Transfer(c.t.Context(), leader.id) // false: the next look tries again
 		}
 		return leader.group.Status().Leads
 	})

@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -130,22 +131,24 @@ func (i *incarnation) members() (m Membership) {
 func (i *incarnation) awaitAnswer(future raft.Future) error {
 	answered := make(chan error, 1)
 	go func() { answered <- future.Error() }()
-	return i.awaitError(answered)
+	return i.awaitError(context.Background(), answered)
 }
 
 // awaitTransfer is awaitAnswer for a transfer. A main loop that ends may leave one transfer unanswered, because
 // such a future does not end with the library: the goroutine then stays (raftlogtest.LibraryLeaks).
-func (i *incarnation) awaitTransfer(future raft.Future) error {
+func (i *incarnation) awaitTransfer(ctx context.Context, future raft.Future) error {
 	answered := make(chan error, 1)
 	go func() { answered <- future.Error() }()
-	return i.awaitError(answered)
+	return i.awaitError(ctx, answered)
 }
 
-func (i *incarnation) awaitError(answered <-chan error) error {
+func (i *incarnation) awaitError(ctx context.Context, answered <-chan error) error {
 	select {
 	case err := <-answered:
 		return err
 	case <-i.cut:
 		return ErrClosed
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }

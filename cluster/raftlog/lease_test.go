@@ -119,7 +119,7 @@ func TestTransferEndsTheLease(t *testing.T) {
 	testenv.EventuallyWithin(t, patience, "the target has all entries", func() bool { return leader.group.Status().Match[target.id] == at })
 	c.network.Cut(target.id, leader.id) // it hears the order, and cannot ask for votes
 	c.network.Cut(target.id, other.id)
-	if err := leader.group.Transfer(target.id); err == nil {
+	if err := leader.group.Transfer(t.Context(), target.id); err == nil {
 		t.Fatal("the transfer succeeds")
 	}
 	testenv.EventuallyWithin(t, patience, "the leader goes on", func() bool {

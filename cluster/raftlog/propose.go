@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -142,8 +143,9 @@ func (g *Group) Leader() (node NodeID, term uint64, ok bool) {
 // takes an election time-out for each of them, and after the first one up to two requests.
 //
 // The caller ends its engine first: proposals are refused while the transfer is under way, and there is
-// no read lease after it in this term, even if it fails.
-func (g *Group) Transfer(to NodeID) error {
+// no read lease after it in this term, even if it fails. When ctx ends, Transfer returns and tries no other
+// voter; the library ends the attempt at hand within an election time-out.
+func (g *Group) Transfer(ctx context.Context, to NodeID) error {
 	inc := g.incarnation()
 	if inc == nil {
 		return g.closedError()
@@ -156,7 +158,10 @@ func (g *Group) Transfer(to NodeID) error {
 	targets := []NodeID{to}
 	switch {
 	case to == "":
-		targets = g.transferTargets(inc, term, voters)
+		targets = nil
+		for _, t := range g.transferTargets(inc, term, voters) {
+			targets = append(targets, t.node)
+		}
 	case !slices.Contains(voters, to):
 		return fmt.Errorf("transfer of leadership to %s: it is not a voter", to)
 	}
@@ -165,31 +170,55 @@ func (g *Group) Transfer(to NodeID) error {
 	}
 	var errs []error
 	for i, target := range targets {
-		err := g.transferTo(inc, target, i > 0)
+		err := g.transferTo(ctx, inc, target, i > 0)
 		if leads, now := inc.leadership(); err == nil || i > 0 && (!leads || now != term) {
 			return nil
 		}
 		errs = append(errs, fmt.Errorf("transfer of leadership to %s: %w", target, err))
+		if ctx.Err() != nil {
+			break
+		}
 	}
 	return errors.Join(errs...)
 }
 
-// transferTargets returns the other voters that have confirmed entries: those that are heard before others, and
-// then by what they have of the log.
-func (g *Group) transferTargets(inc *incarnation, term uint64, voters []NodeID) (targets []NodeID) {
-	type target struct {
-		node    NodeID
-		isHeard bool
-		match   uint64
+// CaughtUpVoters returns the other voters that are heard and lack few entries: a transfer to them can succeed
+// at once. The one with the most of the log comes first. On a node that does not lead there are none.
+func (g *Group) CaughtUpVoters() (nodes []NodeID) {
+	inc := g.incarnation()
+	if inc == nil {
+		return nil
 	}
-	var all []target
+	leads, term := inc.leadership()
+	if !leads {
+		return nil
+	}
+	last := inc.raft.LastIndex()
+	for _, t := range g.transferTargets(inc, term, inc.members().Voters) {
+		if t.isHeard && t.match+promotionLag >= last {
+			nodes = append(nodes, t.node)
+		}
+	}
+	return nodes
+}
+
+// transferTarget is a voter that may take the leadership.
+type transferTarget struct {
+	node    NodeID
+	isHeard bool
+	match   uint64
+}
+
+// transferTargets returns the other voters whose place in the log is known: those that are heard before others,
+// and then by what they have of the log.
+func (g *Group) transferTargets(inc *incarnation, term uint64, voters []NodeID) (all []transferTarget) {
 	now := g.watch.clock()
 	inc.followers.forEach(term, voters, func(node NodeID, n followerProgress) {
 		if node != g.config.Node && n.match > 0 {
-			all = append(all, target{node, n.isHeard(now, &g.settings), n.match})
+			all = append(all, transferTarget{node, n.isHeard(now, &g.settings), n.match})
 		}
 	})
-	slices.SortStableFunc(all, func(a, b target) int {
+	slices.SortStableFunc(all, func(a, b transferTarget) int {
 		if a.isHeard != b.isHeard {
 			if a.isHeard {
 				return -1
@@ -198,29 +227,33 @@ func (g *Group) transferTargets(inc *incarnation, term uint64, voters []NodeID) 
 		}
 		return cmp.Compare(b.match, a.match)
 	})
-	for _, t := range all {
-		targets = append(targets, t.node)
-	}
-	return targets
+	return all
 }
 
 // transferTo asks the library for one transfer. The library takes the next one a while after it has
 // answered the one before: as long as a request to a node that does not answer. isNext waits for that.
-func (g *Group) transferTo(inc *incarnation, to NodeID, isNext bool) error {
+func (g *Group) transferTo(ctx context.Context, inc *incarnation, to NodeID, isNext bool) error {
 	for begin := time.Now(); ; {
 		if inc.isCut() {
 			return ErrClosed
 		}
-		err := inc.awaitTransfer(inc.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)))
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		err := inc.awaitTransfer(ctx, inc.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)))
 		if !isNext || !errors.Is(err, raft.ErrLeadershipTransferInProgress) || time.Since(begin) >= 2*g.settings.Request {
 			return err
 		}
-		time.Sleep(g.settings.Tick)
+		select {
+		case <-time.After(g.settings.Tick):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }
 
-// promotionLag is how many entries a learner may lack when it becomes a voter. One that lacks more would
-// delay commits when another voter fails.
+// promotionLag is how many entries a learner may lack when it becomes a voter, and a voter when it is counted
+// among CaughtUpVoters. One that lacks more would delay commits.
 const promotionLag = 1024
 
 // Members returns the members of the group as this node knows them.

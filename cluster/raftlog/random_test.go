@@ -144,7 +144,7 @@ func (c *cluster) disturb(rng *rand.Rand, places map[*replica]*place) {
 		pause(1500 * time.Millisecond)
 		release()
 	case 4:
-		_ = r.group.Transfer("") // refused unless it leads
+		_ = r.group.Transfer(c.t.Context(), "") // refused unless it leads
 	case 5:
 		r.files.Add(faults.Rule{Op: faults.Sync, Path: "*.wal", N: 1, Err: errors.New("injected EIO")})
 		pause(500 * time.Millisecond)
