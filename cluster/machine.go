@@ -56,6 +56,8 @@ type machine struct {
 	// evictEngine ends the engine over the DB, and returns when its store is closed; allow lets the next one
 	// begin. Set before the group is opened.
 	evictEngine func() (allow func())
+	// space is that of all replicas of the node. Nil: the replica is alone.
+	space *copySpace
 	// statfs returns the free bytes and the size of the disk of a folder. Nil: vfs.Statfs.
 	statfs func(dir string) (free, total int64, err error)
 	// findDamage stands for a damage of the DB. Nil but in tests.
@@ -441,9 +443,43 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 // their memtables of 9 MiB: their refusals end the replica.
 const copyReserve = 128 << 20
 
+// copySpace counts the space that the replicas of a node have promised to the copies that they receive: they
+// share a disk, and a new node gets the copies of all partitions at once.
+type copySpace struct {
+	mu       sync.Mutex         // a leaf
+	promised map[*machine]int64 // in bytes
+}
+
+// promise notes the space of a replica's copy in place of what it was, and returns that of the others. It may be
+// called on nil.
+func (s *copySpace) promise(m *machine, bytes int64) (others int64) {
+	if s == nil {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.promised == nil {
+		s.promised = map[*machine]int64{}
+	}
+	s.promised[m] = bytes
+	for other, bytes := range s.promised {
+		if other != m {
+			others += bytes
+		}
+	}
+	return others
+}
+
 // checkSpace refuses a copy of another replica of which so many bytes are received, if the disk has too little
-// space for its rows and for what Badger needs to sort them: twice the bytes.
-func (m *machine) checkSpace(received int64) error {
+// space for its rows and for what Badger needs to sort them, twice the bytes, beside the other copies. The space
+// is promised until Restore ends, or releaseSpace is called.
+func (m *machine) checkSpace(received int64) (err error) {
+	defer func() {
+		if err != nil {
+			m.releaseSpace()
+		}
+	}()
+	others := m.space.promise(m, 2*received) // before the look at the disk: of two replicas one sees the other
 	statfs := m.statfs
 	if statfs == nil {
 		statfs = vfs.Statfs
@@ -452,14 +488,18 @@ func (m *machine) checkSpace(received int64) error {
 	if err != nil {
 		return err
 	}
-	if need := 2*received + copyReserve; free < need {
-		return fmt.Errorf("the disk has %d MiB free, and a copy of the rows needs at least %d MiB", free>>20, need>>20)
+	if need := 2*received + others + copyReserve; free < need {
+		return fmt.Errorf("the disk has %d MiB free, and a copy of the rows needs at least %d MiB, %d MiB of them for the copies of other partitions", free>>20, need>>20, others>>20)
 	}
 	return nil
 }
 
+// releaseSpace takes the promise for a copy back.
+func (m *machine) releaseSpace() { m.space.promise(m, 0) }
+
 // Restore replaces the rows by those of another replica.
 func (m *machine) Restore(index uint64, r io.Reader) error {
+	defer m.releaseSpace()
 	allow := m.evictEngine()
 	defer allow()
 	var head [snapshotHead]byte

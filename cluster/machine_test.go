@@ -324,6 +324,36 @@ func TestCopyNeedsSpace(t *testing.T) {
 	}
 }
 
+// TestCopiesShareTheSpace: what one replica is promised for its copy is not promised to another one, until the copy
+// is given up or restored.
+func TestCopiesShareTheSpace(t *testing.T) {
+	const free = copyReserve + 300
+	statfs := func(string) (int64, int64, error) { return free, 1 << 40, nil }
+	space := &copySpace{}
+	one := &machine{space: space, statfs: statfs}
+	two := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)
+	defer closeMachine(t, two)
+	two.space, two.statfs = space, statfs
+	check := func(m *machine, received int64, isAllowed bool) {
+		t.Helper()
+		if err := m.checkSpace(received); (err == nil) != isAllowed {
+			t.Errorf("a copy of %d bytes: %v", received, err)
+		}
+	}
+	check(one, 100, true)
+	check(two, 50, true)
+	check(two, 51, false) // and its promise ends
+	check(one, 150, true)
+	check(two, 1, false)
+	one.releaseSpace()
+	check(two, 150, true)
+	check(one, 1, false)
+	if err := two.Restore(1, strings.NewReader("damaged")); err == nil {
+		t.Error("a damaged copy is restored")
+	}
+	check(one, 150, true)
+}
+
 // TestDigestsAreBounded: a replica that computes as many digests as it may says so of the next one, and computes
 // later ones.
 func TestDigestsAreBounded(t *testing.T) {

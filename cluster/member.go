@@ -88,6 +88,7 @@ type Member struct {
 	introducer *introducer
 	mux        *raftlog.Mux
 	hosts      []*host
+	copySpace  copySpace
 	admitter   *admitter
 	announcer  *announcer          // nil with one partition
 	balancer   *balancer           // nil with one partition
@@ -303,7 +304,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 		storage.Logger = h.logger
 	}
 	h.machine = &machine{dir: m.folder.replicaFolder(partition), fsys: c.fsys, base: m.identity.Base, config: storage, logger: h.logger, evictEngine: h.evictEngine}
-	h.machine.findDamage = c.findDamage
+	h.machine.space, h.machine.findDamage = &m.copySpace, c.findDamage
 	if c.afterRestoreStep != nil {
 		h.machine.afterStep = func(step int) error { return c.afterRestoreStep(partition, step) }
 	}
@@ -311,7 +312,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 		return err
 	}
 	group := raftlog.Config{Group: groupNumber(partition), Node: m.identity.ID, Dir: filepath.Join(h.machine.dir, groupDir),
-		Machine: h.machine, Mux: m.mux, CheckSpace: h.machine.checkSpace, Settings: c.Log, Logger: h.logger}
+		Machine: h.machine, Mux: m.mux, CheckSpace: h.machine.checkSpace, ReleaseSpace: h.machine.releaseSpace, Settings: c.Log, Logger: h.logger}
 	if isNew && !m.identity.IsReplacement {
 		group.Bootstrap = m.identity.ids()
 	}

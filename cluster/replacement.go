@@ -223,7 +223,9 @@ func (m *Member) seekAdmission() {
 	}
 	pending := map[int]bool{}
 	for p := range m.hosts {
-		pending[p] = true
+		if !slices.Contains(admitted.AdmittedTo, p) {
+			pending[p] = true
+		}
 	}
 	logged := ""
 	for len(pending) > 0 {
@@ -238,11 +240,9 @@ func (m *Member) seekAdmission() {
 					continue // its first entries are on their way
 				}
 				delete(pending, p)
-				if !slices.Contains(admitted.AdmittedTo, p) {
-					admitted.AdmittedTo = append(slices.Clone(admitted.AdmittedTo), p)
-					if !write() {
-						return
-					}
+				admitted.AdmittedTo = append(slices.Clone(admitted.AdmittedTo), p)
+				if !write() {
+					return
 				}
 			case answer.Error != "":
 				problem = fmt.Sprintf("partition %d: %s", p, answer.Error)
@@ -265,8 +265,12 @@ func (m *Member) seekAdmission() {
 	m.config.Logger.Info("this node is in place of the former one", "node", m.Self())
 }
 
-// requestAdmission sends the request for a partition to all other nodes, until its leader answers.
+// requestAdmission sends the request for a partition to all other nodes, until its leader answers. A node that
+// leads the partition itself has become a voter of it without an answer.
 func (m *Member) requestAdmission(partition int) (answer admissionAnswer) {
+	if node, _, ok := m.hosts[partition].group.Leader(); ok && node == m.Self() {
+		return admissionAnswer{Leads: true, IsVoter: true}
+	}
 	for _, node := range m.config.Nodes {
 		if node.Name == m.config.Name {
 			continue

@@ -168,7 +168,8 @@ func TestReplacementThatHasLostALog(t *testing.T) {
 	}
 }
 
-// TestReplacementIsRefused: a node that runs is not replaced, nor is one of another name admitted.
+// TestReplacementIsRefused: a node that runs is not replaced, nor is one of another name admitted. A node that leads
+// needs no admission.
 func TestReplacementIsRefused(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
@@ -192,6 +193,9 @@ func TestReplacementIsRefused(t *testing.T) {
 	}
 	if answer := other.running().admit(t.Context(), &admissionRequest{Name: other.name, ID: id}); answer != (admissionAnswer{}) {
 		t.Errorf("a node that does not lead: %+v", answer)
+	}
+	if answer := m.requestAdmission(0); !answer.IsVoter {
+		t.Errorf("a node that leads waits for its admission: %+v", answer)
 	}
 	if voters := m.hosts[0].group.Members().Voters; len(voters) != 3 {
 		t.Errorf("the voters are %v", voters)

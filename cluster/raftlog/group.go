@@ -32,6 +32,9 @@ type Config struct {
 	// CheckSpace, if not nil, may refuse a snapshot from another replica while it is received: received is its
 	// bytes so far, and the machine needs space for its rows on top of that. The leader sends it again later.
 	CheckSpace func(received int64) error
+	// ReleaseSpace, if not nil, is called when a snapshot that CheckSpace has allowed so far is given up. The
+	// others end with Machine.Restore.
+	ReleaseSpace func()
 
 	Settings Settings     // the zero value means DefaultSettings
 	Logger   *slog.Logger // nil: slog.Default
@@ -163,7 +166,7 @@ func (g *Group) openStores() (*incarnation, error) {
 	if g.snapshots, err = openSnapshots(files, dir, synced); err != nil {
 		return nil, err
 	}
-	g.snapshots.checkSpace = g.config.CheckSpace
+	g.snapshots.checkSpace, g.snapshots.releaseSpace = g.config.CheckSpace, g.config.ReleaseSpace
 	if g.logs, err = openLog(files, logDir, g.settings.SegmentBytes, newLibraryLogger(g.logger), g.watch.clock, g.fail); err != nil {
 		return nil, err
 	}

@@ -47,16 +47,18 @@ func withoutWatch() raftlog.Settings {
 
 // replica is one node with one group.
 type replica struct {
-	id      raftlog.NodeID
-	dir     string
-	files   *faults.FS
-	refuse  atomic.Pointer[func() error]
-	space   atomic.Pointer[func(received int64) error] // see raftlog.Config
-	mux     *raftlog.Mux
-	machine *raftlogtest.Machine
-	group   *raftlog.Group
-	before  func(call string, index uint64) error
-	lazy    bool // see raftlogtest.Machine
+	id     raftlog.NodeID
+	dir    string
+	files  *faults.FS
+	refuse atomic.Pointer[func() error]
+	space  atomic.Pointer[func(received int64) error] // see raftlog.Config
+	// released counts the calls of ReleaseSpace.
+	released atomic.Int64
+	mux      *raftlog.Mux
+	machine  *raftlogtest.Machine
+	group    *raftlog.Group
+	before   func(call string, index uint64) error
+	lazy     bool // see raftlogtest.Machine
 }
 
 // cluster is the replicas of one group on a network in memory.
@@ -129,7 +131,8 @@ func (c *cluster) tryOpen(r *replica, bootstrap ...raftlog.NodeID) (err error) {
 				return (*f)(received)
 			}
 			return nil
-		}}
+		},
+		ReleaseSpace: func() { r.released.Add(1) }}
 	r.group, err = raftlog.Open(config.WithFiles(r.files).WithRefusal(func() error {
 		if f := r.refuse.Load(); f != nil {
 			return (*f)()

@@ -64,6 +64,8 @@ type snapshotStore struct {
 	termOf func(index uint64) (uint64, error)
 	// checkSpace is Config.CheckSpace.
 	checkSpace func(received int64) error
+	// releaseSpace is Config.ReleaseSpace.
+	releaseSpace func()
 
 	mu       sync.Mutex
 	own      *snapshotRecord // nil: no snapshot yet
@@ -298,6 +300,9 @@ func (k *snapshotSink) Close() error {
 func (k *snapshotSink) Cancel() error {
 	if k.file == nil {
 		return nil
+	}
+	if k.store.releaseSpace != nil {
+		k.store.releaseSpace()
 	}
 	return errors.Join(k.file.Close(), removeIfThere(k.store.fsys, filepath.Join(k.store.dir, receivedFile)))
 }

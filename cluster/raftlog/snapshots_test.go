@@ -111,6 +111,9 @@ func TestSnapshotWithoutSpace(t *testing.T) {
 			_, err := os.Stat(filepath.Join(follower.dir, "group", "received"))
 			return errors.Is(err, os.ErrNotExist)
 		})
+		if follower.released.Load() == 0 {
+			t.Error("the space is not given back")
+		}
 		follower.space.Store(nil)
 		c.converge()
 	}
