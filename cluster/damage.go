@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	// damagedLeadPause is how long a damaged replica leads after its first attempt to give the leadership away, if
-	// it fails or the leadership comes back. Each attempt doubles the pause, up to damagedLeadPause times 2 to the
-	// power of maxPauseDoublings: 320 s.
+	// damagedLeadPause is how long a damaged replica leads after its first attempt to give the leadership
+	// away, if it fails or the leadership comes back. Each attempt doubles the pause, up to damagedLeadPause
+	// times 2 to the power of maxPauseDoublings: 320 s.
 	damagedLeadPause  = 10 * time.Second
 	maxPauseDoublings = 5
 	// betterLeaderWait is how long no engine begins in a term until the other voters have answered.
@@ -35,8 +35,8 @@ type damagedLead struct {
 	since time.Time
 }
 
-// betterLeader returns the voter that shall lead instead of this node, "" if this one shall lead on: its rows are
-// not damaged, or it has to. isAwaited says that the other voters may still answer.
+// betterLeader returns the voter that shall lead instead of this node, "" if this one shall lead on: its
+// rows are not damaged, or it has to. isAwaited says that the other voters may still answer.
 func (h *host) betterLeader(term uint64) (to raftlog.NodeID, isAwaited bool) {
 	err := h.machine.damage()
 	if err == nil {

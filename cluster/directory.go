@@ -67,8 +67,8 @@ type Engine interface {
 	RaiseNextNumber(number uint64)
 	// Load returns how much work the engine has.
 	Load() actors.Load
-	// Proposals returns how many groups of rows the engine has proposed to the log, and the number of the newest
-	// one that is committed, counted from 1. If one was committed that was proposed after some moment, this
-	// node led the partition after that moment.
+	// Proposals returns how many groups of rows the engine has proposed to the log, and the number of the
+	// newest one that is committed, counted from 1. If one was committed that was proposed after some
+	// moment, this node led the partition after that moment.
 	Proposals() (proposed, committed uint64)
 }

@@ -30,7 +30,8 @@
 // # Goroutines
 //
 //	host.run             one for each partition: starts and ends engines
-//	leadership.awaitLog     one for each proposal, until the log has answered it
+//	leadership.awaitLog  one for each proposal, until the log has answered it
+//	callAfter            one while an engine ends, which reports an end that takes too long
 //	machine.Verify       one for each digest
 //	machine.Restore      one that closes the former rows
 //	port, introducer,    accept connections, and one for each greeting

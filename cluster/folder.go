@@ -142,8 +142,8 @@ func openFolder(fsys vfs.FS, path, name string) (*folder, *identity, error) {
 // identity.
 func makeFolder(fsys vfs.FS, path string) error {
 	path = filepath.Clean(path)
-	// These get a new name each, from the lowest one. The first is always synced: an earlier start may have been
-	// killed before it did.
+	// These get a new name each, from the lowest one. The first is always synced: an earlier start may have
+	// been killed before it did.
 	parents := []string{filepath.Dir(path)}
 	for parent := parents[0]; ; parent = filepath.Dir(parent) {
 		if _, err := fsys.Stat(parent); err == nil {

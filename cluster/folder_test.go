@@ -9,8 +9,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// TestFoldersAreDurableFromAbove: the names of all folders that openFolder makes are synced, each before those in
-// it, and before the identity is written.
+// TestFoldersAreDurableFromAbove: the names of all folders that openFolder makes are synced, each before
+// those in it, and before the identity is written.
 func TestFoldersAreDurableFromAbove(t *testing.T) {
 	root := t.TempDir()
 	path := filepath.Join(root, "a", "b", "data")

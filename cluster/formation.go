@@ -31,7 +31,7 @@ import (
 // node.json before a replica is opened, and a node forms a cluster once in the life of its folder.
 //
 // An introduction may be old when a node decides by it. Two nodes could have formed a cluster with this
-// node meanwhile, and one of them could have lost its folder since: with the new node in its place this one
+// node since then, and one of them could have lost its folder since: with the new node in its place this one
 // would form another cluster. So a node that has formed a cluster opens its replicas only when every other
 // node says that it has formed the same one, or when one says that it has opened them (isFormedByAll).
 // Every node is part of at most one cluster, so of two clusters from one list at most one ever opens a
@@ -274,11 +274,11 @@ func (i *introducer) askUntil(ctx context.Context, decide func(*introduction, ma
 		}
 		if text := strings.Join(missing, "; "); text != logged {
 			logged = text
-			i.logger.Info("waiting for the other nodes: a cluster is formed by all of them", "missing", text)
+			i.logger.Info("waiting for the other nodes of the list", "missing", text)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the cluster is not formed: %s: %w", strings.Join(missing, "; "), context.Cause(ctx))
+			return fmt.Errorf("the other nodes of the list did not all join: %s: %w", strings.Join(missing, "; "), context.Cause(ctx))
 		case <-time.After(introductionPause):
 		}
 	}

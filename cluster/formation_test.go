@@ -112,8 +112,9 @@ func TestFormationWaits(t *testing.T) {
 	}
 }
 
-// TestLateNodeHearsOfAReplacement: a node whose first start was interrupted may learn of its cluster from a node
-// that was not there when the cluster was formed. It does not make groups of that node's list of members.
+// TestLateNodeHearsOfAReplacement: a node whose first start was interrupted may learn of its cluster from a
+// node that was not there when the cluster was formed. It does not make groups of that node's list of
+// members.
 func TestLateNodeHearsOfAReplacement(t *testing.T) {
 	all := introductions()
 	formed, err := decideFormation(all["n1"], others(all, "n1"))
@@ -151,8 +152,8 @@ func TestReplacementWithAnotherListIsRefused(t *testing.T) {
 	}
 }
 
-// TestReplicasAreOpenedOnceAllHaveFormed: a node that has formed a cluster waits for all others, or for one that
-// has opened its replicas. Nodes of different clusters are refused.
+// TestReplicasAreOpenedOnceAllHaveFormed: a node that has formed a cluster waits for all others, or for one
+// that has opened its replicas. Nodes of different clusters are refused.
 func TestReplicasAreOpenedOnceAllHaveFormed(t *testing.T) {
 	form := func(n *introduction, cluster byte) {
 		n.Cluster, n.Members = ID{cluster}.String(), []memberName{{"n1", "n1-1"}}
@@ -187,9 +188,9 @@ func TestReplicasAreOpenedOnceAllHaveFormed(t *testing.T) {
 	}
 }
 
-// TestNodeLostDuringTheFirstStart: two nodes have formed the cluster, and the third one has lost its folder. The
-// two could have acknowledged runs with it, so they serve nothing with the new node. As a replacement it lets the
-// first start end.
+// TestNodeLostDuringTheFirstStart: two nodes have formed the cluster, and the third one has lost its folder.
+// The two could have acknowledged runs with it, so they serve nothing with the new node. As a replacement it
+// lets the first start end.
 func TestNodeLostDuringTheFirstStart(t *testing.T) {
 	t.Parallel()
 	c := newTestCluster(t, 3, 1)

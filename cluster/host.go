@@ -302,7 +302,7 @@ func (h *host) giveAway(term uint64) {
 	if h.isHandedOver() {
 		h.logger.Info("the leadership has come back to a node that stops: another node shall lead", "epoch", term)
 	} else {
-		h.logger.Warn("no further engine begins in this term: another node shall lead", "epoch", term, "engines", h.endedCount)
+		h.logger.Warn("engines of this term end, or its last proposal is in doubt: another node shall lead", "epoch", term, "engines", h.endedCount)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), giveAwayLimit)
 	defer cancel()

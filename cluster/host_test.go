@@ -106,7 +106,8 @@ func TestLeadershipThatComesBackUnnoticed(t *testing.T) {
 	}
 }
 
-// TestCommittedProposalsAreCounted: an acknowledged change is one of a group that was proposed after the call began.
+// TestCommittedProposalsAreCounted: an acknowledged change is one of a group that was proposed after the
+// call began.
 func TestCommittedProposalsAreCounted(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
@@ -298,8 +299,8 @@ func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
 	leader.setRunning(nil)
 }
 
-// TestDamagedReplicaLeavesTheLead: a leader whose rows are found damaged gives the leadership away, and does so again
-// before it starts an engine. It leads if it has to: between two attempts.
+// TestDamagedReplicaLeavesTheLead: a leader whose rows are found damaged gives the leadership away, and does
+// so again before it starts an engine. It leads if it has to: between two attempts.
 func TestDamagedReplicaLeavesTheLead(t *testing.T) {
 	t.Parallel()
 	c := newTestCluster(t, 3, 1)

@@ -117,7 +117,8 @@ func lostOutcome(err error) error {
 	return err
 }
 
-// startEngine takes the partition over and starts the engine. After an error, endEngine gives back what was made.
+// startEngine takes the partition over and starts the engine. After an error, endEngine gives back what was
+// made.
 func (l *leadership) startEngine() error {
 	h := l.host
 	at, err := l.awaitLog(func() (at logPosition, err error) {

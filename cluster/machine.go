@@ -113,8 +113,12 @@ const maxDigests = 2
 
 var errManyDigests = fmt.Errorf("%d other digests are being computed", maxDigests)
 
-// errReplaced answers reads of a replica whose rows are being replaced.
-var errReplaced error = &messages.Error{Code: messages.Unavailable, Text: "the rows are being replaced by a copy of another replica: repeat the request"}
+var (
+	// errReplaced answers reads of a replica whose rows are being replaced.
+	errReplaced error = &messages.Error{Code: messages.Unavailable, Text: "the rows are being replaced by a copy of another replica: repeat the request"}
+	// errStopped answers reads of a replica that was closed.
+	errStopped error = &messages.Error{Code: messages.Unavailable, Text: "this node stops: repeat the request at another one"}
+)
 
 var _ raftlog.Machine = (*machine)(nil)
 
@@ -234,13 +238,16 @@ func (m *machine) damage() error {
 }
 
 // View returns the rows as of the newest moment. The error is errReplaced when a copy of another replica
-// takes their place at this moment, and after close.
+// takes their place at this moment, and errStopped after close.
 func (m *machine) View() (*persistence.ReadView, error) {
 	view, err := m.newestView()
-	if errors.Is(err, persistence.ErrClosed) {
-		err = errReplaced
+	switch {
+	case !errors.Is(err, persistence.ErrClosed):
+		return view, err
+	case m.db.Load() == nil:
+		return nil, errStopped
 	}
-	return view, err
+	return nil, errReplaced
 }
 
 func (m *machine) newestView() (*persistence.ReadView, error) {
@@ -401,7 +408,7 @@ type rowSnapshot struct {
 }
 
 // Snapshot returns the rows of this moment. They are those of the entry at index, or newer by the entries
-// that were applied meanwhile.
+// that were applied since the log asked.
 func (m *machine) Snapshot(index uint64) (raftlog.Snapshot, error) {
 	view, err := m.View()
 	if err != nil {
@@ -439,8 +446,8 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 }
 
 // copyReserve is what a copy of the rows leaves free on the disk, in bytes. The other partitions write to it
-// meanwhile, and end when it is full. It is more than persistence.InstallCopy and OpenDB ask for, 82 MiB with
-// their memtables of 9 MiB: their refusals end the replica.
+// at the same time, and end when it is full. It is more than persistence.InstallCopy and OpenDB ask for, 82
+// MiB with their memtables of 9 MiB: their refusals end the replica.
 const copyReserve = 128 << 20
 
 // copySpace counts the space that the replicas of a node have promised to the copies that they receive: they
@@ -450,8 +457,8 @@ type copySpace struct {
 	promised map[*machine]int64 // in bytes
 }
 
-// promise notes the space of a replica's copy in place of what it was, and returns that of the others. It may be
-// called on nil.
+// promise notes the space of a replica's copy in place of what it was, and returns that of the others. It
+// may be called on nil.
 func (s *copySpace) promise(m *machine, bytes int64) (others int64) {
 	if s == nil {
 		return 0
@@ -470,9 +477,9 @@ func (s *copySpace) promise(m *machine, bytes int64) (others int64) {
 	return others
 }
 
-// checkSpace refuses a copy of another replica of which so many bytes are received, if the disk has too little
-// space for its rows and for what Badger needs to sort them, twice the bytes, beside the other copies. The space
-// is promised until Restore ends, or releaseSpace is called.
+// checkSpace refuses a copy of another replica of which so many bytes are received, if the disk has too
+// little space for its rows and for what Badger needs to sort them, twice the bytes, beside the other
+// copies. The space is promised until Restore ends, or releaseSpace is called.
 func (m *machine) checkSpace(received int64) (err error) {
 	defer func() {
 		if err != nil {

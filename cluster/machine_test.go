@@ -298,7 +298,7 @@ func TestReplicaWithoutMetricsIsClosed(t *testing.T) {
 func TestClosedMachine(t *testing.T) {
 	m := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)
 	closeMachine(t, m)
-	if _, err := m.View(); code(err) != messages.Unavailable {
+	if _, err := m.View(); err != errStopped {
 		t.Errorf("View: %v", err)
 	}
 	_, err := m.Sync()
@@ -324,8 +324,8 @@ func TestCopyNeedsSpace(t *testing.T) {
 	}
 }
 
-// TestCopiesShareTheSpace: what one replica is promised for its copy is not promised to another one, until the copy
-// is given up or restored.
+// TestCopiesShareTheSpace: what one replica is promised for its copy is not promised to another one, until
+// the copy is given up or restored.
 func TestCopiesShareTheSpace(t *testing.T) {
 	const free = copyReserve + 300
 	statfs := func(string) (int64, int64, error) { return free, 1 << 40, nil }
@@ -354,8 +354,8 @@ func TestCopiesShareTheSpace(t *testing.T) {
 	check(one, 150, true)
 }
 
-// TestDigestsAreBounded: a replica that computes as many digests as it may says so of the next one, and computes
-// later ones.
+// TestDigestsAreBounded: a replica that computes as many digests as it may says so of the next one, and
+// computes later ones.
 func TestDigestsAreBounded(t *testing.T) {
 	l := &entryLog{t: t}
 	m := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)

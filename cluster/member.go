@@ -105,8 +105,8 @@ type Member struct {
 var _ Directory = (*Member)(nil)
 
 // Open starts a member. The first start waits until all nodes of the list have started and agree on the
-// cluster, or ctx ends; later ones do not wait for any other node. The error is a *RefusedError when the node cannot be part of the
-// cluster: its folder was lost, or the nodes disagree.
+// cluster, or ctx ends; later ones do not wait for any other node. The error is a *RefusedError when the
+// node cannot be part of the cluster: its folder was lost, or the nodes disagree.
 func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	m := &Member{config: config, changes: make(chan struct{})}
 	c := &m.config

@@ -168,8 +168,8 @@ func TestReplacementThatHasLostALog(t *testing.T) {
 	}
 }
 
-// TestReplacementIsRefused: a node that runs is not replaced, nor is one of another name admitted. A node that leads
-// needs no admission.
+// TestReplacementIsRefused: a node that runs is not replaced, nor is one of another name admitted. A node
+// that leads needs no admission.
 func TestReplacementIsRefused(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)

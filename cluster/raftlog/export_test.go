@@ -72,8 +72,8 @@ func (g *Group) PretendTransfer() { g.incarnation().followers.voidLease() }
 
 func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// IsStuck reports whether the watch takes a follower for stuck that lacks entries, whose last append succeeded or
-// failed such a time ago, and that has just answered a heartbeat.
+// IsStuck reports whether the watch takes a follower for stuck that lacks entries, whose last append
+// succeeded or failed such a time ago, and that has just answered a heartbeat.
 func (s Settings) IsStuck(since time.Duration, succeeded bool) (isStuck bool) {
 	var now int64 = 1
 	f := newFollowerTable(func() int64 { return now })

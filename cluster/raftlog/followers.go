@@ -30,13 +30,13 @@ type followerProgress struct {
 	// heard is the time, by the watch's clock, of its last answer of any kind; tried is that of the last append
 	// request or snapshot, answered or failed. Heartbeats do not count.
 	heard, tried int64
-	// sending is set while a snapshot is on its way. lastFailed says that the last append request or snapshot was
-	// refused or did not arrive: the library then pauses.
+	// sending is set while a snapshot is on its way. lastFailed says that the last append request or
+	// snapshot was refused or did not arrive: the library then pauses.
 	sending, lastFailed bool
 }
 
-// longestRetryPause is how long the library waits at most after failed requests until it sends the next one: 10 ms
-// times 2 to the power of 10 (its maxFailureScale). Answered heartbeats do not end the pause.
+// longestRetryPause is how long the library waits at most after failed requests until it sends the next one:
+// 10 ms times 2 to the power of 10 (its maxFailureScale). Answered heartbeats do not end the pause.
 const longestRetryPause = 10240 * time.Millisecond
 
 // stuckAfter returns after how long without a request a follower that is heard and lacks entries is stuck. One

@@ -89,8 +89,8 @@ func TestStuckReplicationRestartsTheLibrary(t *testing.T) {
 	c.converge()
 }
 
-// TestFollowerThatWasAwayIsNotStuck: the library pauses for up to 10.24 s after appends that have failed, and goes
-// on with heartbeats. A follower that comes back in that pause costs no leader its leadership.
+// TestFollowerThatWasAwayIsNotStuck: the library pauses for up to 10.24 s after appends that have failed,
+// and goes on with heartbeats. A follower that comes back in that pause costs no leader its leadership.
 func TestFollowerThatWasAwayIsNotStuck(t *testing.T) {
 	for _, c := range []struct {
 		since              time.Duration

@@ -48,8 +48,8 @@ type logStore struct {
 	latched error
 	floor   uint64 // the lowest index that a trim leaves; 0: any may go
 	written int64  // bytes of entries stored since the store was opened
-	// sizes has the value of written at some indexes, ascending, about one for each sizeStep bytes. Entries that
-	// were stored before have one for each segment, below 0.
+	// sizes has the value of written at some indexes, ascending, about one for each sizeStep bytes. Entries
+	// that were stored before have one for each segment, below 0.
 	sizes []sizeMark
 }
 
@@ -254,8 +254,8 @@ func (s *logStore) bytesFrom(index uint64) int64 {
 	return s.written - s.sizes[i].written
 }
 
-// trailingFrom returns the lowest index from which on the entries have at most so many bytes, as far as the marks
-// tell: 1 if all have.
+// trailingFrom returns the lowest index from which on the entries have at most so many bytes, as far as the
+// marks tell: 1 if all have.
 func (s *logStore) trailingFrom(limit int64) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -381,8 +381,8 @@ func (g *Group) snapshot(inc *incarnation) error {
 	return inc.awaitAnswer(inc.raft.Snapshot())
 }
 
-// trailingEntries returns how many entries stay in the log after a snapshot: at least one, because a log that is
-// emptied by a trim would lose those that a follower needs (logStore.DeleteRange).
+// trailingEntries returns how many entries stay in the log after a snapshot: at least one, because a log
+// that is emptied by a trim would lose those that a follower needs (logStore.DeleteRange).
 func (g *Group) trailingEntries(last uint64) uint64 {
 	from := g.logs.trailingFrom(g.settings.TrailingBytes)
 	inBytes := max(last+1, from+1) - from

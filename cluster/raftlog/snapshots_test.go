@@ -41,8 +41,8 @@ func (c *cluster) leaveBehind(leader *replica, epoch uint64, follower *replica) 
 	}
 }
 
-// TestTrailingBytes proves that a snapshot leaves no more of large entries than their bytes allow, also of those
-// that were stored before a restart.
+// TestTrailingBytes proves that a snapshot leaves no more of large entries than their bytes allow, also of
+// those that were stored before a restart.
 func TestTrailingBytes(t *testing.T) {
 	t.Parallel()
 	const size, limit = 256 << 10, 2 << 20
@@ -81,8 +81,8 @@ func TestTrailingBytes(t *testing.T) {
 	check((limit+1<<20)/size + small) // the bytes are known to 1 MiB
 }
 
-// TestSnapshotWithoutSpace proves that a replica whose disk is too small for a snapshot goes on without it, gives
-// the space back, and catches up when there is room: at the begin of the snapshot or at its end.
+// TestSnapshotWithoutSpace proves that a replica whose disk is too small for a snapshot goes on without it,
+// gives the space back, and catches up when there is room: at the start of the snapshot or at its end.
 func TestSnapshotWithoutSpace(t *testing.T) {
 	t.Parallel()
 	for _, atEnd := range []bool{false, true} {

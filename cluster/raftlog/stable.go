@@ -16,8 +16,8 @@ import (
 
 const voteFile = "vote"
 
-// Keys of the library's StableStore, see Raft.persistVote and Raft.setCurrentTerm there. An unknown key is an error: a new release
-// that keeps something else here must be read before it is used.
+// Keys of the library's StableStore, see Raft.persistVote and Raft.setCurrentTerm there. An unknown key is
+// an error: a new release that keeps something else here must be read before it is used.
 const (
 	keyCurrentTerm   = "CurrentTerm"
 	keyVoteTerm      = "LastVoteTerm"

@@ -498,7 +498,7 @@ func TestFirstStartWaitsForAllNodes(t *testing.T) {
 			t.Log(s.Log())
 		}
 	})
-	e2etest.Eventually(t, "it says for whom it waits", func() bool { return strings.Contains(s.Log(), "a cluster is formed by all of them") })
+	e2etest.Eventually(t, "it says for whom it waits", func() bool { return strings.Contains(s.Log(), "waiting for the other nodes of the list") })
 	_, rest, _ := strings.Cut(s.Log(), "address=")
 	listens, _, _ := strings.Cut(rest, " ")
 	api, err := client.New(client.Config{Server: listens})
