@@ -119,15 +119,19 @@ func TestTransferEndsTheLease(t *testing.T) {
 	testenv.EventuallyWithin(t, patience, "the target has all entries", func() bool { return leader.group.Status().Match[target.id] == at })
 	c.network.Cut(target.id, leader.id) // it hears the order, and cannot ask for votes
 	c.network.Cut(target.id, other.id)
-	if err := leader.group.Transfer(t.Context(), target.id); err == nil {
-		t.Fatal("the transfer succeeds")
-	}
+	// On a busy machine a transfer may end before the order is sent.
+	testenv.RepeatWithin(t, patience, "the lease ends", func() bool {
+		if err := leader.group.Transfer(t.Context(), target.id); err == nil {
+			t.Fatal("the transfer succeeds")
+		}
+		return !leader.group.Lease(epoch)
+	})
 	testenv.EventuallyWithin(t, patience, "the leader goes on", func() bool {
 		_, err := leader.group.Propose(epoch, []byte("b=x\n"))
 		return err == nil
 	})
 	if leader.group.Lease(epoch) {
-		t.Error("the leader has a lease after a transfer")
+		t.Error("the leader has a lease again")
 	}
 	c.network.HealAll()
 	c.converge()
