@@ -120,7 +120,10 @@ func TestTaskOfALostNodeWaitsForItsLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	leads.server = nil
-	e2etest.Eventually(t, "the next attempt begins", func() bool { return len(begun()) == 4 })
+	if len(begun()) > 2 {
+		t.Skip("the machine was so busy that the lease ran out before the node was lost")
+	}
+	e2etest.Eventually(t, "the next attempt begins", func() bool { return len(begun()) >= 4 })
 	text := begun()
 	at, err := strconv.ParseInt(text[3], 10, 64)
 	if err != nil || text[2] != "2" {
