@@ -124,10 +124,10 @@ func TestQueuesAreKnownEverywhere(t *testing.T) {
 			return false
 		}
 		for engine.Load().Queued < 3 {
+			queued := engine.Load().Queued
 			if _, err := engine.Submit(t.Context(), plan(t, spec)); err != nil {
 				return false
 			}
-			queued := engine.Load().Queued
 			testenv.Poll(testenv.Patience, func() bool { return engine.Load().Queued > queued })
 		}
 		return testenv.Poll(testenv.Patience, queues([2]int{0, 3}))
