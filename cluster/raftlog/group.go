@@ -28,6 +28,8 @@ type Config struct {
 	// Two of three nodes that lost their folders would make a new group of the same name, so the caller
 	// bootstraps only when all nodes say that they are new.
 	Bootstrap []NodeID
+	// Seed says that the machines of a new group begin with the same rows, as of entry 1: see seed.go.
+	Seed *Seed
 
 	// CheckSpace, if not nil, may refuse a snapshot from another replica while it is received: received is its
 	// bytes so far, and the machine needs space for its rows on top of that. The leader sends it again later.
@@ -179,6 +181,9 @@ func (g *Group) openStores() (*incarnation, error) {
 	g.applier = &applier{machine: g.config.Machine, fail: g.fail, clock: g.watch.clock, snapshots: g.snapshots,
 		lastEntry: g.logs.LastIndex, restart: g.stopAndRestart}
 	g.snapshots.applier = g.applier
+	if err := g.seed(synced); err != nil {
+		return nil, fmt.Errorf("seed: %w", err)
+	}
 	if own, ok := g.snapshots.ownRecord(); ok {
 		g.applier.setPosition(own)
 	}
@@ -272,7 +277,7 @@ func (g *Group) checkParts(synced uint64) error {
 // BootstrapCluster refuses to continue after a crash between its two writes; here both are repeated
 // until the entry is in the log.
 func (g *Group) bootstrap() error {
-	if len(g.config.Bootstrap) == 0 {
+	if len(g.config.Bootstrap) == 0 || g.config.Seed != nil {
 		return nil
 	}
 	last, err := g.logs.LastIndex()
@@ -283,15 +288,18 @@ func (g *Group) bootstrap() error {
 	if _, ok := g.snapshots.ownRecord(); ok || last > 0 || vote.Term > 1 || vote.VoteTerm > 0 {
 		return nil
 	}
-	var configuration raft.Configuration
-	for _, node := range g.config.Bootstrap {
-		configuration.Servers = append(configuration.Servers,
-			raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(node), Address: raft.ServerAddress(node)})
-	}
 	if err := g.votes.SetUint64([]byte(keyCurrentTerm), 1); err != nil {
 		return err
 	}
-	return g.logs.StoreLog(&raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(configuration)})
+	return g.logs.StoreLog(&raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(firstConfiguration(g.config.Bootstrap))})
+}
+
+// firstConfiguration returns the list of voters of a new group.
+func firstConfiguration(voters []NodeID) (c raft.Configuration) {
+	for _, node := range voters {
+		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(node), Address: raft.ServerAddress(node)})
+	}
+	return c
 }
 
 // supervise runs the watch, restarts the library and ends the group.

@@ -67,6 +67,7 @@ type cluster struct {
 	network  *raftlogtest.Network
 	settings raftlog.Settings
 	dir      string
+	seed     *raftlog.Seed // of groups that are opened with voters
 	all      []*replica
 }
 
@@ -125,7 +126,7 @@ func (c *cluster) tryOpen(r *replica, bootstrap ...raftlog.NodeID) (err error) {
 		return err
 	}
 	config := raftlog.Config{Group: 7, Node: r.id, Dir: filepath.Join(r.dir, "group"), Machine: r.machine, Mux: r.mux,
-		Bootstrap: bootstrap, Settings: c.settings, Logger: logger,
+		Bootstrap: bootstrap, Seed: c.seed, Settings: c.settings, Logger: logger,
 		CheckSpace: func(received int64) error {
 			if f := r.space.Load(); f != nil {
 				return (*f)(received)
