@@ -2,6 +2,7 @@ package actors
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -470,19 +471,24 @@ func (a *nodeActor) submitWithKey(ctx actor.Context, m *messages.SubmitRun) {
 	sub, key := m.Submission, m.Submission.IdempotencyKey
 	if k := a.keys[key]; k != nil {
 		if k.hash != sub.BodyHash {
-			m.Reply.Send(0, keyReused(key, k.run))
+			m.Reply.Send(0, messages.KeyReusedError(key, k.run))
 			return
 		}
 		k.waiting = append(k.waiting, m.Reply)
 		return
 	}
 	run, hash, seen, err := a.env.store.LookUpKey(key)
+	isForeign := errors.Is(err, persistence.ErrForeignKey)
 	switch {
+	case isForeign && sub.DeletedRun != nil && *sub.DeletedRun == run:
+	case isForeign:
+		m.Reply.Send(0, &messages.ForeignKeyError{Key: key, Run: run, IsSameBody: hash == sub.BodyHash})
+		return
 	case err != nil:
 		m.Reply.Send(0, query.StorageFailed(err))
 		return
 	case seen && hash != sub.BodyHash:
-		m.Reply.Send(0, keyReused(key, run))
+		m.Reply.Send(0, messages.KeyReusedError(key, run))
 		return
 	case seen:
 		m.Reply.Send(run, nil)
@@ -491,9 +497,4 @@ func (a *nodeActor) submitWithKey(ctx actor.Context, m *messages.SubmitRun) {
 	id := a.node.nextID()
 	a.keys[key] = &pendingKey{run: id, hash: sub.BodyHash}
 	ctx.Send(a.node.shard(id), &messages.CreateRun{Run: id, Submission: sub, Reply: m.Reply})
-}
-
-func keyReused(key string, run messages.RunID) error {
-	return &messages.Error{Code: messages.KeyReused,
-		Text: fmt.Sprintf("idempotency key %q was used for run %d with another body", key, run)}
 }

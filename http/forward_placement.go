@@ -1,9 +1,9 @@
 package http
 
 import (
-	"hash/fnv"
-
 	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // The partition of a request:
@@ -36,9 +36,7 @@ func (f *forwarder) partitionOf(ctx *fasthttp.RequestCtx, rt *route) (partition 
 // keyPartition returns the partition of an idempotency key. All nodes must agree on it, for ever: a
 // repeat has to find the run of the first submission.
 func keyPartition(key string, count uint64) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(key)) // never fails
-	return h.Sum64() % count
+	return messages.KeyPartition(messages.HashKey(key), count)
 }
 
 const (

@@ -1,6 +1,10 @@
 package messages
 
-import "fmt"
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+)
 
 // Numbering makes the run IDs of one partition, and takes them apart. Run number n of partition p of
 // P has the ID n·P + p. So IDs are unique over all partitions, each ID tells its partition, and IDs
@@ -58,4 +62,13 @@ func (n Numbering) NumberFrom(id RunID) uint64 {
 		number++
 	}
 	return number
+}
+
+// HashKey returns the hash of an idempotency key. Stores keep it in place of the key.
+func HashKey(key string) [32]byte { return sha256.Sum256([]byte(key)) }
+
+// KeyPartition returns the partition that knows an idempotency key, by the key's hash. All nodes must agree
+// on it, for ever: a repeat has to find the run of the first submission.
+func KeyPartition(hash [32]byte, partitions uint64) uint64 {
+	return binary.BigEndian.Uint64(hash[:]) % max(partitions, 1)
 }

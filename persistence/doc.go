@@ -107,7 +107,8 @@
 // 96 descriptors.
 //
 // These files use Badger: attempts.go, backup.go, commit.go, db.go, delete.go, documents.go,
-// finished_index.go, iterators.go, lead.go, list.go, local_log.go, meta.go, offline.go, read.go,
+// finished_index.go, iterators.go, lead.go, list.go, local_log.go, meta.go, offline.go,
+// partition_copy.go, read.go,
 // replica.go, replica_copy.go, row_writer.go, rows.go, snapshot.go and staged_batch.go.
 //
 // These files use package badgerguard alone: mutation.go, run_store.go and verify.go.
@@ -149,4 +150,5 @@
 //	delete.go          deletion of runs, of journal records before a snapshot, of expired keys
 //	verify.go, backup.go, offline.go   verification, backup, and reading a damaged folder
 //	replica.go, lead.go, replica_copy.go   a DB as one replica of a replicated log
+//	partition_copy.go  the rows of a single node, parted into copies of replicas
 package persistence

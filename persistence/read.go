@@ -467,12 +467,16 @@ func journalRecordsTxn(s *runReader, txn *badger.Txn, run messages.RunID, after 
 }
 
 // LookUpKey looks up an idempotency key. The caller compares the hash of the body: a key that comes
-// again with another body is the client's mistake.
+// again with another body is the client's mistake. The error wraps ErrForeignKey when the run is of
+// another partition and may exist; run and hash are set then, too.
 func (s *runReader) LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error) {
 	v, err := s.getRow(idempotencyKey(hashKey(key)))
 	if err != nil || v == nil {
 		return 0, bodyHash, false, err
 	}
-	run, bodyHash, _, err = decodeKeyRow(v)
+	run, bodyHash, until, err := decodeKeyRow(v)
+	if err == nil && until == 0 && !s.finished.numbering.Owns(run) {
+		err = fmt.Errorf("run %d: %w", run, ErrForeignKey)
+	}
 	return run, bodyHash, err == nil, err
 }

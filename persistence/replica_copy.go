@@ -74,25 +74,46 @@ func (m *ReadView) Digest() (sum [32]byte, rows uint64, err error) {
 // The replica applies entries meanwhile, and keeps the old versions of rows until the view is
 // closed. A damaged table is an error. The copy then lacks its end, and InstallCopy refuses it.
 func (m *ReadView) WriteCopy(w io.Writer) error {
-	out := bufio.NewWriterSize(w, 64<<10)
-	d := newRowDigest()
-	head := binary.BigEndian.AppendUint64([]byte(copyMagic), m.at)
-	_, _ = out.Write(head) // a Writer keeps its first error
-	err := m.allRows(func(key, value []byte) error {
-		d.add(key, value)
-		head = append(binary.AppendUvarint(head[:0], uint64(len(key))), key...)
-		head = binary.AppendUvarint(head, uint64(len(value)))
-		_, _ = out.Write(head)
-		_, err := out.Write(value)
-		return err
-	})
-	if err != nil {
+	out := newCopyWriter(w, m.at)
+	if err := m.allRows(out.writeRow); err != nil {
 		return err
 	}
-	sum := d.result()
-	_, _ = out.Write(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{0}, d.rows), m.at))
-	_, _ = out.Write(sum[:])
-	return out.Flush()
+	_, _, err := out.finish()
+	return err
+}
+
+// copyWriter writes a copy. Its rows come by ascending keys.
+type copyWriter struct {
+	out    *bufio.Writer
+	digest *rowDigest
+	at     uint64
+	head   []byte // of a row; reused
+}
+
+// newCopyWriter begins a copy as of a moment.
+func newCopyWriter(w io.Writer, at uint64) *copyWriter {
+	c := &copyWriter{out: bufio.NewWriterSize(w, 64<<10), digest: newRowDigest(), at: at}
+	c.head = binary.BigEndian.AppendUint64([]byte(copyMagic), at)
+	_, _ = c.out.Write(c.head) // a Writer keeps its first error
+	return c
+}
+
+func (c *copyWriter) writeRow(key, value []byte) error {
+	c.digest.add(key, value)
+	c.head = append(binary.AppendUvarint(c.head[:0], uint64(len(key))), key...)
+	c.head = binary.AppendUvarint(c.head, uint64(len(value)))
+	_, _ = c.out.Write(c.head)
+	_, err := c.out.Write(value)
+	return err
+}
+
+// finish writes the end of the copy, and returns the digest and the number of its rows. Without it
+// InstallCopy refuses the copy.
+func (c *copyWriter) finish() (sum [32]byte, rows uint64, err error) {
+	sum, rows = c.digest.result(), c.digest.rows
+	_, _ = c.out.Write(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{0}, rows), c.at))
+	_, _ = c.out.Write(sum[:])
+	return sum, rows, c.out.Flush()
 }
 
 var errCopy = errors.New("the copy of a replica is not what was written")

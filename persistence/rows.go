@@ -125,8 +125,9 @@ func labelKey(l dag.Label, run messages.RunID) []byte {
 	return binary.BigEndian.AppendUint64(labelPrefix(l), uint64(run))
 }
 
-// hashKey returns the part of an idempotency key that is stored.
-func hashKey(key string) [32]byte { return sha256.Sum256([]byte(key)) }
+// hashKey returns the part of an idempotency key that is stored. It tells the partition of the key, so
+// that rows can be parted (messages.KeyPartition).
+func hashKey(key string) [32]byte { return messages.HashKey(key) }
 
 func idempotencyKey(hash [32]byte) []byte { return append([]byte{typeKey}, hash[:]...) }
 

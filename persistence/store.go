@@ -94,7 +94,8 @@ type Reader interface {
 	// Attempts calls yield for the ended attempts of the tasks [first, first+n), ordered by task
 	// and attempt. It holds few of them in memory at a time.
 	Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error
-	// LookUpKey looks up an idempotency key. Its run may have been deleted.
+	// LookUpKey looks up an idempotency key. Its run may have been deleted. A store over rows that were
+	// parted has keys whose runs are of other partitions: see ErrForeignKey.
 	LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error)
 }
 
@@ -144,6 +145,10 @@ var (
 	ErrTooBig   = errors.New("batch is too big to be stored") // a row or all rows of the batch; nothing of it was written
 	ErrClosed   = errors.New("storage is closed")
 	ErrDamaged  = errors.New("stored value is corrupt") // the value is not what was written
+
+	// ErrForeignKey is of a key whose run is of another partition: only that one knows whether the run
+	// exists. Keys of runs that were deleted before the rows were parted do not have it, and expire here.
+	ErrForeignKey = errors.New("the run of the idempotency key is of another partition")
 
 	// ErrOutcomeUnknown is of a batch that the next store over the same rows may find, or not: the
 	// leadership was lost while the batch was being committed. The error wraps ErrLost, too. An error of
