@@ -7,6 +7,7 @@ import (
 	"github.com/caravan-dag/caravan/actors"
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/http"
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // Names of the protocols that share the port of a member (ALPN). The protocol of the replicated log is
@@ -21,7 +22,7 @@ const (
 )
 
 // Directory says where the partitions are led, and connects to other members. A router needs no more
-// of a member than this. Its methods may be called from any goroutine. Only HasLease and Dial wait.
+// of a member than this. Its methods may be called from any goroutine. Only HasLease, HasRun and Dial wait.
 type Directory interface {
 	// Self returns the ID of this node.
 	Self() raftlog.NodeID
@@ -40,6 +41,9 @@ type Directory interface {
 	// compares times in a healthy group, and else waits for the other replicas for up to
 	// raftlog.Settings.ReadLease.
 	HasLease(partition int, epoch uint64) bool
+	// HasRun reports whether a run of any partition exists. It asks the leader, and waits for one for a while;
+	// an error is a *messages.Error with the code Unavailable.
+	HasRun(ctx context.Context, run messages.RunID) (bool, error)
 	// Changed returns a channel that is closed when a leader or an engine may have changed. Take it
 	// before you look at Leader or Engine, and wait for it when they do not help yet.
 	Changed() <-chan struct{}

@@ -21,6 +21,7 @@ import (
 //
 //	node.json            who this node is, and the cluster that it is part of (identity)
 //	node.lock            locked while a process uses the folder
+//	seed.json            the runs of a single server with which the cluster began, if it did (seed.go)
 //	p/<p>/replica.json   what the rows of partition p are (replicaRecord)
 //	p/<p>/db-<n>/        the rows, in their n-th generation (machine.go)
 //	p/<p>/group/         vote, log and snapshot record of the replicated log (package raftlog)
@@ -59,6 +60,10 @@ type identity struct {
 	Partitions int          `json:"partitions,omitempty"`
 	// Base is added to the index of a log entry to get its moment. It is the same on all members.
 	Base uint64 `json:"base,omitempty"`
+	// Seed names the rows of a single server that the cluster begins with, "" for none, and SeedTerm is their
+	// term (seed.go). A new folder has Base, Seed and Partitions of its seed.
+	Seed     string `json:"seed,omitempty"`
+	SeedTerm uint64 `json:"seedTerm,omitempty"`
 	// Opened says that all replicas were opened once. From then on a missing one was lost. No replica was
 	// opened before all nodes had formed the cluster.
 	Opened bool `json:"opened,omitempty"`
@@ -185,7 +190,15 @@ func (f *folder) readIdentity(name string) (*identity, error) {
 }
 
 func (f *folder) newIdentity(name string) (*identity, error) {
+	seed, err := ReadSeed(f.fsys, f.path)
+	if err == nil && seed != nil {
+		err = seed.checkUnused(f)
+	}
+	if err != nil {
+		return nil, err
+	}
 	switch list, err := f.fsys.ReadDir(filepath.Join(f.path, partitionDir)); {
+	case seed != nil:
 	case err == nil && len(list) > 0:
 		return nil, fmt.Errorf("it has replicas, and %s is missing: put the file back, or start with an empty folder as a new node", identityFile)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
@@ -196,6 +209,9 @@ func (f *folder) newIdentity(name string) (*identity, error) {
 		return nil, err
 	}
 	id := &identity{Format: folderFormat, Name: name, ID: raftlog.NodeID(name + "-" + hex.EncodeToString(random[:]))}
+	if seed != nil {
+		id.Base, id.Seed, id.SeedTerm, id.Partitions = seed.Base, seed.id(), seed.Term, len(seed.Partitions)
+	}
 	return id, f.writeIdentity(id)
 }
 

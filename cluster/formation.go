@@ -84,7 +84,7 @@ func decideFormation(self *introduction, others map[string]*introduction) (*iden
 	}
 	slices.SortFunc(formed.Members, func(a, b memberName) int { return cmp.Compare(a.Name, b.Name) })
 	sum := sha256.New()
-	fmt.Fprintf(sum, "%d partitions, base %d\n", formed.Partitions, formed.Base)
+	fmt.Fprintf(sum, "%d partitions, base %d, seed %s\n", formed.Partitions, formed.Base, formed.Seed)
 	for _, m := range formed.Members {
 		fmt.Fprintf(sum, "%s %s\n", m.Name, m.ID)
 	}
@@ -99,6 +99,8 @@ func compareIntroductions(self, other *introduction, node NodeAddress) error {
 		return refusedBecause("node %s answers at %s, the address of node %s", other.Name, node.Address, node.Name)
 	case other.ID == self.ID:
 		return refusedBecause("node %s has the same ID %s: its folder is a copy", other.Name, other.ID)
+	case other.Seed != self.Seed:
+		return refusedBecause("it begins with %s, and node %s with %s: all nodes begin with copies of one folder", describeSeed(self.Seed), other.Name, describeSeed(other.Seed))
 	case other.Partitions != self.Partitions:
 		return refusedBecause("it has %d partitions, and node %s has %d", self.Partitions, other.Name, other.Partitions)
 	case other.Base != self.Base:
@@ -138,6 +140,14 @@ func isFormedByAll(self *introduction, others map[string]*introduction) (bool, e
 			self.Cluster, different.Name, different.Cluster, self.Cluster)
 	}
 	return isByAll || isOpened, nil
+}
+
+// describeSeed names the rows that a node begins with, for errors.
+func describeSeed(seed string) string {
+	if seed == "" {
+		return "an empty folder"
+	}
+	return "the runs of seed " + seed
 }
 
 // nameList returns the names of nodes in one order. Addresses are compared by their use alone: a node

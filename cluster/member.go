@@ -93,7 +93,7 @@ type Member struct {
 	announcer  *announcer          // nil with one partition
 	balancer   *balancer           // nil with one partition
 	metrics    *partitionCollector // nil until it is registered
-	background sync.WaitGroup      // seekAdmission
+	background sync.WaitGroup      // seekAdmission, answers to inquiries
 
 	mu      sync.Mutex // a leaf
 	changes chan struct{}
@@ -162,6 +162,11 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		m.balancer = newBalancer(m, cmp.Or(c.steadyTime, steadyTime))
 		m.balancer.start()
 	}
+	inquiries, err := m.port.openListener(inquiryProtocol)
+	if err != nil {
+		return nil, err
+	}
+	m.background.Go(func() { m.answerInquiries(inquiries) }) // the port closes the listener
 	if m.identity.IsReplacement && !m.identity.IsAdmitted {
 		m.background.Go(m.seekAdmission)
 	}
@@ -200,6 +205,11 @@ func (m *Member) joinCluster(ctx context.Context) error {
 	c, id := &m.config, m.identity
 	if id.isFormed() {
 		if err := id.compareConfig(c); err != nil {
+			return fmt.Errorf("folder %s: %w", c.Dir, err)
+		}
+	}
+	if !id.isFormed() && id.Seed != "" {
+		if err := m.checkSeed(); err != nil {
 			return fmt.Errorf("folder %s: %w", c.Dir, err)
 		}
 	}
@@ -315,6 +325,9 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 		Machine: h.machine, Mux: m.mux, CheckSpace: h.machine.checkSpace, ReleaseSpace: h.machine.releaseSpace, Settings: c.Log, Logger: h.logger}
 	if isNew && !m.identity.IsReplacement {
 		group.Bootstrap = m.identity.ids()
+		if m.identity.Seed != "" {
+			group.Seed = &raftlog.Seed{Term: m.identity.SeedTerm}
+		}
 	}
 	h.machine.comparableFrom.Store(math.MaxUint64) // entries come again from here on
 	var err error

@@ -60,13 +60,18 @@ type admissionAnswer struct {
 // decideReplacement returns the formed identity of a new node that replaces the former one of its name. It
 // returns nil when no other node has heard of a cluster yet.
 func decideReplacement(self *introduction, others map[string]*introduction) (*identity, error) {
+	if self.Seed != "" {
+		return nil, refusedBecause("it begins with %s: start a replacement with an empty folder, it gets all rows from the other nodes", describeSeed(self.Seed))
+	}
 	var known *introduction
 	for _, node := range self.Nodes {
 		other := others[node.Name]
 		if other == nil || !other.isFormed() {
 			continue
 		}
-		if err := compareIntroductions(self, other, node); err != nil {
+		adopted := *self // it has no rows of its own
+		adopted.Base, adopted.Seed = other.Base, other.Seed
+		if err := compareIntroductions(&adopted, other, node); err != nil {
 			return nil, err
 		}
 		if known != nil && known.Cluster != other.Cluster {
@@ -86,6 +91,7 @@ func decideReplacement(self *introduction, others map[string]*introduction) (*id
 	}
 	formed := self.identity
 	formed.Cluster, formed.Partitions, formed.Members = known.Cluster, known.Partitions, slices.Clone(known.Members)
+	formed.Base, formed.Seed, formed.SeedTerm = known.Base, known.Seed, known.SeedTerm
 	// The ID of this folder is known if the first start of the cluster was interrupted here.
 	formed.IsReplacement = formed.Members[at].ID != self.ID || known.IsReplacement
 	formed.Members[at].ID = self.ID

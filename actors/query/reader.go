@@ -164,19 +164,23 @@ func (r *Reader) Attempt(id messages.RunID, task, attempt uint32) (found *messag
 }
 
 // Output opens a stream of an ended attempt. The caller closes it. Output in a file of another node is
-// NotFound.
+// NotFound, unless this node has a copy: all nodes of a cluster that began with the runs of a single server
+// have the output of these.
 func (r *Reader) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
 	out := rec.Stdout
 	if stream == messages.Stderr {
 		out = rec.Stderr
 	}
-	if r.Node != "" && rec.Node != r.Node && out.Inline == nil && out.Head+out.Tail > 0 {
+	section := outputs.ID{Key: messages.AttemptKey{Run: id, Task: rec.Task, Attempt: rec.Attempt}, Stream: stream}
+	if isElsewhere := r.Node != "" && rec.Node != r.Node && out.Inline == nil && out.Head+out.Tail > 0; isElsewhere && !r.Outputs.Has(section, out) {
+		where := "on node " + rec.Node
+		if rec.Node == "" { // the run is from before the cluster
+			where = "on a node that was there when the cluster began"
+		}
 		return nil, &messages.Error{Code: messages.NotFound,
-			Text: fmt.Sprintf("run %d: the output of task %d, attempt %d is on node %s, and can be read while that node leads", id, rec.Task, rec.Attempt, rec.Node)}
+			Text: fmt.Sprintf("run %d: the output of task %d, attempt %d is %s, and can be read while that node leads", id, rec.Task, rec.Attempt, where)}
 	}
-	log, err := r.Outputs.Log(outputs.ID{
-		Key: messages.AttemptKey{Run: id, Task: rec.Task, Attempt: rec.Attempt}, Stream: stream,
-	}, out)
+	log, err := r.Outputs.Log(section, out)
 	if err != nil {
 		return nil, fmt.Errorf("run %d: output of task %d, attempt %d: %w", id, rec.Task, rec.Attempt, err)
 	}

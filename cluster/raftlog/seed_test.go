@@ -29,7 +29,6 @@ func giveRows(t *testing.T, r *replica, index uint64) {
 // TestSeededGroup: a group begins with the rows that its voters share. A crash may separate the two writes of
 // its first open, epochs are higher than those of the seed, and a replica that joins without the rows gets them.
 func TestSeededGroup(t *testing.T) {
-	verifyNoLeaks(t)
 	c := newCluster(t, 0, fastSettings())
 	c.seed = &raftlog.Seed{Term: 40}
 	voters := []raftlog.NodeID{"n1", "n2", "n3"}
@@ -78,7 +77,6 @@ func TestSeededGroup(t *testing.T) {
 
 // TestSeedNeedsItsRows: a replica that lacks the rows of the seed, or has others, is not opened.
 func TestSeedNeedsItsRows(t *testing.T) {
-	verifyNoLeaks(t)
 	c := newCluster(t, 0, fastSettings())
 	c.seed = &raftlog.Seed{Term: 1}
 	for index, id := range []raftlog.NodeID{"empty", "", "later"} {

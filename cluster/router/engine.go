@@ -179,19 +179,26 @@ func codeOf(err error) (code messages.ErrorCode, ok bool) {
 
 // Submit creates a run in the requested partition.
 func (e *Engine) Submit(ctx context.Context, sub *messages.Submission) (messages.RunID, error) {
-	return change(e, e.requested(ctx), func(engine cluster.Engine) (messages.RunID, error) { return engine.Submit(ctx, sub) })
+	partition := e.requested(ctx)
+	run, err := change(e, partition, func(engine cluster.Engine) (messages.RunID, error) { return engine.Submit(ctx, sub) })
+	return e.resolveForeignKey(ctx, partition, sub, run, err)
 }
 
 // SubmitAll creates runs in the requested partition.
 func (e *Engine) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
 	var results []messages.Result[messages.RunID]
 	called := false
-	_, err := change(e, e.requested(ctx), func(engine cluster.Engine) (none struct{}, err error) {
+	partition := e.requested(ctx)
+	_, err := change(e, partition, func(engine cluster.Engine) (none struct{}, err error) {
 		results, err = engine.SubmitAll(ctx, subs)
 		called = err == nil
 		return none, err
 	})
 	if called {
+		for i := range results {
+			r := &results[i]
+			r.Value, r.Err = e.resolveForeignKey(ctx, partition, subs[i], r.Value, r.Err)
+		}
 		return results, nil // each has its own outcome: those that failed may have changed something
 	}
 	return nil, err

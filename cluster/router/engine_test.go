@@ -81,6 +81,9 @@ func (d *directory) Changed() <-chan struct{} {
 func (d *directory) Dial(context.Context, raftlog.NodeID, string) (net.Conn, error) {
 	return nil, errors.New("not here")
 }
+func (d *directory) HasRun(context.Context, messages.RunID) (bool, error) {
+	return false, errors.New("not here")
+}
 func (d *directory) Listen(string) (net.Listener, error) { return nil, errors.New("not here") }
 
 func (d *directory) Cluster() cluster.ID { return cluster.ID{15: 7} }

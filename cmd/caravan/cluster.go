@@ -23,7 +23,7 @@ func (m *Main) clusterCommand() *cobra.Command {
 			return cmd.Help()
 		},
 	}
-	cmd.AddCommand(m.clusterStatusCommand())
+	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand())
 	return cmd
 }
 

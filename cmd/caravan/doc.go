@@ -27,6 +27,7 @@
 //	salvage            the same, then what was left out     salvageReport
 //	backup -           the backup                           -
 //	restore            -                                    -
+//	cluster init       -                                    -
 //	cluster status     facts, then two tables               GET /v1/cluster
 //	token new          the secret                           -
 //	tls init, node, …  -                                    -

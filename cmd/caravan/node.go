@@ -76,7 +76,7 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	undo = append(undo, port.Close)
 
 	files := fileSystem(c.Data)
-	if n.folder, err = datafolder.Open(c.Data, datafolder.Options{Logger: log, FS: files, Node: true}); err != nil {
+	if n.folder, err = datafolder.Open(c.Data, datafolder.Options{Logger: log, FS: files, Node: true, IsSeed: isUnusedSeed}); err != nil {
 		return nil, err
 	}
 	undo = append(undo, n.folder.Close)
@@ -92,6 +92,9 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 		return nil, err
 	}
 	undo = append(undo, n.outputs.Close)
+	if err := checkSeededOutput(n.folder, n.outputs); err != nil {
+		return nil, err
+	}
 	if err := n.folder.MarkUsed(); err != nil {
 		return nil, err
 	}

@@ -168,10 +168,17 @@ func (f *Folder) checkComplete(copied bool) error {
 }
 
 // checkNew refuses a folder without an identity if it contains more than a crash during the
-// creation of a data folder leaves.
-func (f *Folder) checkNew() error {
+// creation of a data folder leaves, or a seed.
+func (f *Folder) checkNew(isSeed func(string) (bool, error)) error {
 	if err := checkNotNested(filepath.Dir(f.path)); err != nil {
 		return err
+	}
+	seeded := false
+	if f.isNode && isSeed != nil {
+		var err error
+		if seeded, err = isSeed(f.Cluster()); err != nil {
+			return err
+		}
 	}
 	list, err := os.ReadDir(f.path)
 	if err != nil {
@@ -185,7 +192,7 @@ func (f *Folder) checkNew() error {
 			if err != nil {
 				return err
 			}
-			if len(inside) > 0 {
+			if len(inside) > 0 && !(seeded && (name == clusterName || name == outputName)) {
 				return fmt.Errorf("%s/ has data but %s is missing: the folder has another version, or the file was lost. "+
 					"Put %s or %s back, or restore a backup into a new folder", name, identityName, identityName, copyName)
 			}

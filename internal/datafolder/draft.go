@@ -42,6 +42,32 @@ func createDraft(path string, origin ID, o Options) (*Draft, error) {
 	return d, nil
 }
 
+// CreateSeed creates a folder to be filled with what a new cluster begins with: cluster/ and output/. It lacks an
+// identity, so it may be copied to several nodes, and each of them makes its copy a data folder of its own at
+// its first start (Options.IsSeed). The folder path must be empty or missing. Close or Discard releases its
+// lock. After an error it is as empty as it was.
+func CreateSeed(path string) (*Draft, error) {
+	o := Options{Node: true}
+	if err := checkNotNested(path); err != nil && !IsDataFolder(path) {
+		return nil, fmt.Errorf("data folder %s: %w", path, err)
+	}
+	f, err := openLocked(path, unix.LOCK_EX, true, &o)
+	if err != nil {
+		return nil, err
+	}
+	d := &Draft{Folder: f}
+	if err := d.checkEmpty(); err != nil {
+		return nil, errors.Join(f.wrapError(err), f.Close())
+	}
+	if err = d.dir.Chmod(0o700); err == nil {
+		err = d.createParts()
+	}
+	if err != nil {
+		return nil, errors.Join(f.wrapError(err), d.Discard())
+	}
+	return d, nil
+}
+
 // checkEmpty refuses a folder with content. The content belongs to the user. So a failure
 // after this check may remove whatever the folder holds by then, and one before it must not.
 func (d *Draft) checkEmpty() error {
@@ -86,7 +112,7 @@ func (d *Draft) Finish(reason string) error {
 // command can be repeated. An identity file that a full disk has left half written is content, too.
 func (d *Draft) Discard() error {
 	var errs []error
-	for _, name := range []string{dbName, outputName, workerName, identityName, copyName, identityName + newSuffix, copyName + newSuffix} {
+	for _, name := range []string{dbName, clusterName, outputName, workerName, identityName, copyName, identityName + newSuffix, copyName + newSuffix} {
 		errs = append(errs, os.RemoveAll(d.pathOf(name)))
 	}
 	return errors.Join(append(errs, d.Close())...)

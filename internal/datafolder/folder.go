@@ -40,6 +40,9 @@ type Options struct {
 	Pause  string
 	// Node opens the folder of a node of a cluster: see Folder.Cluster.
 	Node bool
+	// IsSeed reports whether cluster/ holds what a new cluster begins with, and no node has used it (CreateSeed).
+	// Without an identity such a folder is new. Nil: no folder is.
+	IsSeed func(cluster string) (bool, error)
 	// FS is the file system for the identity files; nil = the operating system's.
 	FS vfs.FS
 
@@ -187,7 +190,7 @@ func (f *Folder) prepare(o *Options) error {
 		return err
 	}
 	if !found {
-		if err := f.checkNew(); err != nil {
+		if err := f.checkNew(o.IsSeed); err != nil {
 			return err
 		}
 		if ownerUID(info) == os.Geteuid() { // otherwise checkOwners refuses it

@@ -13,7 +13,8 @@ import (
 //
 //   - Nothing in cluster/ is ever removed here: a node that has voted must not forget it, even before
 //     anything was acknowledged.
-//   - A copy is refused. Two nodes with one history could both vote.
+//   - A copy is refused. Two nodes with one history could both vote. A seed lacks
+//     an identity: copies of it are new folders (CreateSeed).
 //
 // Each kind of server refuses the folder of the other one.
 
@@ -33,7 +34,7 @@ func (f *Folder) parts() []string {
 func (f *Folder) checkKind() error {
 	name, err := clusterName, errors.New("it is the folder of a node of a cluster: start the node with --node and --cluster")
 	if f.isNode {
-		name, err = dbName, errors.New("it is the folder of a single server, whose runs cannot join a cluster: choose an empty folder or a new path for the node")
+		name, err = dbName, errors.New("it is the folder of a single server, whose runs cannot join a cluster that exists: choose an empty folder or a new path for the node, or make a new cluster of it (`caravan cluster init`)")
 	}
 	if _, serr := os.Lstat(f.pathOf(name)); errors.Is(serr, fs.ErrNotExist) {
 		return nil

@@ -31,7 +31,7 @@ func TestKindsOfFoldersAreKeptApart(t *testing.T) {
 		o    datafolder.Options
 		want string
 	}{
-		{single, datafolder.Options{Node: true}, "it is the folder of a single server, whose runs cannot join a cluster: choose an empty folder"},
+		{single, datafolder.Options{Node: true}, "it is the folder of a single server, whose runs cannot join a cluster that exists: choose an empty folder"},
 		{node, datafolder.Options{}, "it is the folder of a node of a cluster: start the node with --node and --cluster"},
 	} {
 		if _, err := datafolder.Open(tc.path, tc.o); err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), tc.path) {

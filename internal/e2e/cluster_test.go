@@ -38,6 +38,14 @@ type testCluster struct {
 // startCluster starts three nodes with further options, and returns when all of them are ready.
 func startCluster(t *testing.T, options ...string) *testCluster {
 	t.Helper()
+	c := prepareCluster(t, options...)
+	c.start()
+	return c
+}
+
+// prepareCluster is startCluster without the start.
+func prepareCluster(t *testing.T, options ...string) *testCluster {
+	t.Helper()
 	c := &testCluster{t: t}
 	dir := t.TempDir()
 	ca := filepath.Join(dir, "ca")
@@ -76,15 +84,20 @@ func startCluster(t *testing.T, options ...string) *testCluster {
 			}
 		}
 	})
+	return c
+}
+
+// start starts all nodes and waits until they are ready.
+func (c *testCluster) start() {
+	c.t.Helper()
 	for _, n := range c.nodes {
 		c.launch(n)
 	}
 	for _, n := range c.nodes {
 		if err := n.server.AwaitReady(); err != nil {
-			t.Fatal(err)
+			c.t.Fatal(err)
 		}
 	}
-	return c
 }
 
 // freeAddress returns an address for a node, which must be known before the node listens. Its port lies

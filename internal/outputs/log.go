@@ -55,6 +55,18 @@ func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 	return &endedLog{out: out, kept: section, close: closeAll}, nil
 }
 
+// Has reports whether the run's file has the section of a stream of an ended attempt. A file that lacks it is
+// not damaged: the record may be of another machine.
+func (s *Store) Has(id ID, out messages.Output) bool {
+	f, err := s.acquire(id.Key.Run, false)
+	if err != nil {
+		return false
+	}
+	defer s.release(f)
+	section := &sectionReader{f: f.f, id: id, length: out.Head + out.Tail, offset: out.Offset, loaded: -1}
+	return section.checkHeader() == nil
+}
+
 // sectionReader reads the kept bytes of a section. It keeps one block, so that consecutive reads
 // load a block once.
 type sectionReader struct {

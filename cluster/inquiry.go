@@ -1,0 +1,175 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Members ask each other short questions, one for each connection: a line with an inquiry, and a line with the
+// answer. Each question is safe to ask again.
+
+// inquiryProtocol carries the questions.
+const inquiryProtocol = "caravan-ask/1"
+
+// inquiryKind is what is asked.
+type inquiryKind string
+
+// runInquiry asks the leader of a partition whether a run exists.
+const runInquiry inquiryKind = "run"
+
+// inquiry is a question about a partition.
+type inquiry struct {
+	Kind      inquiryKind    `json:"kind"`
+	Partition int            `json:"partition"`
+	Run       messages.RunID `json:"run,omitempty"`
+}
+
+// inquiryAnswer is the answer: the member of its kind, or the reason why that is missing.
+type inquiryAnswer struct {
+	IsNotLeader bool   `json:"isNotLeader,omitempty"` // the node does not lead the partition, or is not sure to
+	Error       string `json:"error,omitempty"`
+	HasRun      bool   `json:"hasRun,omitempty"`
+}
+
+const (
+	// inquiryLimit bounds the time for an answer, and leaderLimit that of looking for the leader that gives it:
+	// an election of a healthy cluster takes less.
+	inquiryLimit = greetingLimit
+	leaderLimit  = 10 * time.Second
+	// inquiryPause is between two attempts while the leader is the same.
+	inquiryPause = 100 * time.Millisecond
+)
+
+// errNotLeader is the answer of a node that does not lead.
+var errNotLeader = errors.New("the node does not lead the partition")
+
+// answerInquiries answers until the listener closes.
+func (m *Member) answerInquiries(listener net.Listener) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		m.background.Go(func() {
+			if err := m.answerInquiry(conn); err != nil {
+				m.config.Logger.Info("question of another node", "err", err)
+			}
+		})
+	}
+}
+
+func (m *Member) answerInquiry(conn net.Conn) error {
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(m.port.ctx, inquiryLimit)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	var q inquiry
+	if err := readJSONLine(conn, &q); err != nil {
+		return err
+	}
+	return writeJSONLine(conn, m.answerOf(ctx, &q))
+}
+
+// answerOf answers a question, of another node or of this one.
+func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
+	if q.Partition < 0 || q.Partition >= len(m.hosts) {
+		return inquiryAnswer{Error: fmt.Sprintf("partition %d: there are %d", q.Partition, len(m.hosts))}
+	}
+	var err error
+	switch q.Kind {
+	case runInquiry:
+		a.HasRun, err = m.hasRunHere(ctx, q.Partition, q.Run)
+	default:
+		err = fmt.Errorf("unknown question %q", q.Kind)
+	}
+	if err != nil {
+		a.IsNotLeader, a.Error = errors.Is(err, errNotLeader), err.Error()
+	}
+	return a
+}
+
+// hasRunHere reports whether a run exists, if this node leads its partition.
+func (m *Member) hasRunHere(ctx context.Context, partition int, run messages.RunID) (bool, error) {
+	engine, epoch, ok := m.Engine(partition)
+	if !ok {
+		return false, errNotLeader
+	}
+	_, err := engine.Summary(ctx, run)
+	if !m.HasLease(partition, epoch) { // asked after the answer: see Directory
+		return false, errNotLeader
+	}
+	if e, ok := errors.AsType[*messages.Error](err); ok && e.Code == messages.NotFound {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// ask asks a node. An answer of the node itself is made without a connection.
+func (m *Member) ask(ctx context.Context, node raftlog.NodeID, q *inquiry) (a inquiryAnswer, err error) {
+	if node == m.Self() {
+		a = m.answerOf(ctx, q)
+	} else if a, err = m.askByPort(ctx, node, q); err != nil {
+		return a, fmt.Errorf("node %s: %w", node, err)
+	}
+	switch {
+	case a.IsNotLeader:
+		err = fmt.Errorf("node %s: %w", node, errNotLeader)
+	case a.Error != "":
+		err = fmt.Errorf("node %s: %s", node, a.Error)
+	}
+	return a, err
+}
+
+func (m *Member) askByPort(ctx context.Context, node raftlog.NodeID, q *inquiry) (a inquiryAnswer, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*inquiryLimit)
+	defer cancel()
+	conn, err := m.Dial(ctx, node, inquiryProtocol)
+	if err != nil {
+		return a, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err = writeJSONLine(conn, q); err == nil {
+		err = readJSONLine(conn, &a)
+	}
+	return a, err
+}
+
+// askLeader asks the leader of the partition, whichever it is, until one answers, ctx ends or leaderLimit is
+// over.
+func (m *Member) askLeader(ctx context.Context, q *inquiry) (inquiryAnswer, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, leaderLimit, fmt.Errorf("partition %d has no leader that answers", q.Partition))
+	defer cancel()
+	for {
+		changed := m.Changed()
+		var last error
+		if l, ok := m.Leader(q.Partition); ok {
+			a, err := m.ask(ctx, l.Node, q)
+			if err == nil {
+				return a, nil
+			}
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return inquiryAnswer{}, errors.Join(context.Cause(ctx), last)
+		case <-changed:
+		case <-time.After(inquiryPause):
+		}
+	}
+}
+
+// HasRun reports whether a run exists, whichever node leads its partition. It waits for a leader for a while.
+func (m *Member) HasRun(ctx context.Context, run messages.RunID) (bool, error) {
+	a, err := m.askLeader(ctx, &inquiry{Kind: runInquiry, Partition: int(uint64(run) % uint64(len(m.hosts))), Run: run})
+	if err != nil {
+		return false, &messages.Error{Code: messages.Unavailable, Text: fmt.Sprintf("cannot ask for run %d: %v", run, err)}
+	}
+	return a.HasRun, nil
+}
