@@ -23,7 +23,7 @@ var (
 	killsFlag   = flag.Int("kills", 20, "kills of the random-moments test")
 	ackedFlag   = flag.Int("acked", 400, "acknowledged submissions of the kill-after-200 test")
 	roundsFlag  = flag.Int("rounds", 2, "rounds of the tests that kill server and worker")
-	hostileFlag = flag.Int("hostile", 10_000, "malformed requests")
+	hostileFlag = flag.Int("hostile", 5000, "malformed requests")
 	sizesFlag   = flag.String("sizes", "", "big: runs of 1,000,000 tasks in large_runs_test.go, 10,000 concurrent processes")
 	copiesFlag  = flag.Int("copies", 2, "copies of a data folder with servers next to the original")
 	damagesFlag = flag.Int("damages", 40, "damaged data folders")
