@@ -65,21 +65,23 @@ test-browser: ## what web pages can make Chromium send; root on Debian has it in
 
 # With -short, tests over every bit, row or size take a sample: make test covers all. The detector keeps
 # the processors busy, so fewer packages are tested at a time than without it. It has nothing to see in
-# internal/archtest, which reads source files one after the other, and which make rules runs.
+# internal/archtest, which reads source files one after the other, and which make rules runs. make test and
+# make vet run go vet, which would compile what it needs a second time here.
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
-	CGO_ENABLED=1 $(GO) test -p $$(($$(nproc) + 1)) -shuffle=$(SHUFFLE) -race -short -timeout 20m $$($(GO) list $(LONGEST) ./... | grep -v -e /internal/e2e -e /internal/archtest)
-	CGO_ENABLED=1 $(GO) test -shuffle=$(SHUFFLE) -race -parallel 4 -timeout 25m ./internal/e2e/...
+	CGO_ENABLED=1 $(GO) test -vet=off -p $$(($$(nproc) + 1)) -shuffle=$(SHUFFLE) -race -short -timeout 20m $$($(GO) list $(LONGEST) ./... | grep -v -e /internal/e2e -e /internal/archtest)
+	CGO_ENABLED=1 $(GO) test -vet=off -shuffle=$(SHUFFLE) -race -parallel 4 -timeout 25m ./internal/e2e/...
 
 check: fmt vet lint tidy generated rules race ## everything that must hold before a change lands
 
 fmt: ## check the format of all Go files
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
 
+# Like make test, the checks use no cgo, so that they find most packages compiled.
 vet: ## run go vet
-	$(GO) vet -tags slurm,browser,faults ./...
+	CGO_ENABLED=0 $(GO) vet -tags slurm,browser,faults ./...
 
 lint: $(filter .tools/%,$(STATICCHECK)) ## run staticcheck (STATICCHECK= skips it)
-	$(if $(STATICCHECK),$(STATICCHECK) ./...,@echo "staticcheck is skipped")
+	$(if $(STATICCHECK),CGO_ENABLED=0 $(STATICCHECK) ./...,@echo "staticcheck is skipped")
 
 tidy: ## check that go.mod and go.sum are tidy
 	$(GO) mod tidy -diff
@@ -90,7 +92,7 @@ generated: ## generate code anew (executor/workerpb); fails if it is not what is
 	@git diff --exit-code --stat -- '*.pb.go'
 
 rules: ## import rules, length of files, habits
-	$(GO) test -count=1 ./internal/archtest
+	CGO_ENABLED=0 $(GO) test -count=1 ./internal/archtest
 
 tools: .tools/staticcheck ## install staticcheck, pinned, into .tools
 
@@ -111,22 +113,22 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 	done
 
 bench: ## all workloads with their references, ROUNDS (3) rounds each; needs an idle machine
-	$(GO) run ./bench --rounds $(ROUNDS) all
+	CGO_ENABLED=0 $(GO) run ./bench --rounds $(ROUNDS) all
 
 $(WORKLOADS:%=bench-%): bench-%:
-	$(GO) run ./bench --rounds $(ROUNDS) $*
+	CGO_ENABLED=0 $(GO) run ./bench --rounds $(ROUNDS) $*
 
 bench-cluster: ## the workloads of clusters alone: three nodes on this machine, against one (about 7 minutes)
-	$(GO) run ./bench --rounds $(ROUNDS) cluster
+	CGO_ENABLED=0 $(GO) run ./bench --rounds $(ROUNDS) cluster
 
 bench-report: ## all workloads, with charts, written into bench/report (about 23 minutes)
-	$(GO) run ./bench --rounds $(ROUNDS) report
+	CGO_ENABLED=0 $(GO) run ./bench --rounds $(ROUNDS) report
 
 bench-peers: ## root on Debian: install the references that the machine lacks
 	sh bench/peers/install.sh
 
 bench-smoke: ## short runs of all workloads that fail below their floors (under a minute)
-	$(GO) run ./bench --rounds 1 --smoke all
+	CGO_ENABLED=0 $(GO) run ./bench --rounds 1 --smoke all
 
 clean: ## remove what the targets made
 	rm -rf bin .tools cover.out

@@ -21,8 +21,9 @@ func BuildAs(dir string, race bool, version string, tags ...string) (string, err
 		return "", err
 	}
 	bin := filepath.Join(dir, "caravan")
-	// As `make build` has it, apart from the version, so that the tests run what is released.
-	args, cgo := []string{"build", "-trimpath", "-o", bin}, "CGO_ENABLED=0"
+	// As `make build` has it, so that the tests run what is released, apart from the version and the paths
+	// of source files: with -trimpath all packages would be compiled a second time.
+	args, cgo := []string{"build", "-o", bin}, "CGO_ENABLED=0"
 	if race {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
 	}
