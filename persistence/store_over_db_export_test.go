@@ -49,7 +49,7 @@ func openReplicated(t testing.TB, log *replicatedLog, n int) *ReplicatedStore {
 	t.Helper()
 	r := &ReplicatedStore{log: log}
 	for range n {
-		db := openReplica(t, Config{Dir: t.TempDir()})
+		db := openReplica(t, Config{Dir: t.TempDir(), memTable: replicaMemTable})
 		log.join(db, 0)
 		r.replicas = append(r.replicas, db)
 	}
