@@ -77,7 +77,7 @@ func TestTasksOutliveChangesOfLeader(t *testing.T) {
 	killed := leads
 	killed.server.Kill()
 	killed.server = nil
-	leads, _ = c.leader(first)
+	c.leader(first)
 	isRunning(first)
 	restart(killed)
 
