@@ -39,8 +39,8 @@ type nodeCluster struct {
 }
 
 // withCluster runs f with a fresh cluster on fresh data. An error of f comes with the ends of the logs.
-func (e *benchEnv) withCluster(partitions int, f func(*nodeCluster) error) error {
-	c, err := e.startCluster(partitions)
+func (e *benchEnv) withCluster(partitions int, f func(*nodeCluster) error, options ...string) error {
+	c, err := e.startCluster(partitions, options)
 	if err != nil {
 		return err
 	}
@@ -50,10 +50,10 @@ func (e *benchEnv) withCluster(partitions int, f func(*nodeCluster) error) error
 // startCluster starts all nodes of a cluster and returns when they are ready, which means that every
 // partition has a leader. finish must follow. The addresses of nodes must be known before the nodes
 // listen, so another process may take a port first: then the cluster starts once more.
-func (e *benchEnv) startCluster(partitions int) (*nodeCluster, error) {
+func (e *benchEnv) startCluster(partitions int, options []string) (*nodeCluster, error) {
 	const attempts = 3
 	for attempt := 1; ; attempt++ {
-		c, err := e.formCluster(partitions)
+		c, err := e.formCluster(partitions, options)
 		if err == nil {
 			return c, nil
 		}
@@ -64,7 +64,7 @@ func (e *benchEnv) startCluster(partitions int) (*nodeCluster, error) {
 }
 
 // formCluster is one attempt of startCluster.
-func (e *benchEnv) formCluster(partitions int) (c *nodeCluster, err error) {
+func (e *benchEnv) formCluster(partitions int, options []string) (c *nodeCluster, err error) {
 	c = &nodeCluster{e: e, partitions: partitions}
 	if c.dir, err = e.newFolder(); err != nil {
 		return nil, err
@@ -91,8 +91,8 @@ func (e *benchEnv) formCluster(partitions int) (c *nodeCluster, err error) {
 	}
 	for n := range nodeCount {
 		s, err := testenv.Launch(testenv.Config{Binary: e.binary, Data: filepath.Join(c.dir, nodeName(n)), Ready: clusterPatience,
-			Args: append(serverOptions(), "--node", nodeName(n), "--cluster", strings.Join(list, ","), "--tls-dir", c.certificates(n),
-				"--partitions", fmt.Sprint(partitions))})
+			Args: append(append(serverOptions(), "--node", nodeName(n), "--cluster", strings.Join(list, ","), "--tls-dir", c.certificates(n),
+				"--partitions", fmt.Sprint(partitions)), options...)})
 		if err != nil {
 			return nil, err
 		}
