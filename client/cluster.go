@@ -29,6 +29,9 @@ type ClusterPartition struct {
 	Applied   uint64 `json:"applied"` // the log entry up to which the replica has the rows
 	Lag       uint64 `json:"lag"`     // committed entries that the replica has yet to apply
 	Lease     bool   `json:"lease"`   // the answering node leads, and may answer reads
+	// Verified is the entry as of which the replicas were compared last, as far as the node knows; 0 = never.
+	Verified  uint64   `json:"verified"`
+	Differing []string `json:"differing"` // IDs of nodes whose replicas had other rows than most
 }
 
 // NameOf returns the name of a node, or its ID when the cluster does not list it.

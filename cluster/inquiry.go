@@ -28,6 +28,9 @@ type inquiry struct {
 	Kind      inquiryKind    `json:"kind"`
 	Partition int            `json:"partition"`
 	Run       messages.RunID `json:"run,omitempty"`
+	Index     uint64         `json:"index,omitempty"`
+
+	Verdict *PartitionVerdict `json:"verdict,omitempty"`
 }
 
 // inquiryAnswer is the answer: the member of its kind, or the reason why that is missing.
@@ -35,6 +38,11 @@ type inquiryAnswer struct {
 	IsNotLeader bool   `json:"isNotLeader,omitempty"` // the node does not lead the partition, or is not sure to
 	Error       string `json:"error,omitempty"`
 	HasRun      bool   `json:"hasRun,omitempty"`
+
+	// A verifyInquiry gets the entry, and the replicas that compute their digests.
+	Index    uint64           `json:"index,omitempty"`
+	Replicas []raftlog.NodeID `json:"replicas,omitempty"`
+	Digest   *digestAnswer    `json:"digest,omitempty"`
 }
 
 const (
@@ -85,6 +93,16 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 	switch q.Kind {
 	case runInquiry:
 		a.HasRun, err = m.hasRunHere(ctx, q.Partition, q.Run)
+	case verifyInquiry:
+		a.Index, a.Replicas, err = m.verifyHere(q.Partition)
+	case digestInquiry:
+		a.Digest = m.digestHere(q.Partition, q.Index)
+	case verdictInquiry:
+		if q.Verdict == nil || q.Verdict.Partition != q.Partition {
+			err = errors.New("a verdict on another partition")
+		} else {
+			m.noteVerdict(q.Verdict)
+		}
 	default:
 		err = fmt.Errorf("unknown question %q", q.Kind)
 	}

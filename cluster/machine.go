@@ -62,6 +62,8 @@ type machine struct {
 	statfs func(dir string) (free, total int64, err error)
 	// findDamage stands for a damage of the DB. Nil but in tests.
 	findDamage func() error
+	// loseEntry reports whether the disk loses the rows of an entry. Nil but in tests.
+	loseEntry func(index uint64) bool
 	// afterStep is called after each step of Restore, by its number: its error stands for a crash there.
 	// Nil but in tests.
 	afterStep func(step int) error
@@ -81,7 +83,7 @@ type machine struct {
 	term      uint64
 	unwritten map[uint64]struct{}
 	verified  map[uint64]Verification
-	digests   int // that are being computed
+	computing map[uint64]struct{} // entries whose digests are being computed
 }
 
 // replicaRecord is the content of replica.json.
@@ -136,7 +138,7 @@ func openMachine(m *machine, isNew bool) error {
 	if err != nil {
 		return fmt.Errorf("replica %s: %w", m.dir, err)
 	}
-	m.unwritten, m.verified = map[uint64]struct{}{}, map[uint64]Verification{}
+	m.unwritten, m.verified, m.computing = map[uint64]struct{}{}, map[uint64]Verification{}, map[uint64]struct{}{}
 	if err := m.removeOtherGenerations(m.record); err != nil {
 		return fmt.Errorf("replica %s: %w", m.dir, err)
 	}
@@ -281,6 +283,9 @@ func (m *machine) Apply(index, term uint64, rows []byte) error {
 	if err != nil {
 		return err
 	}
+	if m.loseEntry != nil && m.loseEntry(index) {
+		return nil
+	}
 	written, err := db.Apply(m.base+index, term, rows)
 	if err != nil || written {
 		return err
@@ -296,46 +301,56 @@ func (m *machine) Apply(index, term uint64, rows []byte) error {
 // Verify takes the digest of the rows as of an entry. It is computed on a goroutine of its own, from a view
 // of this moment, while later entries are applied.
 func (m *machine) Verify(index uint64) error {
-	if !m.beginDigest() {
+	if !m.beginDigest(index) {
 		m.keepVerification(index, Verification{IsIncomparable: true, Err: errManyDigests})
 		return nil
 	}
 	view, err := m.newestView()
 	if err != nil {
-		m.endDigest()
+		m.endDigest(index)
 		return err
 	}
 	m.background.Go(func() {
 		v := Verification{IsIncomparable: view.CommitNumber() > m.base+index || index < m.comparableFrom.Load()}
 		v.Digest, v.Rows, v.Err = view.Digest()
 		view.Close()
-		m.endDigest() // before a caller can learn of it, and ask for the next one
 		m.keepVerification(index, v)
 	})
 	return nil
 }
 
-// beginDigest counts a digest, unless maxDigests are being computed. endDigest follows.
-func (m *machine) beginDigest() bool {
+// beginDigest notes a digest that begins, unless maxDigests are being computed. keepVerification or endDigest
+// follows.
+func (m *machine) beginDigest(index uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.digests >= maxDigests {
+	if len(m.computing) >= maxDigests {
 		return false
 	}
-	m.digests++
+	m.computing[index] = struct{}{}
 	return true
 }
 
-func (m *machine) endDigest() {
+func (m *machine) endDigest(index uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.digests--
+	delete(m.computing, index)
 }
 
-// keepVerification keeps the newest verifications.
+// isComputing reports whether the digest as of an entry is being computed.
+func (m *machine) isComputing(index uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, ok := m.computing[index]
+	return ok
+}
+
+// keepVerification keeps the newest verifications. The digest is not being computed any more when a caller can
+// learn of it.
 func (m *machine) keepVerification(index uint64, v Verification) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	delete(m.computing, index)
 	m.verified[index] = v
 	for len(m.verified) > keptVerifications {
 		oldest := index

@@ -362,8 +362,8 @@ func TestDigestsAreBounded(t *testing.T) {
 	defer func() { closeMachine(t, m) }()
 	l.write(m, 3)
 	last := uint64(len(l.entries))
-	for range maxDigests {
-		if !m.beginDigest() {
+	for i := range maxDigests {
+		if !m.beginDigest(uint64(i)) {
 			t.Fatal("a digest is refused")
 		}
 	}
@@ -373,7 +373,7 @@ func TestDigestsAreBounded(t *testing.T) {
 	if v, ok := m.verification(last); !ok || !v.IsIncomparable || v.Err == nil {
 		t.Errorf("beyond the bound: %v, %+v", ok, v)
 	}
-	m.endDigest()
+	m.endDigest(0)
 	for i := range uint64(4) {
 		index := last + 1 + i
 		if v := verify(t, m, index); v.IsIncomparable || v.Rows == 0 {

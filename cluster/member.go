@@ -64,10 +64,11 @@ type Config struct {
 	// damagedLeadPause returns the constant of this name. Nil but in tests.
 	damagedLeadPause func() time.Duration
 	steadyTime       time.Duration // 0: the constant of this name
-	// afterRestoreStep is machine.afterStep of all partitions, and findDamage is machine.findDamage. Nil but in
+	// afterRestoreStep is machine.afterStep of all partitions, and the others are those of machine. Nil but in
 	// tests.
 	afterRestoreStep func(partition, step int) error
 	findDamage       func() error
+	loseEntry        func(index uint64) bool
 }
 
 // EngineTerm is what an engine is for: a partition, for one term.
@@ -95,8 +96,9 @@ type Member struct {
 	metrics    *partitionCollector // nil until it is registered
 	background sync.WaitGroup      // seekAdmission, answers to inquiries
 
-	mu      sync.Mutex // a leaf
-	changes chan struct{}
+	mu       sync.Mutex // a leaf
+	changes  chan struct{}
+	verdicts map[int]*PartitionVerdict // by partition
 
 	closeOnce sync.Once
 	closeErr  error
@@ -108,7 +110,7 @@ var _ Directory = (*Member)(nil)
 // cluster, or ctx ends; later ones do not wait for any other node. The error is a *RefusedError when the
 // node cannot be part of the cluster: its folder was lost, or the nodes disagree.
 func Open(ctx context.Context, config Config) (_ *Member, err error) {
-	m := &Member{config: config, changes: make(chan struct{})}
+	m := &Member{config: config, changes: make(chan struct{}), verdicts: map[int]*PartitionVerdict{}}
 	c := &m.config
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -314,7 +316,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 		storage.Logger = h.logger
 	}
 	h.machine = &machine{dir: m.folder.replicaFolder(partition), fsys: c.fsys, base: m.identity.Base, config: storage, logger: h.logger, evictEngine: h.evictEngine}
-	h.machine.space, h.machine.findDamage = &m.copySpace, c.findDamage
+	h.machine.space, h.machine.findDamage, h.machine.loseEntry = &m.copySpace, c.findDamage, c.loseEntry
 	if c.afterRestoreStep != nil {
 		h.machine.afterStep = func(step int) error { return c.afterRestoreStep(partition, step) }
 	}

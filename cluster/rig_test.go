@@ -66,7 +66,10 @@ type testNode struct {
 
 	replace          bool // see Config
 	afterRestoreStep func(partition, step int) error
-	damage           atomic.Pointer[error] // of all DBs
+
+	isLosing atomic.Bool // the disk loses the rows of entries, and lost counts them
+	lost     atomic.Int64
+	damage   atomic.Pointer[error] // of all DBs
 
 	mu     sync.Mutex
 	member *Member // nil while it is down
@@ -222,6 +225,17 @@ func (n *testNode) config() Config {
 		},
 		afterRestoreStep: n.afterRestoreStep,
 		damagedLeadPause: func() time.Duration { return time.Duration(c.damagedLeadPause.Load()) },
+		loseEntry: func(uint64) bool {
+			m := n.running()
+			if !n.isLosing.Load() || m == nil {
+				return false
+			}
+			if _, _, leads := m.Engine(0); leads {
+				return false // the engine would take its own rows for written
+			}
+			n.lost.Add(1)
+			return true
+		},
 		findDamage: func() error {
 			if err := n.damage.Load(); err != nil {
 				return *err

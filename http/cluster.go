@@ -12,8 +12,8 @@ import (
 // into partitions: run n is of partition n mod P, and each partition has one leader at a time, whose
 // engine serves it. A request that arrives at another node is forwarded (forward.go).
 //
-// The methods may be called from any goroutine. They answer at once, except Dial, and Status on a node that
-// leads without a lease.
+// The methods may be called from any goroutine. They answer at once, except Dial, Verify, and Status on a node
+// that leads without a lease.
 type Cluster interface {
 	// Self returns the ID of this node. IDs consist of letters, digits, '-', '_' and '.'.
 	Self() string
@@ -36,6 +36,9 @@ type Cluster interface {
 	QueuedTasks(partition uint64) int
 	// Status returns what GET /v1/cluster shows.
 	Status(ctx context.Context) ClusterStatus
+	// Verify compares the replicas of each partition, and returns the results by partition. It takes as long as
+	// the replicas need to read all their rows. An error is that of all partitions.
+	Verify(ctx context.Context) ([]PartitionVerification, error)
 }
 
 // partitionKey is the key of a context's partition.
@@ -82,6 +85,10 @@ type PartitionStatus struct {
 	Applied uint64 // the log entry up to which this replica has the rows
 	Lag     uint64 // entries that the replica which is furthest behind lacks; 0 unless this node leads
 	Lease   bool   // this node leads the partition and may answer reads now
+	// Verified is the log entry as of which the replicas were compared last, as far as this node was told since
+	// its start; 0 = never. Differing are the nodes whose replicas had other rows than most.
+	Verified  uint64
+	Differing []string // node IDs
 }
 
 // clusterStatus is GET /v1/cluster. Every node answers for itself, also one that is cut off from the
@@ -114,7 +121,15 @@ func (s *Server) clusterStatus(ctx *fasthttp.RequestCtx) error {
 		dst = strconv.AppendUint(append(dst, `,"applied":`...), p.Applied, 10)
 		dst = strconv.AppendUint(append(dst, `,"lag":`...), p.Lag, 10)
 		dst = strconv.AppendBool(append(dst, `,"lease":`...), p.Lease)
-		dst = append(dst, '}')
+		dst = strconv.AppendUint(append(dst, `,"verified":`...), p.Verified, 10)
+		dst = append(dst, `,"differing":[`...)
+		for i, node := range p.Differing {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = appendString(dst, node)
+		}
+		dst = append(dst, "]}"...)
 	}
 	answerJSON(ctx, append(dst, "]}"...))
 	return nil

@@ -47,7 +47,8 @@ type clusterRig struct {
 	changed     chan struct{}
 	// onStatus is called by Status; it may be nil.
 	onStatus func()
-	queued   map[uint64]int // tasks that wait, by partition
+	queued   map[uint64]int          // tasks that wait, by partition
+	verified []PartitionVerification // what Verify returns
 }
 
 // clusterNode is a node of a rig, and its Cluster.
@@ -185,6 +186,10 @@ func (n *clusterNode) QueuedTasks(partition uint64) int {
 }
 
 func (n *clusterNode) Nodes() []string { return []string{"n1", "n2", "n3"} }
+
+func (n *clusterNode) Verify(context.Context) ([]PartitionVerification, error) {
+	return n.rig.verified, nil
+}
 
 func (n *clusterNode) Status(context.Context) ClusterStatus {
 	if n.rig.onStatus != nil {

@@ -537,7 +537,7 @@ func TestClusterStatus(t *testing.T) {
 	rig.lead("")
 	sameJSON(t, rig.node("n2").get(clusterPath).body, `{"id":"c","node":"n2","nodes":[{"id":"n1","name":"n1","address":"127.0.0.1:2504"},
 		{"id":"n2","name":"n2","address":"127.0.0.1:2504"},{"id":"n3","name":"n3","address":"127.0.0.1:2504"}],
-		"partitions":[{"partition":0,"leader":"","term":3,"applied":17,"lag":2,"lease":false}]}`)
+		"partitions":[{"partition":0,"leader":"","term":3,"applied":17,"lag":2,"lease":false,"verified":0,"differing":[]}]}`)
 }
 
 // BenchmarkForwardedState is the poll of a run's state through a node that does not lead.

@@ -33,6 +33,7 @@ const (
 	serverStatePath    = "/v1/server/state"
 	setServerStatePath = serverStatePath + "/{state}"
 	clusterPath        = "/v1/cluster"
+	verifyPath         = "/v1/cluster/verify"
 	validatePath       = "/v1/dagrun/validate"
 	runPathPrefix      = "/v1/dagrun/"
 )
@@ -88,6 +89,7 @@ func (s *Server) routes() []route {
 		{"PATCH", setServerStatePath, access.Control, everyLeader, noBody, (*Server).setServerState},
 		{"GET", "/healthz", publicRoute, anyNode, noBody, (*Server).healthz},
 		{"GET", clusterPath, access.Read, anyNode, noBody, (*Server).clusterStatus},
+		{"POST", verifyPath, access.Control, anyNode, noBody, (*Server).verifyCluster},
 		{"GET", "/version", access.Read, anyNode, noBody, (*Server).version},
 		{"GET", "/metrics", access.Read, anyNode, noBody, (*Server).showMetrics},
 		{"GET", loginPath, publicRoute, anyNode, noBody, (*Server).loginPage},

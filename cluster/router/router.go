@@ -20,6 +20,10 @@ type Member interface {
 	QueuedTasks(partition int) int
 	// Status returns the state of this node's replica of a partition.
 	Status(partition int) cluster.Status
+	// VerifyReplicas compares the replicas of all partitions.
+	VerifyReplicas(ctx context.Context) ([]cluster.PartitionVerdict, error)
+	// Verdict returns the newest verdict on a partition that this node was told.
+	Verdict(partition int) (cluster.PartitionVerdict, bool)
 }
 
 var _ Member = (*cluster.Member)(nil)
@@ -86,7 +90,29 @@ func (r *Router) Status(context.Context) http.ClusterStatus {
 		if _, epoch, ok := r.member.Engine(p); ok {
 			status.Lease = r.member.HasLease(p, epoch)
 		}
+		if v, ok := r.member.Verdict(p); ok {
+			status.Verified = v.Index
+			for _, replica := range v.Replicas {
+				if replica.Differs {
+					status.Differing = append(status.Differing, string(replica.Node))
+				}
+			}
+		}
 		s.Partitions = append(s.Partitions, status)
 	}
 	return s
+}
+
+// Verify compares the replicas of all partitions.
+func (r *Router) Verify(ctx context.Context) ([]http.PartitionVerification, error) {
+	verdicts, err := r.member.VerifyReplicas(ctx)
+	var all []http.PartitionVerification
+	for _, v := range verdicts {
+		one := http.PartitionVerification{Index: v.Index, Equal: v.IsEqual(), Problem: v.Problem}
+		for _, d := range v.Replicas {
+			one.Replicas = append(one.Replicas, http.ReplicaVerification{Node: string(d.Node), Digest: d.Digest, Rows: d.Rows, Differs: d.Differs, Problem: d.Problem})
+		}
+		all = append(all, one)
+	}
+	return all, err
 }

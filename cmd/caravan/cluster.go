@@ -23,7 +23,7 @@ func (m *Main) clusterCommand() *cobra.Command {
 			return cmd.Help()
 		},
 	}
-	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand())
+	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand())
 	return cmd
 }
 
@@ -65,8 +65,8 @@ func (m *Main) clusterStatusCommand() *cobra.Command {
 //	n1    127.0.0.1:2504   0
 //	n2    127.0.0.1:2505   -
 //
-//	PARTITION  LEADER  TERM  APPLIED  LAG
-//	0          n1      3     1042     0
+//	PARTITION  LEADER  TERM  APPLIED  LAG  DIFFERS
+//	0          n1      3     1042     0    -
 func (m *Main) printCluster(c *client.Cluster) error {
 	leads := map[string][]string{}
 	for _, p := range c.Partitions {
@@ -84,10 +84,10 @@ func (m *Main) printCluster(c *client.Cluster) error {
 		return err
 	}
 	fmt.Fprintln(m.Stdout)
-	partitions := newTable(m.Stdout, plain, "PARTITION", "LEADER", "TERM", "APPLIED", "LAG")
+	partitions := newTable(m.Stdout, plain, "PARTITION", "LEADER", "TERM", "APPLIED", "LAG", "DIFFERS")
 	for _, p := range c.Partitions {
 		err := partitions.add(strconv.FormatUint(p.Partition, 10), orDash(c.NameOf(p.Leader)), strconv.FormatUint(p.Term, 10),
-			strconv.FormatUint(p.Applied, 10), strconv.FormatUint(p.Lag, 10))
+			strconv.FormatUint(p.Applied, 10), strconv.FormatUint(p.Lag, 10), namesOf(c, p.Differing))
 		if err != nil {
 			return err
 		}

@@ -52,7 +52,9 @@ func TestCommands(t *testing.T) {
 		"GET /v1/dagrun/5/summary":                                     `500 {"error":"internal error: see the server's log"}`,
 		"GET /v1/dagrun/6/summary":                                     `503 {"error":"overloaded"}`,
 		"GET /v1/dagrun/0/task/a/log?follow=1&stream=stdout":           "",
-		"GET /v1/cluster":                                              `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1"},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
+		"POST /v1/cluster/verify": `{"equal":false,"partitions":[{"partition":0,"index":9,"equal":true,"replicas":[{"node":"n1-7","digest":"aa","rows":5},{"node":"n2-1","digest":"aa","rows":5}]},` +
+			`{"partition":1,"index":4,"equal":false,"replicas":[{"node":"n1-7","digest":"0123456789abcdef01","rows":5,"differs":true},{"node":"n2-1","problem":"it is away"}]},{"partition":2,"index":0,"equal":false,"replicas":[],"problem":"no leader"}]}`,
+		"GET /v1/cluster": `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1"},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
 	}
 	for _, tc := range []struct {
 		name string
@@ -105,8 +107,14 @@ func TestCommands(t *testing.T) {
 
 		{"cluster status", "cluster status --server $", 0, "cluster ab, seen by n2\n\n" +
 			"NODE  ADDRESS  LEADS\nn1    h:1      0\nn2    -        -\n\n" +
-			"PARTITION  LEADER  TERM  APPLIED  LAG\n0          n1      3     12       0\n1          -       0     5        0\n", "", "GET /v1/cluster"},
+			"PARTITION  LEADER  TERM  APPLIED  LAG  DIFFERS\n0          n1      3     12       0    n1\n1          -       0     5        0    -\n", "", "GET /v1/cluster"},
 		{"cluster status as json", "cluster status -o json --server $", 0, "~\"leader\": \"n1-7\",", "", ""},
+		{"cluster verify", "cluster verify --server $", 1, "" +
+			"partition 0: entry 9: 2 replicas are equal (5 rows)\n" +
+			"partition 1: entry 4: the replica of n1 differs (5 rows, digest 0123456789abcdef)\n" +
+			"partition 1: entry 4: the replica of n2 was not compared: it is away\n" +
+			"partition 2: no leader\n", "caravan: not all replicas were found equal\n", "POST /v1/cluster/verify"},
+		{"cluster verify as json", "cluster verify -o json --server $", 1, "~\"differs\": true", "~not all replicas", ""},
 		{"cluster", "cluster", 0, "~status", "", ""},
 		{"cluster command that is none", "cluster stats", 2, "", "~unknown command \"stats\": did you mean status?", ""},
 		{"cluster status of nobody", "cluster status --server NOWHERE", 7, "", "~no server answers", ""},

@@ -28,6 +28,7 @@
 //	backup -           the backup                           -
 //	restore            -                                    -
 //	cluster init       -                                    -
+//	cluster verify     a line per partition or replica      POST /v1/cluster/verify
 //	cluster status     facts, then two tables               GET /v1/cluster
 //	token new          the secret                           -
 //	tls init, node, …  -                                    -

@@ -321,6 +321,14 @@ func (s *startingCluster) QueuedTasks(partition uint64) int {
 	return 0
 }
 
+// Verify compares the replicas of the cluster.
+func (s *startingCluster) Verify(ctx context.Context) ([]http.PartitionVerification, error) {
+	if r := s.router.Load(); r != nil {
+		return r.Verify(ctx)
+	}
+	return nil, errStarting
+}
+
 // Status returns the cluster as this node sees it; an empty one while the node has not joined.
 func (s *startingCluster) Status(ctx context.Context) http.ClusterStatus {
 	if r := s.router.Load(); r != nil {

@@ -35,7 +35,9 @@ func judge(t *testing.T, c *clustertest.Cluster, l *load) {
 	l.end(t)
 	mustDo(t, c.AwaitFinished("n1", clustertest.Patience))
 	l.awaitFollowers()
-	describeHistory(t, c.Check("n1", nil, history.Options{}))
+	digests, err := c.Digests("n1")
+	mustDo(t, err)
+	describeHistory(t, c.Check("n1", digests, history.Options{}))
 }
 
 // TestClusterHistory: clients use a cluster of three nodes of the real binary while random faults meet
