@@ -121,8 +121,8 @@ func (n *Node) OpenLog(ctx context.Context, id messages.RunID, name string, atte
 		class := v.Plan.Classes[v.Plan.TemplateOf(a.Task).Class]
 		key := messages.AttemptKey{Run: id, Task: a.Task, Attempt: a.Attempt}
 		log, err := n.env.executors[class.Executor].OpenLog(key, stream)
-		if err == nil {
-			return log, nil
+		if known := (*messages.Error)(nil); err == nil || errors.As(err, &known) && known.Code == messages.Unavailable {
+			return log, err // its machine does not answer: no record is on its way
 		}
 		return n.endedLog(ctx, id, a, name, stream)
 	}

@@ -139,7 +139,7 @@ type front struct {
 	epoch     uint64
 	sink      Sink
 
-	// ordering is read-locked while an engine's call is passed on, and guards phase and takenOver: a call
+	// ordering is read-locked while an engine's call is passed on, except OpenLog, and guards phase and takenOver: a call
 	// that comes before Close or Detach has reached the executor when they go on.
 	ordering  sync.RWMutex
 	phase     frontPhase
@@ -214,11 +214,16 @@ func (f *front) Kill(key messages.AttemptKey, grace time.Duration) {
 // Revoke implements Executor.
 func (f *front) Revoke(key messages.AttemptKey) { f.call(func(x Partitioned) { x.Revoke(key) }) }
 
-// OpenLog implements Executor.
-func (f *front) OpenLog(key messages.AttemptKey, stream messages.Stream) (log messages.Log, err error) {
-	err = ErrNotRunning
-	f.call(func(x Partitioned) { log, err = x.OpenLog(key, stream) })
-	return log, err
+// OpenLog implements Executor. It changes nothing and may wait for another machine: so Close and Detach do not
+// wait for it.
+func (f *front) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
+	f.ordering.RLock()
+	isDetached := f.phase == frontDetached
+	f.ordering.RUnlock()
+	if isDetached {
+		return nil, ErrNotRunning
+	}
+	return f.shared.executor.OpenLog(key, stream)
 }
 
 // ExpectResume implements Durable. The first call takes the partition over. An attempt that was ordered

@@ -221,3 +221,41 @@ func TestKilledBetweenTwoEngines(t *testing.T) {
 		t.Errorf("it ends as %v", r.Record.Result)
 	}
 }
+
+// slowReader answers for output when the test says so.
+type slowReader struct {
+	*executortest.Durable
+	asked, answer chan struct{}
+}
+
+func (r *slowReader) OpenLog(messages.AttemptKey, messages.Stream) (messages.Log, error) {
+	close(r.asked)
+	<-r.answer
+	return nil, executor.ErrNotRunning
+}
+
+// TestDetachDoesNotWaitForOutput of a machine that does not answer.
+func TestDetachDoesNotWaitForOutput(t *testing.T) {
+	reader := &slowReader{executortest.NewDurable(), make(chan struct{}), make(chan struct{})}
+	shared, err := executor.NewShared(3, func(sink executor.Sink) (executor.Partitioned, error) {
+		_, err := reader.Bind(sink)
+		return reader, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := newFront(t, shared, 0, executortest.NewRecorder(t).Sink)
+	opened := make(chan error)
+	go func() {
+		_, err := front.OpenLog(attemptOf(3), messages.Stdout)
+		opened <- err
+	}()
+	<-reader.asked
+	if err := front.Detach(); err != nil {
+		t.Error(err)
+	}
+	close(reader.answer)
+	if err := <-opened; err == nil {
+		t.Error("a log of an attempt that does not run")
+	}
+}

@@ -70,9 +70,11 @@ const rememberedHeartbeats = 1024
 
 // agentPartition is the session and the lease of a partition.
 type agentPartition struct {
-	session   workerpb.Session // the newest one, with the highest epoch
-	link      *agentLink       // of the session; nil: it has ended with its link
-	reportDue bool             // the first report of the session was not made yet
+	session   workerpb.Session  // the newest one, with the highest epoch
+	link      *agentLink        // of the session; nil: it has ended with its link
+	reportDue bool              // the first report of the session was not made yet
+	listing   bool              // the workers are asked for it
+	missed    []executor.Report // came while listing: the list may not have them
 	lease     lease.Lease
 }
 
@@ -316,21 +318,26 @@ func (a *agent) beginSession(l *agentLink, s workerpb.Session) {
 }
 
 // reportSession makes the first report of a session, with all that the workers know, if it is due and all of
-// them have spoken. A report of theirs that comes meanwhile is repeated by it, or follows. frameMu is held.
+// them have spoken. A report of theirs that comes while they are asked follows the list, which may be older.
+// frameMu is held.
 func (a *agent) reportSession(partition int) {
+	p := &a.partitions[partition]
 	a.mu.Lock()
-	due := a.partitions[partition].reportDue
+	p.listing = p.reportDue
+	due := p.listing
 	a.mu.Unlock()
 	if !due {
 		return
 	}
+	isOver := a.isOver(partition, lease.Now())
 	known, ok := a.workers.Attempts(a.numbering(partition))
-	if !ok {
-		return
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	p := &a.partitions[partition]
+	missed := p.missed
+	p.listing, p.missed = false, nil
+	if !ok {
+		return // the next list has them
+	}
 	p.reportDue = false
 	if p.link == nil {
 		return
@@ -346,8 +353,16 @@ func (a *agent) reportSession(partition int) {
 			report.AddQueued(k.Key, k.GrantedAt)
 		}
 	}
+	for i := range missed {
+		r := &missed[i]
+		addReport(report, r, encodeEnd(r))
+	}
 	report.Synced = true
-	p.link.outgoing.Heartbeat = a.heartbeat // so that orders need not wait for the next one
+	if !isOver {
+		// Orders need not wait for the next heartbeat. Under a lease that is over they would come back at once, and
+		// begin the next session without a pause.
+		p.link.outgoing.Heartbeat = a.heartbeat
+	}
 	p.link.requestSend()
 }
 
@@ -416,28 +431,41 @@ func (a *agent) handleOrders(l *agentLink, m *workerpb.PartitionOrders) {
 func (a *agent) takeReports(reports ...executor.Report) {
 	ends := make([][]byte, len(reports))
 	for i := range reports {
-		if reports[i].Kind == executor.Finished {
-			ends[i] = workerpb.AppendFinished(nil, &reports[i])
-		}
+		ends[i] = encodeEnd(&reports[i])
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for i := range reports {
 		r := &reports[i]
 		p := &a.partitions[uint64(r.Key.Run)%uint64(len(a.partitions))]
-		if p.link == nil || p.reportDue {
-			continue
+		switch {
+		case p.link == nil:
+		case p.listing:
+			p.missed = append(p.missed, *r)
+		case !p.reportDue:
+			addReport(p.link.outgoing.ReportIn(p.session), r, ends[i])
+			p.link.requestSend()
 		}
-		report := p.link.outgoing.ReportIn(p.session)
-		switch r.Kind {
-		case executor.Started:
-			report.AddStarted(r.Key, r.At, r.StartDelay, r.GrantedAt)
-		case executor.Finished:
-			report.AddFinished(ends[i])
-		case executor.Revoked:
-			report.AddRevoked(r.Key, r.At)
-		}
-		p.link.requestSend()
+	}
+}
+
+// encodeEnd encodes the report of an end; the result is nil for other reports.
+func encodeEnd(r *executor.Report) []byte {
+	if r.Kind != executor.Finished {
+		return nil
+	}
+	return workerpb.AppendFinished(nil, r)
+}
+
+// addReport adds a report of the workers. end is what encodeEnd made of it.
+func addReport(report *workerpb.PartitionReport, r *executor.Report, end []byte) {
+	switch r.Kind {
+	case executor.Started:
+		report.AddStarted(r.Key, r.At, r.StartDelay, r.GrantedAt)
+	case executor.Finished:
+		report.AddFinished(end)
+	case executor.Revoked:
+		report.AddRevoked(r.Key, r.At)
 	}
 }
 

@@ -221,3 +221,53 @@ func TestAgentWaitsForItsWorkers(t *testing.T) {
 	g.check(lease.Now())
 	g.expect(l)
 }
+
+// TestAgentLosesNoReport that comes when the list for the first report of a session was made.
+func TestAgentLosesNoReport(t *testing.T) {
+	g := newAgentRig(t)
+	l := newAgentLink()
+	g.workers.attempts[testKey(1)] = &Known{Key: testKey(1), GrantedAt: 5}
+	g.workers.begin(testKey(1))
+	g.workers.listed = func() {
+		g.workers.listed = nil
+		g.workers.end(testKey(1), messages.AttemptSucceeded)
+	}
+	g.lead(l, firstSession)
+	g.expect(l, "1: started 1", "1: finished", "1: synced")
+
+	g.workers.isSilent = true
+	g.workers.listed = func() {
+		g.workers.listed = nil
+		g.workers.Acknowledge(testKey(1))
+	}
+	g.lead(l, secondSession)
+	g.expect(l)
+	g.workers.isSilent = false
+	g.check(lease.Now())
+	g.expect(l, "2: synced")
+}
+
+// TestAgentDoesNotAskForOrdersItRefuses: the first report of a session brings no heartbeat while the lease is
+// over with attempts left. Its renewal would bring the orders back at once.
+func TestAgentDoesNotAskForOrdersItRefuses(t *testing.T) {
+	g := newAgentRig(t)
+	l := newAgentLink()
+	g.lead(l, firstSession)
+	g.renewNow(l, 4)
+	g.order(l, firstSession, testKey(1))
+	g.workers.begin(testKey(1))
+	over := lease.Now() + int64(2*time.Hour)
+	g.partitions[1].lease.IsOver(over, func() bool { return true })
+	said(l)
+	g.lead(l, secondSession)
+	if l.outgoing.Heartbeat != 0 {
+		t.Error("a heartbeat in the first report")
+	}
+	g.expect(l, "2: started 1", "2: synced")
+	g.workers.end(testKey(1), messages.AttemptLost)
+	said(l)
+	g.lead(l, workerpb.Session{Partition: 1, Epoch: 4, Number: 3})
+	if l.outgoing.Heartbeat == 0 {
+		t.Error("no heartbeat when all attempts have ended")
+	}
+}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -62,6 +63,8 @@ type Fleet struct {
 	cancel  context.CancelFunc
 	wait    sync.WaitGroup
 
+	logLimit time.Duration // logWait; tests change it before the first call
+
 	mu          sync.Mutex
 	cluster     Cluster // nil until Join
 	server      *grpc.Server
@@ -96,7 +99,7 @@ func Open(config Config, open func(executor.Sink) (Workers, error)) (*Fleet, err
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	f := &Fleet{config: config, log: config.Logger, agent: newAgent(&config), leads: make([]*lead, config.Partitions),
-		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}}
+		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}, logLimit: logWait}
 	f.delivered = sync.NewCond(&f.mu)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	var err error
@@ -306,13 +309,18 @@ func (f *Fleet) Acknowledge(keys ...messages.AttemptKey) {
 	}
 }
 
-// OpenLog implements executor.Executor. It waits for the answer of the node that has the attempt.
+// logWait bounds each wait for a node that is asked for output: a node that is stopped keeps its connections.
+const logWait = 10 * time.Second
+
+// OpenLog implements executor.Executor. It waits for the answer of the node that has the attempt, and names the
+// node if it does not answer.
 func (f *Fleet) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
 	var conn *grpc.ClientConn
+	var at string
 	isHere := false
 	f.withTable(key.Run, func(t *Table, _ int64) {
 		node, running := t.WorkerOf(key)
-		isHere = running && node == f.agent.name()
+		at, isHere = node, running && node == f.agent.name()
 		if link := f.links[node]; link != nil && running {
 			conn = link.conn
 		}
@@ -323,7 +331,11 @@ func (f *Fleet) OpenLog(key messages.AttemptKey, stream messages.Stream) (messag
 	case conn == nil:
 		return nil, executor.ErrNotRunning
 	}
-	return workerpb.OpenLog(f.ctx, conn, key, stream)
+	log, err := workerpb.OpenLog(f.ctx, conn, key, stream, f.logLimit)
+	if errors.Is(err, workerpb.ErrNoAnswer) {
+		return nil, &messages.Error{Code: messages.Unavailable, Text: fmt.Sprintf("node %s, which has the attempt, does not answer", at)}
+	}
+	return log, err
 }
 
 // Healthy implements executor.HealthReporter, for the workers of this machine.

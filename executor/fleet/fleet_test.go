@@ -43,6 +43,8 @@ type fakeWorkers struct {
 	starts   map[messages.AttemptKey]int
 	kills    []messages.AttemptKey
 	leases   map[uint32]int64
+	listed   func()        // if set, called by Attempts when the list is made
+	silence  chan struct{} // if set, OpenLog answers when it is closed
 }
 
 var _ Workers = (*fakeWorkers)(nil)
@@ -96,13 +98,17 @@ func (w *fakeWorkers) Acknowledge(keys ...messages.AttemptKey) {
 
 func (w *fakeWorkers) Attempts(partition messages.Numbering) (known []Known, ok bool) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	for _, a := range w.attempts {
 		if partition.Owns(a.Key.Run) {
 			known = append(known, *a)
 		}
 	}
-	return known, !w.isSilent
+	ok, listed := !w.isSilent, w.listed
+	w.mu.Unlock()
+	if listed != nil {
+		listed()
+	}
+	return known, ok
 }
 
 func (w *fakeWorkers) ExtendLease(partition uint32, until int64) {
@@ -131,6 +137,9 @@ func (w *fakeWorkers) has(key messages.AttemptKey) bool {
 }
 
 func (w *fakeWorkers) OpenLog(key messages.AttemptKey, _ messages.Stream) (messages.Log, error) {
+	if w.silence != nil {
+		<-w.silence
+	}
 	if !w.has(key) {
 		return nil, executor.ErrNotRunning
 	}
@@ -443,5 +452,26 @@ func TestFormerLeaderOrdersNothing(t *testing.T) {
 	eventually(t, "an order of the present leader", func() bool { return b.workers.startsOf(testKey(3)) == 1 })
 	if n := a.workers.startsOf(testKey(1)) + a.workers.startsOf(testKey(2)); n != 0 {
 		t.Errorf("%d orders of the former leader are carried out", n)
+	}
+}
+
+// TestNodeThatDoesNotAnswerForOutput is named in the error, when the limit is over.
+func TestNodeThatDoesNotAnswerForOutput(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	a.workers.silence = make(chan struct{})
+	defer close(a.workers.silence)
+	a.lead(4)
+	a.order(testKey(1))
+	eventually(t, "the order comes", func() bool { return a.workers.startsOf(testKey(1)) == 1 })
+	a.workers.begin(testKey(1))
+	a.HandOver(testPartition)
+	b.lead(5, testKey(1))
+	b.awaitHeard(testKey(1), "started")
+	b.logLimit = time.Millisecond
+	_, err := b.OpenLog(testKey(1), messages.Stdout)
+	var known *messages.Error
+	if !errors.As(err, &known) || known.Code != messages.Unavailable || !strings.Contains(known.Text, "node a") {
+		t.Errorf("%v", err)
 	}
 }

@@ -280,7 +280,7 @@ func (r *Remote) OpenLog(key messages.AttemptKey, stream messages.Stream) (messa
 	if conn == nil {
 		return nil, executor.ErrNotRunning
 	}
-	return workerpb.OpenLog(r.ctx, conn, key, stream)
+	return workerpb.OpenLog(r.ctx, conn, key, stream, 0)
 }
 
 // ExpectResume implements executor.Durable. From the first call on, the attempts that workers have of all

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -100,6 +101,7 @@ func errorReply(err error) *LogReply {
 type remoteLog struct {
 	stream grpc.BidiStreamingClient[LogRequest, LogReply]
 	cancel context.CancelFunc
+	limit  time.Duration // of each wait for a reply; 0: none
 
 	mu   sync.Mutex
 	last *LogReply // the newest one without an error
@@ -108,15 +110,22 @@ type remoteLog struct {
 
 // OpenLog opens the output of an attempt that runs at the worker of a connection, and waits for its answer. The
 // log is closed with ctx. The error is executor.ErrNotRunning if the attempt does not run there, or the
-// connection is broken: only the worker can read the output.
-func OpenLog(ctx context.Context, conn grpc.ClientConnInterface, key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
+// connection is broken: only the worker can read the output. If limit is not 0, it bounds each wait for an
+// answer of the worker. The error is ErrNoAnswer then, and the log is not used any more.
+func OpenLog(ctx context.Context, conn grpc.ClientConnInterface, key messages.AttemptKey, stream messages.Stream, limit time.Duration) (messages.Log, error) {
 	ctx, cancel := context.WithCancel(ctx)
+	l := &remoteLog{cancel: cancel, limit: limit, last: new(LogReply)}
+	stop := l.limitWait()
 	s, err := NewWorkerClient(conn).Log(ctx)
-	if err != nil {
+	isLate := stop()
+	if isLate || err != nil {
 		cancel()
+		if isLate {
+			return nil, ErrNoAnswer
+		}
 		return nil, executor.ErrNotRunning
 	}
-	l := &remoteLog{stream: s, cancel: cancel, last: new(LogReply)}
+	l.stream = s
 	if _, err := l.ask(&LogRequest{Open: &LogOpen{
 		Run: uint64(key.Run), Task: key.Task, Attempt: key.Attempt, Stderr: stream == messages.Stderr,
 	}}); err != nil {
@@ -126,6 +135,18 @@ func OpenLog(ctx context.Context, conn grpc.ClientConnInterface, key messages.At
 	return l, nil
 }
 
+// ErrNoAnswer: the worker has not answered within the limit.
+var ErrNoAnswer error = &messages.Error{Code: messages.Unavailable, Text: "the worker of the attempt does not answer"}
+
+// limitWait ends the stream when the limit is over. stop is called after the wait, and reports whether it was.
+func (l *remoteLog) limitWait() (stop func() (isLate bool)) {
+	if l.limit == 0 {
+		return func() bool { return false }
+	}
+	timer := time.AfterFunc(l.limit, l.cancel)
+	return func() bool { return !timer.Stop() }
+}
+
 // ask sends a request and returns the reply. An error stays: the log is not used any more. mu is held,
 // except while the log is opened, so that a reply belongs to the request before it.
 func (l *remoteLog) ask(request *LogRequest) (*LogReply, error) {
@@ -133,9 +154,13 @@ func (l *remoteLog) ask(request *LogRequest) (*LogReply, error) {
 		return nil, l.err
 	}
 	var reply *LogReply
+	stop := l.limitWait()
 	l.err = l.stream.Send(request)
 	if l.err == nil || l.err == io.EOF { // then the reply says why
 		reply, l.err = l.stream.Recv()
+	}
+	if isLate := stop(); isLate && l.err != nil {
+		l.err = ErrNoAnswer
 	}
 	if l.err == nil && reply.Error != nil {
 		l.err = errors.New(string(reply.Error.Text))
