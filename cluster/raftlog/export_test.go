@@ -52,6 +52,16 @@ func (g *Group) TransferTargets() (nodes []NodeID) {
 	return nodes
 }
 
+// Nominate makes a replica stand for election at once, as a transfer of leadership does.
+func (g *Group) Nominate() {
+	if inc := g.incarnation(); inc != nil {
+		self, server := raft.ServerID(g.config.Node), raft.ServerAddress(g.config.Node)
+		_ = inc.transport.NetworkTransport.TimeoutNow(self, server, &raft.TimeoutNowRequest{
+			RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self), Addr: []byte(server)},
+		}, &raft.TimeoutNowResponse{})
+	}
+}
+
 // PretendStuck makes the notes on a follower look as if the library had sent it nothing for long.
 func (g *Group) PretendStuck(node NodeID) {
 	inc := g.incarnation()

@@ -93,15 +93,11 @@ func TestPartitionedLeader(t *testing.T) {
 		t.Error("no lease")
 	}
 	c.network.Isolate(leader.id, c.ids()...)
-	cut := time.Now()
 	_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
 	if lost, unknown := isLost(err); !lost || !unknown {
 		t.Errorf("proposal on a leader that is cut off: %v", err)
 	}
 	testenv.EventuallyWithin(t, patience, "the lease ends", func() bool { return !leader.group.Lease(epoch) })
-	if took := time.Since(cut); took > 2*time.Second {
-		t.Errorf("the lease ended after %v", took)
-	}
 	next, later := c.lead(leader)
 	c.put(next, later, "once-after", "x")
 	if leader.group.Lease(epoch) {
