@@ -109,12 +109,12 @@ func (m *ReadView) partitionMeta(n messages.Numbering, next messages.RunID, kept
 	copied := map[string]bool{"format": true, "shards": true, "mark": true}
 	known := map[string]bool{"opens": true, "next": true, "keys": true}
 	err = scanTxn(m.txn, []byte{typeMeta}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
-		name := string(key[1:])
-		if !copied[name] && !known[name] {
-			return false, fmt.Errorf("row %q: not of a single node", key)
-		}
-		if !copied[name] {
+		switch {
+		case copied[string(key[1:])]:
+		case known[string(key[1:])]:
 			return true, nil
+		default:
+			return false, fmt.Errorf("row %q: not of a single node", key)
 		}
 		return true, item.Value(func(value []byte) error {
 			rows = append(rows, mutation{Key: slices.Clone(key), Value: slices.Clone(value)})
