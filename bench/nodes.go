@@ -2,9 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -162,14 +163,14 @@ func (c *nodeCluster) urls(except ...int) (list []string) {
 	return list
 }
 
-// keyOf returns a new idempotency key of a partition. The partition of a key is its hash, FNV-1a in 64
-// bits, modulo the number of partitions; the callers check it by the ID of the run.
+// keyOf returns a new idempotency key of a partition. The partition of a key is the beginning of its
+// SHA-256, as a big-endian number of 64 bits, modulo the number of partitions; the callers check it by the ID
+// of the run.
 func (c *nodeCluster) keyOf(partition int) string {
 	for {
 		key := fmt.Sprintf("bench-%d", c.keys.Add(1))
-		h := fnv.New64a()
-		_, _ = h.Write([]byte(key)) // never fails
-		if h.Sum64()%uint64(c.partitions) == uint64(partition) {
+		hash := sha256.Sum256([]byte(key))
+		if binary.BigEndian.Uint64(hash[:])%uint64(c.partitions) == uint64(partition) {
 			return key
 		}
 	}
