@@ -94,8 +94,8 @@ func (d *deployment) submit(i int, doc []byte) (run uint64, err error) {
 
 // measureClusterRates is cluster-rates: the load of w3, w1 and w4 on three nodes, and on one node in the
 // same minute. All nodes, their disk and the load generator share this machine, so the ratios are what a
-// cluster costs where it cannot gain anything: three processes write what one would write, beside the log
-// that they agree on. With one partition a single node does all of the work, with three each node may.
+// cluster costs where it cannot gain anything: each of three processes writes what the single node writes, and
+// the log of the cluster besides. With one partition a single node does all of the work, with three each node may.
 //
 // Each node leads as many partitions as the others, and "nodes that lead" shows it. A node may lose its lead
 // on a busy machine, and submissions are answered with 503 then; those are counted apart.

@@ -40,8 +40,8 @@
 //	cluster-failover  kill -9 of a node that leads, with its disk, in the middle of runs of processes:
 //	                  the gaps between answers, and the tasks that are lost or run twice
 //
-// cluster is the name of the last four together. All nodes of a cluster, the single node beside them and
-// the load share this machine and its disk.
+// The name cluster means the last four together. The nodes of a cluster, the single node and the load share
+// this machine and its disk.
 //
 // All systems run the same program with the same small environment, because a further variable or
 // argument costs as much as what is measured here. The row of a reference names what the machine

@@ -101,7 +101,7 @@ type Verification struct {
 	Rows   uint64
 	// IsIncomparable says that the replica did not have exactly the rows of that entry: it had newer ones
 	// from a copy; or it was applying entries again that it had before its open, and the tables may lack
-	// rows that later ones of these entries delete. Or that there is no digest: Err says why.
+	// rows that later ones of these entries delete. It is also set if there is no digest: Err says why.
 	IsIncomparable bool
 	Err            error
 }
@@ -493,8 +493,8 @@ func (s *copySpace) promise(m *machine, bytes int64) (others int64) {
 }
 
 // checkSpace refuses a copy of another replica of which so many bytes are received, if the disk has too
-// little space for its rows and for what Badger needs to sort them, twice the bytes, beside the other
-// copies. The space is promised until Restore ends, or releaseSpace is called.
+// little space. The copy needs twice its bytes, for its rows and for Badger to sort them, and other copies
+// that arrive at the same time have space of their own. The space is promised until Restore ends, or releaseSpace is called.
 func (m *machine) checkSpace(received int64) (err error) {
 	defer func() {
 		if err != nil {

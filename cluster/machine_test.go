@@ -277,8 +277,8 @@ func (r *refusingRegisterer) Register(c prometheus.Collector) error {
 	return r.Registerer.Register(c)
 }
 
-// TestReplicaWithoutMetricsIsClosed: a replica whose metrics are refused leaves neither rows open nor metrics
-// behind.
+// TestReplicaWithoutMetricsIsClosed: a replica whose metrics are refused closes its rows and takes back the
+// metrics that it had registered.
 func TestReplicaWithoutMetricsIsClosed(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "p", "0")
 	closeMachine(t, newMachine(t, dir, 0))

@@ -39,7 +39,7 @@ type Workers interface {
 // the ID of its node. It keeps a session and a lease for each partition, and no table of attempts: the
 // workers have it, and outlive the agent.
 //
-// An agent that starts anew has forgotten the epochs. It accepts orders only under a lease that it got itself:
+// An agent has no memory of epochs from before its start. It accepts orders only under a lease that it got itself:
 // a former leader could not renew it any more when the agent had heard of a later one.
 //
 // Lock order: frameMu, then mu. The workers are called without mu, since they call takeReports.

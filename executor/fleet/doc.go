@@ -37,7 +37,7 @@
 // (AcknowledgeAfterCommit). The members of the cluster are the workers that may have attempts
 // (RegisterWorkers), and a node that takes the place of another has an ID of its own.
 //
-// An agent forgets the epochs when its server starts anew, in place of NoteIsDurable: it accepts orders only
+// An agent has no memory of epochs from before its start, in place of NoteIsDurable. It accepts orders only
 // under a lease that it got itself since then, which a former leader cannot renew. The processes of workers
 // have the deadlines, and end attempts while the agent is dead (LeaseNeedsNoWorker). A dead worker is recovered
 // by the server of its machine: if both are dead, their lease is not enforced.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -27,11 +28,7 @@ const patience = 60 * time.Second
 
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for limit := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
-		if time.Now().After(limit) {
-			t.Fatal("not within a minute: " + what)
-		}
-	}
+	testenv.EventuallyWithin(t, patience, what, done)
 }
 
 // fakeWorkers are the workers of a machine, which outlive its Fleet.

@@ -2,7 +2,7 @@ package raftlogtest
 
 import "go.uber.org/goleak"
 
-// LibraryLeaks are the goroutines that hashicorp/raft may leave behind when a group is closed: the two
+// LibraryLeaks are the goroutines of hashicorp/raft that may go on after a group is closed: the two
 // of a transfer to a node that does not answer (its issue 696), and the one that waits for a transfer
 // which the library's main loop has not answered before its end.
 func LibraryLeaks() []goleak.Option {
