@@ -32,6 +32,10 @@ const (
 	partitionDir = "p"
 	groupDir     = "group"
 
+	// folderFormat is that of node.json, replica.json, seed.json and of introductions: nodes of two
+	// formats refuse each other. It does not cover the files of the storage engine in db-<n>. For those,
+	// datafolder.Format refuses the folder of a node, and the digests of its rows a seed, which has no
+	// identity.
 	folderFormat = 1
 )
 

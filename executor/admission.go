@@ -75,9 +75,9 @@ func (s *slots) release(a *attempt) {
 
 // admitQueued moves orders from the head of the queue to the loop, which starts them in this
 // sequence, as long as they fit and another start is allowed (canStart). An order that does not fit
-// holds up all others: if smaller ones passed it, a large one could wait for ever. It is called whenever an order is queued or room is made, so that a
-// head that fits never waits. since is when the room was made or the order came; 0 = now. p.mu is
-// held.
+// holds up all others: if smaller ones passed it, a large one could wait for ever. It is called
+// whenever an order is queued or room is made, so that a head that fits never waits. since is when
+// the room was made or the order came; 0 = now. p.mu is held.
 func (p *Process) admitQueued(since int64) {
 	for a := p.queue.head(); a != nil && p.slots.fits(&a.order) && p.canStart(); a = p.queue.head() {
 		if since == 0 {
@@ -129,7 +129,7 @@ const (
 	// recoveredTries is how many starts may be due before the shortage counts as over.
 	recoveredTries = 64
 	// triesInFront is how often an order is tried again before the others of its run. After that it
-	// goes to their end: it alone may want what is short.
+	// goes to their end: it alone may want what is short. Between two tries other runs have their turns.
 	triesInFront = 8
 )
 
@@ -146,7 +146,8 @@ func (p *Process) canStart() bool {
 	return !p.admissionsHeld && p.startsUnderWay < p.startLimit.starting && len(p.attempts)-p.queue.len < p.startLimit.attempts && (!p.backoff.active || p.backoff.triesLeft > 0)
 }
 
-// startSucceeded says that a process was started, which may end the back-off. p.mu is held.
+// startSucceeded says that a process was started, which may end the back-off. No callback tells of
+// that end, because p.mu is held.
 func (p *Process) startSucceeded() {
 	s := &p.backoff
 	if !s.active {

@@ -28,7 +28,7 @@ type ProcessConfig struct {
 	// when a kill comes before the fork, before the order is reported as Revoked. The intent may not
 	// have been recorded. OnPostponed is called once the order waits, with the reason
 	// (PostponeReasons) and the error; the order may have started again by then. Until the shortage
-	// ends, it holds back the starts of all other orders, too.
+	// ends (startSucceeded), which no callback tells, it holds back the starts of all other orders, too.
 	WithdrawIntent func(*Order)
 	OnPostponed    func(o *Order, reason string, err error)
 	// OnStarted, if set, is called once the process exists, before Started is reported.

@@ -7,8 +7,9 @@ import (
 )
 
 // queue holds the orders that wait. The orders of one run keep their sequence. Runs take turns, one
-// order each, so that a small run does not wait for all that a large one was granted. The zero queue
-// is empty.
+// order each, so that a small run does not wait for all that a large one was granted. The turns also
+// keep an order whose start is postponed again and again (Process.postpone) from taking every try:
+// an order that became the head again at once would hold up all others. The zero queue is empty.
 //
 // The list is linked through the attempts, so that removing any of them is O(1).
 type queue struct {

@@ -3,7 +3,9 @@ package messages
 import "github.com/caravan-dag/caravan/dag"
 
 // Messages between runs and the dispatcher. Wants are absolute, so a grant that
-// crosses one on its way does no harm: what a run cannot use it releases.
+// crosses one on its way does no harm: what a run cannot use it releases. That holds because all
+// tasks of a class are worth the same. A value within a class would have to be in SlotsGranted and
+// dag.Grant, or a run would use such a slot for a task of a lower value than the grant was for.
 type (
 	// SlotRequest is what a run wants and gives back after one commit. It is sent as a
 	// request: grants go to its sender.

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 		fill(dir, os.Getenv(realEnv) == "true")
 		return
 	}
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+	goleak.VerifyTestMain(m)
 }
 
 // write is the process to be killed: it prints "run N" once run N is acknowledged.

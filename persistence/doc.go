@@ -60,7 +60,9 @@
 //   - It says what a commit may hold. partSize, the segments and the record limit of the log, and
 //     the reserve of disk space follow from the size of a memtable (badgerguard/options.go,
 //     badgerguard/diskspace.go). Restore and salvage move rows from one storage engine to another, so
-//     its limits on the same disk must be at least Badger's.
+//     its limits on the same disk must be at least Badger's, also when Badger is gone: its backups are
+//     restored. Groups of a replicated log may not grow (replicaLimits): a replica on Badger must take
+//     those of a leader on the other one.
 //   - A step of an iterator has a bounded cost next to deleted rows. Lists and deletions make Badger
 //     show its tombstones for that (badgerguard.Iterator, rowDeletions). A storage engine that
 //     hides its tombstones must bound a step in another way; one without tombstones has nothing to
@@ -82,6 +84,8 @@
 //     commit of each row of a table: the log that it reads has commits that tables have, too, and
 //     newer rows of tables must win.
 //   - A scan without a prefix shows the rows of this package only (checkFormat, ReadView.Rows, digests).
+//     A row that the storage engine adds, such as the number of a commit, sorts before all types of
+//     rows: a table counts as one of single runs by its greatest key alone (DB.skippedByLead).
 //
 // badgerguard/doc.go and commitlog/doc.go (What it relies on) have more of the contract: a close
 // writes everything to files, a failed write in the background fails the DB (badgerguard.Logger),
@@ -104,27 +108,30 @@
 // All other functions pass a transaction or an item on.
 //
 // Its open files must fit into what maxConnections (cmd/caravan/process.go) keeps for the engine, at least
-// 96 descriptors.
+// 96 descriptors: its options bound them (badgerguard.Options), and maxConnections stays.
+//
+// internal/archtest/storage_test.go compares these lists with the code.
 //
 // These files use Badger: attempts.go, backup.go, commit.go, db.go, delete.go, documents.go,
 // finished_index.go, iterators.go, lead.go, list.go, local_log.go, meta.go, offline.go,
-// partition_copy.go, read.go,
-// replica.go, replica_copy.go, row_writer.go, rows.go, snapshot.go and staged_batch.go.
+// partition_copy.go, read.go, replica.go, replica_copy.go, row_writer.go, rows.go, snapshot.go and
+// staged_batch.go.
 //
 // These files use package badgerguard alone: mutation.go, run_store.go and verify.go.
 //
 // Outside of this package, cmd/caravan/check.go shows a badgerguard.Damage, and
 // internal/e2e/damaged_files_test.go opens Badger.
 //
-// internal/e2e/check_test.go, internal/e2e/damaged_files_test.go and
-// internal/e2e/data_folder_test.go know the names of its files, and cluster/rig_test.go that of its
-// manifest; bench/recovery.go knows that tables are
-// named *.sst.
+// Tests know the names of its files (internal/e2e/check_test.go, internal/e2e/damaged_files_test.go,
+// internal/e2e/data_folder_test.go), that of its manifest (cluster/rig_test.go, cluster/seed_test.go), and the
+// size of its memtable (internal/e2e/large_runs_test.go, internal/outputs/store_test.go); bench/recovery.go
+// knows that tables are named *.sst.
 //
-// These tests know Badger, its files or its tombstones: bench_test.go, export_test.go,
+// These tests know Badger, its files or its tombstones: bench_test.go, commit_test.go, export_test.go,
 // finished_index_test.go, iterators_test.go, lead_test.go, local_log_test.go, mutation_test.go,
-// open_test.go, recovery_test.go, replay_property_test.go, replica_copy_test.go,
-// replica_end_test.go, replica_test.go, timestamps_test.go and verify_test.go.
+// open_test.go, recovery_test.go, replay_property_test.go, replica_copy_test.go, replica_end_test.go,
+// replica_test.go, run_store_test.go (it copies a folder in use, and relies on files that change in
+// size when they change), timestamps_test.go and verify_test.go.
 //
 // Commands and the server use more of the implementation than Store: Backup with ReadView, Restore
 // and VerifyTables for backups; OpenOffline, Offline and SetNextRun for check and salvage.
@@ -132,7 +139,9 @@
 // A change of keys or values raises rowFormat (meta.go): the open refuses other row formats, and
 // restored rows are opened once, so Restore refuses them, too. A change of what lies in the folder
 // raises datafolder.Format: a server and a restore refuse other folder formats before they open the
-// store; its comment names the price. The commit log, the groups of a replicated log (groupFormat)
+// store; its comment names the price. To check and salvage another format is a finding, and they read
+// on. So OpenOffline must refuse the files of another storage engine: else a salvage would keep what the
+// commit log has, and leave out the tables. The commit log, the groups of a replicated log (groupFormat)
 // and the copies of a replica (copyMagic) have formats of their own.
 //
 // Reading order:

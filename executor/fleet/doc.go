@@ -37,6 +37,9 @@
 // (AcknowledgeAfterCommit). The members of the cluster are the workers that may have attempts
 // (RegisterWorkers), and a node that takes the place of another has an ID of its own.
 //
+// An agent tells leaders of attempts, and nothing of its machine: postponed starts, slots in use and the health
+// of its workers reach the server of that machine alone.
+//
 // An agent has no memory of epochs from before its start, in place of NoteIsDurable. It accepts orders only
 // under a lease that it got itself since then, which a former leader cannot renew. The processes of workers
 // have the deadlines, and end attempts while the agent is dead (LeaseNeedsNoWorker). A dead worker is recovered

@@ -616,14 +616,15 @@ func (x *PartitionOrders) GetRevocations() []*AttemptKey {
 // WorkerFrame is what a worker has to say at a time. The server takes the fields in in the order of
 // their numbers.
 type WorkerFrame struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first frame only
-	Partitions    []*PartitionReport     `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
-	Postponed     []*Postponed           `protobuf:"bytes,3,rep,name=postponed,proto3" json:"postponed,omitempty"`
-	Usage         *Resources             `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`          // slots in use: after drain, and whenever they fall from then on
-	Pong          bool                   `protobuf:"varint,5,opt,name=pong,proto3" json:"pong,omitempty"`           // a sign of life
-	Stopped       bool                   `protobuf:"varint,6,opt,name=stopped,proto3" json:"stopped,omitempty"`     // nothing runs any more
-	Heartbeat     uint64                 `protobuf:"varint,7,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"` // of an agent; 0: none
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Hello      *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first frame only
+	Partitions []*PartitionReport     `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	Postponed  []*Postponed           `protobuf:"bytes,3,rep,name=postponed,proto3" json:"postponed,omitempty"` // not of an agent
+	// Slots in use: after drain, and whenever they fall from then on. Not of an agent.
+	Usage         *Resources `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`
+	Pong          bool       `protobuf:"varint,5,opt,name=pong,proto3" json:"pong,omitempty"`           // a sign of life
+	Stopped       bool       `protobuf:"varint,6,opt,name=stopped,proto3" json:"stopped,omitempty"`     // nothing runs any more
+	Heartbeat     uint64     `protobuf:"varint,7,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"` // of an agent; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1165,7 +1166,8 @@ func (x *Kill) GetGrace() int64 {
 
 // Queued says that an order waits: for slots, for others that are being started, or after its start
 // was postponed. The worker sends it only in the first report of a session, and as the answer to an
-// order that it has already. A new order that waits is not announced.
+// order that it has already. A new order that waits is not announced. An attempt that is being started
+// counts as Queued, also while its exec hangs.
 type Queued struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`

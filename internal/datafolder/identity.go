@@ -23,7 +23,8 @@ import (
 // Folders and backups carry this number, and no program reads any other: parseIdentity refuses such
 // a folder, a restore such a backup. So an increment gives up all folders and backups written
 // before. A property of some folders only, such as another storage engine, needs a format of its
-// own for these folders, and readers that accept both. A backup has rows and no files of the storage
+// own for these folders, and readers that accept both. To Inspect another format is a problem, which
+// check and salvage list before they read on. A backup has rows and no files of the storage
 // engine, so its header keeps Format.
 const Format = 3
 

@@ -3,5 +3,6 @@
 //
 // The test's own binary serves as all of the commands: its TestMain calls Main first, and New makes
 // scripts that call it. One file holds the cluster's state, so that each command is a process of
-// its own, as with Slurm. Every job has the same state_reason.
+// its own, as with Slurm. Every job has the same state_reason, so tests cannot tell causes
+// apart by it.
 package slurmtest
