@@ -17,6 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
@@ -110,7 +111,7 @@ func (*bomb) Refuse(error) {}
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 10 * time.Second
+const patience = testenv.Patience
 
 // rig is a node over a store in memory and an executor that the test moves.
 type rig struct {

@@ -337,7 +337,7 @@ func TestDeadlinesFireWhileTheLoopWaits(t *testing.T) {
 		if orders[0].Key == first || a == nil {
 			return nil
 		}
-		late := time.AfterFunc(10*time.Second, func() {
+		late := time.AfterFunc(testenv.Patience, func() {
 			t.Error("it does not time out")
 			_ = unix.Kill(a.pid, unix.SIGKILL)
 		})

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -38,7 +39,7 @@ func TestFailedStartMakesRoom(t *testing.T) {
 	path, _ := newBusyProgram(t, "true")
 	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{path}})
 	p.Start(Order{Key: messages.AttemptKey{Task: 2}, Command: []string{"/bin/true"}})
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(testenv.Patience)
 	for {
 		select {
 		case r := <-reports:
@@ -118,14 +119,12 @@ func TestKillBetweenTriesIsNotLost(t *testing.T) {
 			if r.Kind == Started {
 				continue
 			}
-			// On a busy machine the last try may have failed before.
+			// A kill that is lost lets the program sleep and succeed. On a busy machine the last try may have
+			// failed before.
 			if r.Kind == Finished && r.Record.Result != messages.AttemptKilled && r.Record.Result != messages.AttemptNotStarted {
 				t.Errorf("%+v", r.Record)
 			}
 			break
-		}
-		if took := time.Since(began); took > 3*time.Second {
-			t.Fatalf("kill %d was lost: it ended after %v", i, took)
 		}
 	}
 }
@@ -149,7 +148,7 @@ func TestKilledStartIsNotExplained(t *testing.T) {
 	p.mu.Unlock()
 	began := time.Now()
 	p.explain(a, &c, unix.ENOENT)
-	if took := time.Since(began); took > explainPatience/2 {
+	if took := time.Since(began); took >= explainPatience {
 		t.Errorf("explained for %v after the kill", took)
 	}
 	if n := len(p.explainSlots); n != 0 {
@@ -234,14 +233,14 @@ func TestHangingExplanationIsCutShort(t *testing.T) {
 		defer p.mu.Unlock()
 		p.endAttempt(a, causeKill, 0)
 	})
-	if took := explain(a); took > time.Second {
+	if took := explain(a); took >= explainPatience {
 		t.Errorf("%v beside a kill", took)
 	}
 	others := maxExplaining - len(p.explainSlots)
 	for range others {
 		p.explainSlots <- struct{}{}
 	}
-	if took := explain(newAttempt(Order{})); took > time.Second {
+	if took := explain(newAttempt(Order{})); took >= explainPatience {
 		t.Errorf("one too many took %v", took)
 	}
 	folder.Close()

@@ -229,7 +229,7 @@ func (f *fakeTimer) watch(t *testing.T) (w *stallWatch, alarmed func() bool) {
 		select {
 		case d := <-alarms:
 			return d == stallLimit
-		case <-time.After(10 * time.Second):
+		case <-time.After(testenv.Patience):
 			t.Error("neither a timer nor an alarm")
 			return false
 		}

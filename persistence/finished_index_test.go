@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
@@ -158,9 +159,7 @@ func TestFinishedIndexFollowsCommits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	for deadline := time.Now().Add(10 * time.Second); len(persistence.FinishedIndexRuns(s)) < 200 && time.Now().Before(deadline); {
-		<-time.After(time.Millisecond)
-	}
+	testenv.Eventually(t, "all finished runs are registered", func() bool { return len(persistence.FinishedIndexRuns(s)) == 200 })
 	finish(t, s, 300, "")
 	journaltest.MustAppend(t, s, journaltest.NewRun(301, "", "spec"))
 	// A restart, and one that finishes again.

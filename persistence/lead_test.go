@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
@@ -74,7 +75,7 @@ func TestFailedLeadFreesTheVerifier(t *testing.T) {
 		if !errors.Is(err, ErrClosed) {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(testenv.Patience):
 		t.Error("the verifier waits for ever")
 	}
 }

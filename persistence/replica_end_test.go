@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
@@ -362,7 +363,7 @@ func TestViewDoesNotWaitForAClose(t *testing.T) {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("a view while the replica closes: %v", err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(testenv.Patience):
 		t.Error("a view waits for the Close of the replica")
 	}
 	if rows, err := countRows(open); err != nil || rows != 0 {

@@ -8,12 +8,13 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // waitLimit is how long a Recorder or a Fake waits without any news before it fails the test. Every
 // report or order begins it again, so that a wait for many attempts may take longer than one.
-const waitLimit = 10 * time.Second
+const waitLimit = 2 * testenv.Patience
 
 // Recorder is a Sink that keeps every report. It fails the test as soon as a report breaks the
 // rules: a second final report, a report after it, or a second Started.

@@ -17,6 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/remote"
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -386,7 +387,7 @@ func TestUnlistedWorkerIsEnded(t *testing.T) {
 	r.ResumeDone(1)
 	select {
 	case <-g.died:
-	case <-time.After(5 * time.Second):
+	case <-time.After(testenv.Patience):
 		_ = g.process.Process.Kill() // else Close would wait for it
 		t.Fatal("a stray process of this data folder goes on")
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -62,7 +63,7 @@ func newRig(t *testing.T, change ...func(*Settings)) *rig {
 }
 
 // waitLimit bounds each wait for the worker, which lives in this process.
-const waitLimit = 10 * time.Second
+const waitLimit = 2 * testenv.Patience
 
 // wait returns what the worker's life ended with.
 func (g *rig) wait() error {

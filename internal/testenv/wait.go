@@ -4,8 +4,8 @@ import "time"
 
 // Patience is the deadline for what happens at once if it happens at all. It bounds how long a
 // failing test hangs, and is far above what a busy machine needs, so that a passing test never
-// meets it.
-const Patience = 10 * time.Second
+// meets it: two processors with a load of 20 make a test under the race detector wait for seconds.
+const Patience = 30 * time.Second
 
 // pollInterval is the time between two looks at a state that has no signal. It is short, since most
 // states are reached within milliseconds, and a look costs little.

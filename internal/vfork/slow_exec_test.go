@@ -103,7 +103,6 @@ func TestHangingFolderHoldsNoProcessor(t *testing.T) {
 // requireCollections collects garbage, which needs a processor and stops the world.
 func requireCollections(t *testing.T) {
 	t.Helper()
-	began := time.Now()
 	done := make(chan struct{})
 	go func() {
 		for range 5 {
@@ -113,11 +112,8 @@ func requireCollections(t *testing.T) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(testenv.Patience):
 		t.Fatal("the collector waits for an exec")
-	}
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("five collections took %v", took)
 	}
 }
 
@@ -240,15 +236,11 @@ func TestLaunchGivesEachChildItsOwnArguments(t *testing.T) {
 func TestLaunchReturnsBeforeASlowExec(t *testing.T) {
 	path, lease := newSlowScript(t)
 	p := launchSpec(t, Spec{Path: path, Argv: []string{"slow"}, Env: []string{}})
-	began := time.Now()
 	l, err := New().Launch(&p)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(l.PIDFD)
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("it returned after %v", took)
-	}
 	testenv.Eventually(t, "the child waits", lease.HasWaiter)
 	if over, _ := l.ExecDone(); over {
 		t.Error("its exec is over")
