@@ -110,7 +110,7 @@ func newNodeContext(c Config, n *Node, root *actor.RootContext) *nodeContext {
 		lifecycle: lifecycle{closing: &n.closing, stopped: n.stopped, paused: n.pauses.current},
 	}
 	e.reads = &query.Reader{
-		Index: e.index, Store: c.Store, Outputs: c.Outputs, Limits: c.Limits, Plans: e.plans, Stopped: n.stopped, Node: c.Node,
+		Index: e.index, Store: c.Store, Outputs: c.Outputs, Limits: c.Limits, Plans: e.plans, Stopped: n.stopped, Cluster: c.ClusterOutputs,
 		Numbering: c.Numbering, NextID: func() messages.RunID { return c.Numbering.ID(n.next.Load()) },
 	}
 	e.epochs.Store(c.Epoch << epochShift)

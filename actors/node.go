@@ -63,9 +63,8 @@ type Config struct {
 	Paused     string
 	SavePaused func(reason string) error
 	Clock      Clock // nil = the machine's
-	// Node is the name of this node of a cluster in records of attempts: only their output is here. "" =
-	// Outputs has that of all attempts.
-	Node string
+	// ClusterOutputs is where the output of a cluster is. nil = Outputs has that of all attempts.
+	ClusterOutputs query.ClusterOutputs
 
 	snapshotEvery int // 0 = snapshotEvery
 }

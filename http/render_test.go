@@ -2,6 +2,7 @@ package http
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -165,6 +166,19 @@ func TestOutputIsCutBetweenCharacters(t *testing.T) {
 	for in, want := range map[string]string{"": "", "\x82\xaca": "a", "\x82\x82\x82\x82\x82": "\x82\x82\x82\x82\x82", "€": "€"} {
 		if got := trimPartialStart([]byte(in)); string(got) != want {
 			t.Errorf("%q: %q", in, got)
+		}
+	}
+}
+
+// TestMarkerOfUnreadableOutput: it says which file is damaged and which node does not answer, and no more.
+func TestMarkerOfUnreadableOutput(t *testing.T) {
+	for code, want := range map[messages.ErrorCode]string{
+		messages.Damaged: `"[caravan: output not readable: why]"`, messages.Unavailable: `"[caravan: output not readable: why]"`,
+		messages.NotFound: `"[caravan: output not readable]"`, messages.Internal: `"[caravan: output not readable]"`,
+	} {
+		err := fmt.Errorf("run 1: %w", &messages.Error{Code: code, Text: "why"})
+		if got := string(appendUnreadable(nil, err)); got != want {
+			t.Errorf("code %d: %s; want %s", code, got, want)
 		}
 	}
 }

@@ -299,11 +299,11 @@ func (o *outputEncoder) appendOutput(dst []byte, log messages.Log, err error) []
 	return appendString(dst, text)
 }
 
-// appendUnreadable appends a marker in place of output that cannot be read. It names a damaged
-// file.
+// appendUnreadable appends a marker in place of output that cannot be read. It names the file or the node, if
+// one is the cause.
 func appendUnreadable(dst []byte, err error) []byte {
 	var m *messages.Error
-	if errors.As(err, &m) && m.Code == messages.Damaged {
+	if errors.As(err, &m) && (m.Code == messages.Damaged || m.Code == messages.Unavailable) {
 		return appendString(dst, "[caravan: output not readable: "+m.Text+"]")
 	}
 	return append(dst, `"[caravan: output not readable]"`...)

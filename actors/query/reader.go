@@ -3,6 +3,7 @@ package query
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/caravan-dag/caravan/actors/replay"
 	"github.com/caravan-dag/caravan/dag"
@@ -24,9 +25,8 @@ type Reader struct {
 	Numbering messages.Numbering
 	NextID    func() messages.RunID
 	Stopped   <-chan struct{} // closed when waits end
-	// Node is this node in records of attempts, if Outputs has the output of its attempts alone. ""
-	// = Outputs has all.
-	Node string
+	// Cluster is the cluster, if Outputs has only a part of the output. nil = Outputs has all.
+	Cluster ClusterOutputs
 
 	finished finishedRuns
 }
@@ -163,26 +163,51 @@ func (r *Reader) Attempt(id messages.RunID, task, attempt uint32) (found *messag
 	return found, err
 }
 
-// Output opens a stream of an ended attempt. The caller closes it. Output in a file of another node is
-// NotFound, unless this node has a copy: all nodes of a cluster that began with the runs of a single server
-// have the output of these.
-func (r *Reader) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
+// ClusterOutputs is where the output of a cluster is. Nodes are named as in records of attempts. Its methods
+// may be called from any goroutine.
+type ClusterOutputs interface {
+	// Self returns the name of this node, whose output is in Reader.Outputs.
+	Self() string
+	// Nodes returns the names of all nodes.
+	Nodes() []string
+	// OpenOutput opens a section on another node: see fleet.Fleet.
+	OpenOutput(node string, id outputs.ID, out messages.Output) (outputs.Section, error)
+}
+
+// Output opens a stream of an ended attempt. The caller closes it. Output in a file is read on this node if
+// it is here, and else on a node that has it. If no node answers that has it, the error is Unavailable and names
+// them.
+func (r *Reader) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (log messages.Log, err error) {
 	out := rec.Stdout
 	if stream == messages.Stderr {
 		out = rec.Stderr
 	}
 	section := outputs.ID{Key: messages.AttemptKey{Run: id, Task: rec.Task, Attempt: rec.Attempt}, Stream: stream}
-	if isElsewhere := r.Node != "" && rec.Node != r.Node && out.Inline == nil && out.Head+out.Tail > 0; isElsewhere && !r.Outputs.Has(section, out) {
-		where := "on node " + rec.Node
-		if rec.Node == "" { // the run is from before the cluster
-			where = "on a node that was there when the cluster began"
-		}
-		return nil, &messages.Error{Code: messages.NotFound,
-			Text: fmt.Sprintf("run %d: the output of task %d, attempt %d is %s, and can be read while that node leads", id, rec.Task, rec.Attempt, where)}
+	if r.Cluster == nil || !outputs.IsInFile(&out) {
+		log, err = r.Outputs.Log(section, out)
+	} else {
+		log, err = outputs.OpenCopies(section, out, r.copiesOf(section, rec, out))
 	}
-	log, err := r.Outputs.Log(section, out)
 	if err != nil {
 		return nil, fmt.Errorf("run %d: output of task %d, attempt %d: %w", id, rec.Task, rec.Attempt, err)
 	}
 	return log, nil
+}
+
+// copiesOf returns where the section of a stream is, this node first. A record from before the cluster does
+// not name one of its nodes: all nodes began with the output of that server.
+func (r *Reader) copiesOf(section outputs.ID, rec *messages.AttemptRecord, out messages.Output) (copies []outputs.Copy) {
+	self, nodes := r.Cluster.Self(), r.Cluster.Nodes()
+	if slices.Contains(nodes, rec.Node) {
+		nodes = []string{rec.Node}
+	}
+	if slices.Contains(nodes, self) || r.Outputs.Has(section, out) {
+		copies = append(copies, outputs.Copy{Node: self, Open: func() (outputs.Section, error) { return r.Outputs.OpenSection(section, out) }})
+	}
+	for _, node := range nodes {
+		if node != self {
+			copies = append(copies, outputs.Copy{Node: node, Open: func() (outputs.Section, error) { return r.Cluster.OpenOutput(node, section, out) }})
+		}
+	}
+	return copies
 }

@@ -2,6 +2,9 @@ package query_test
 
 import (
 	"errors"
+	"io"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,34 +13,76 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestOutputOfAnotherNodeIsNotDamage proves that a node of a cluster does not take the output of another
-// one for a lost file, and still shows what the record itself holds.
-func TestOutputOfAnotherNodeIsNotDamage(t *testing.T) {
-	files, err := outputs.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
+// outputNodes are the nodes of a cluster, with their output. A node whose store is nil does not answer.
+type outputNodes struct {
+	self   string
+	stores map[string]*outputs.Store
+}
+
+func (n *outputNodes) Self() string    { return n.self }
+func (n *outputNodes) Nodes() []string { return slices.Sorted(maps.Keys(n.stores)) }
+
+func (n *outputNodes) OpenOutput(node string, id outputs.ID, out messages.Output) (outputs.Section, error) {
+	if s := n.stores[node]; s != nil {
+		return s.OpenSection(id, out)
 	}
-	defer files.Close()
-	long := &messages.AttemptRecord{Task: 1, Attempt: 2, Node: "n1", Stdout: messages.Output{Size: 9000, Head: 9000}}
-	short := &messages.AttemptRecord{Task: 1, Attempt: 2, Node: "n1", Stdout: messages.Output{Size: 2, Head: 2, Inline: []byte("ok")}}
-	there := &query.Reader{Outputs: files, Node: "n2"}
-	for _, rec := range []*messages.AttemptRecord{short, {Node: "n1"}} {
-		log, err := there.Output(7, rec, messages.Stdout)
+	return nil, &messages.Error{Code: messages.Unavailable, Text: "the node does not answer"}
+}
+
+// TestOutputIsReadWhereItIs proves that a node of a cluster reads output on the node of the record, which it
+// names if that does not answer. A record from before the cluster names none of its nodes: then each may have
+// the output.
+func TestOutputIsReadWhereItIs(t *testing.T) {
+	stores := map[string]*outputs.Store{"n1": nil, "n2": nil, "n3": nil}
+	for node := range stores {
+		s, err := outputs.Open(t.TempDir())
 		if err != nil {
 			t.Fatal(err)
 		}
-		log.Close()
+		t.Cleanup(func() { s.Close() })
+		stores[node] = s
 	}
+	const text = "output of the attempt"
+	key := messages.AttemptKey{Run: 7, Task: 1, Attempt: 2}
+	offsets, err := stores["n1"].Append(key, outputs.Part{Stream: messages.Stderr, Body: strings.NewReader(text), Length: int64(len(text))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := func(node string) *messages.AttemptRecord {
+		return &messages.AttemptRecord{Task: 1, Attempt: 2, Node: node, Stdout: messages.Output{Size: 2, Head: 2, Inline: []byte("ok")},
+			Stderr: messages.Output{Size: int64(len(text)), Head: int64(len(text)), Offset: offsets[0]}}
+	}
+	stores["n3"].SetReplaced()
+	for _, self := range []string{"n1", "n2", "n3"} {
+		reader := &query.Reader{Outputs: stores[self], Cluster: &outputNodes{self, stores}}
+		for _, node := range []string{"n1", "of-the-seed"} {
+			if self == "n2" && node != "n1" {
+				continue // began without the output: that would be damage
+			}
+			for stream, want := range []string{"ok", text} {
+				log, err := reader.Output(7, record(node), messages.Stream(stream))
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(io.NewSectionReader(log, 0, 100))
+				if err != nil || string(got) != want {
+					t.Errorf("%s reads what %s has: %q, %v", self, node, got, err)
+				}
+				log.Close()
+			}
+		}
+	}
+	reader := &query.Reader{Outputs: stores["n2"], Cluster: &outputNodes{"n2", stores}}
+	if err := stores["n2"].Damaged(); err != nil {
+		t.Errorf("output of another node counts as damage: %v", err)
+	}
+	stores["n1"] = nil
 	var known *messages.Error
-	if _, err := there.Output(7, long, messages.Stdout); !errors.As(err, &known) || known.Code != messages.NotFound ||
-		!strings.Contains(known.Text, "run 7: the output of task 1, attempt 2 is on node n1") {
-		t.Errorf("got %v", err)
+	if _, err := reader.Output(7, record("n1"), messages.Stderr); !errors.As(err, &known) || known.Code != messages.Unavailable ||
+		known.Text != "stderr of run 7, task 1, attempt 2 cannot be read: node n1: the node does not answer" {
+		t.Errorf("the node of the output is down: %v", err)
 	}
-	if err := files.Damaged(); err != nil {
-		t.Errorf("it counts as damage: %v", err)
-	}
-	here := &query.Reader{Outputs: files, Node: "n1"}
-	if _, err := here.Output(7, long, messages.Stdout); !errors.As(err, &known) || known.Code != messages.Damaged || files.Damaged() == nil {
-		t.Errorf("a file of this node that is missing is damage: got %v", err)
+	if _, err := reader.Output(7, record("n2"), messages.Stderr); !errors.As(err, &known) || known.Code != messages.Damaged || stores["n2"].Damaged() == nil {
+		t.Errorf("a file of this node that is missing is damage: %v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/actors/query"
 	"github.com/caravan-dag/caravan/cluster"
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/cluster/router"
@@ -22,6 +23,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/clustertls"
 	"github.com/caravan-dag/caravan/internal/datafolder"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // node is the server of one node of a cluster: a data folder with the replicas of the node, and the HTTP
@@ -98,8 +100,9 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	if err := n.folder.MarkUsed(); err != nil {
 		return nil, err
 	}
+	everywhere := &clusterOutputs{self: c.Node}
 	n.processes, err = executor.NewShared(uint64(c.Partitions), func(sink executor.Sink) (executor.Partitioned, error) {
-		config := fleet.Config{Sink: sink, Partitions: c.Partitions, Lease: c.WorkerLease, Grace: timeoutGrace(c), Logger: log}
+		config := fleet.Config{Sink: sink, Partitions: c.Partitions, Lease: c.WorkerLease, Grace: timeoutGrace(c), Outputs: n.outputs, Logger: log}
 		n.workers, err = fleet.Open(config, func(sink executor.Sink) (fleet.Workers, error) {
 			return workers.New(nodeWorkerConfig(c, workerConfig(c, n.folder, files, sink, log)))
 		})
@@ -115,7 +118,7 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 		Listener: port, Credentials: credentials,
 		Engine: func(term cluster.EngineTerm) actors.Config {
 			engine := engineConfig(c, limits, garbage, log)
-			engine.Outputs, engine.Node = n.outputs, c.Node
+			engine.Outputs, engine.ClusterOutputs = n.outputs, everywhere
 			n.workers.SetNode(string(term.Node))
 			engine.Executors["process"] = n.processes.Front(uint64(term.Partition), term.Epoch)
 			return engine
@@ -126,6 +129,10 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 		return nil, err
 	}
 	undo = append(undo, n.member.Close)
+	if n.member.IsReplacement() {
+		n.outputs.SetReplaced()
+	}
+	everywhere.join(n.workers, n.member)
 	if err := n.workers.Join(&workerCluster{n.member}); err != nil {
 		return nil, err
 	}
@@ -174,6 +181,51 @@ func (w *workerCluster) Listen() (net.Listener, error) {
 
 func (w *workerCluster) Leads(partition int, epoch uint64) bool {
 	return w.member.HasLease(partition, epoch)
+}
+
+// clusterOutputs is where the output of the cluster is, for package query. Until join only this node is known: no
+// request is answered before.
+type clusterOutputs struct {
+	self   string
+	joined atomic.Pointer[joinedCluster]
+}
+
+// joinedCluster is the cluster that a node has joined.
+type joinedCluster struct {
+	workers *fleet.Fleet
+	member  *cluster.Member
+}
+
+var _ query.ClusterOutputs = (*clusterOutputs)(nil)
+
+func (o *clusterOutputs) join(workers *fleet.Fleet, member *cluster.Member) {
+	o.joined.Store(&joinedCluster{workers, member})
+}
+
+func (o *clusterOutputs) Self() string { return o.self }
+
+func (o *clusterOutputs) Nodes() (names []string) {
+	c := o.joined.Load()
+	if c == nil {
+		return []string{o.self}
+	}
+	for _, n := range c.member.Nodes() {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
+// OpenOutput opens output of another node. Records tell the names of nodes: a node that has replaced another one
+// answers for it that the output is lost.
+func (o *clusterOutputs) OpenOutput(node string, id outputs.ID, out messages.Output) (outputs.Section, error) {
+	if c := o.joined.Load(); c != nil {
+		for _, n := range c.member.Nodes() {
+			if n.Name == node {
+				return c.workers.OpenOutput(string(n.ID), id, out)
+			}
+		}
+	}
+	return nil, &messages.Error{Code: messages.Unavailable, Text: "the node is not known here"}
 }
 
 // openCredentials reads the certificate of the node. A mistake in the files is one of the user.

@@ -45,5 +45,8 @@
 // have the deadlines, and end attempts while the agent is dead (LeaseNeedsNoWorker). A dead worker is recovered
 // by the server of its machine: if both are dead, their lease is not enforced.
 //
-// Reading order: fleet.go, link.go, agent.go; table.go, session.go, report.go.
+// Nodes read the output of ended attempts from each other over the same connections (output.go). Each agent
+// serves the output files of its machine to all nodes, whoever leads.
+//
+// Reading order: fleet.go, link.go, agent.go; table.go, session.go, report.go; output.go.
 package fleet

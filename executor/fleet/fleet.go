@@ -16,16 +16,18 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Config configures a Fleet. All but Logger are required; Replaces may be false.
+// Config configures a Fleet. All but Logger are required.
 type Config struct {
 	Sink       executor.Sink
 	Partitions int
-	Lease      time.Duration // how long attempts may run without a leader; the same on all nodes
-	Grace      time.Duration // from SIGTERM to SIGKILL, for attempts that runs do not ask for
-	Logger     *slog.Logger  // nil: discard
+	Lease      time.Duration  // how long attempts may run without a leader; the same on all nodes
+	Grace      time.Duration  // from SIGTERM to SIGKILL, for attempts that runs do not ask for
+	Outputs    *outputs.Store // the output of attempts that ran on this machine
+	Logger     *slog.Logger   // nil: discard
 }
 
 // Cluster is what a Fleet needs of the node that it is on. Its methods may be called from any goroutine.
@@ -122,11 +124,13 @@ func (f *Fleet) Join(c Cluster) error {
 	}
 	f.agent.setNode(c.Self())
 	f.agent.setReplaces(c.Replaces())
+	server := workerpb.NewServer(f.agent)
+	workerpb.RegisterOutputsServer(server, &outputServer{store: f.config.Outputs})
 	f.mu.Lock()
-	f.cluster, f.server = c, workerpb.NewServer(f.agent)
+	f.cluster, f.server = c, server
 	f.mu.Unlock()
 	for _, l := range []net.Listener{listener, f.agent.local} {
-		f.wait.Go(func() { _ = f.server.Serve(l) })
+		f.wait.Go(func() { _ = server.Serve(l) })
 	}
 	f.wait.Go(func() { f.agent.run(f.ctx.Done()) })
 	f.wait.Go(f.tick)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
+	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -161,11 +162,13 @@ func (*fakeWorkers) PostponedStarts() map[string]uint64 { return map[string]uint
 // testNode is a node of a testCluster. It implements Cluster.
 type testNode struct {
 	*Fleet
-	c        *testCluster
-	id       string
-	workers  *fakeWorkers
-	port     atomic.Pointer[localListener] // nil while the node is down
-	replaces bool
+	c         *testCluster
+	id        string
+	workers   *fakeWorkers
+	outputs   *outputs.Store
+	outputDir string
+	port      atomic.Pointer[localListener] // nil while the node is down
+	replaces  bool
 
 	mu      sync.Mutex
 	reports []executor.Report
@@ -192,6 +195,12 @@ func newTestCluster(t *testing.T, ids ...string) *testCluster {
 	c := &testCluster{t: t}
 	for _, id := range ids {
 		n := &testNode{c: c, id: id, workers: &fakeWorkers{attempts: map[messages.AttemptKey]*Known{}, starts: map[messages.AttemptKey]int{}, leases: map[uint32]int64{}}}
+		var err error
+		n.outputDir = t.TempDir()
+		if n.outputs, err = outputs.Open(n.outputDir); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { n.outputs.Close() })
 		c.nodes = append(c.nodes, n)
 	}
 	for _, n := range c.nodes {
@@ -211,7 +220,7 @@ func newTestCluster(t *testing.T, ids ...string) *testCluster {
 func (n *testNode) start() {
 	n.c.t.Helper()
 	var err error
-	config := Config{Partitions: 2, Lease: time.Minute, Grace: time.Second, Sink: func(reports ...executor.Report) {
+	config := Config{Partitions: 2, Lease: time.Minute, Grace: time.Second, Outputs: n.outputs, Sink: func(reports ...executor.Report) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.reports = append(n.reports, reports...)

@@ -24,6 +24,7 @@ type leaderLink struct {
 	outgoing *workerpb.ServerFrame
 	wake     chan struct{} // outgoing has items
 	replaces bool          // of its hello
+	silence  silence
 }
 
 var _ Link = (*leaderLink)(nil)

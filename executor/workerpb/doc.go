@@ -2,7 +2,7 @@
 // worker's journal. worker.proto defines both and says what each field means; `go generate` makes
 // the code of it. Besides that code the package has
 //
-//   - frame.go: from orders and reports to messages, frames and bytes, and back,
+//   - frame.go, output.go: from orders and reports to messages, frames and bytes, and back,
 //   - grpc.go: the settings of both ends of a connection.
 //
 // Rules:

@@ -331,7 +331,8 @@ func (m *Output) set(o *messages.Output) *Output {
 	return m
 }
 
-func (m *Output) toOutput() messages.Output {
+// ToOutput returns the output, which shares the inline bytes. A missing message is an empty output.
+func (m *Output) ToOutput() messages.Output {
 	if m == nil {
 		return messages.Output{}
 	}
@@ -358,7 +359,7 @@ func ParseFinished(data []byte) (executor.Report, error) {
 			Task: key.Task, Attempt: key.Attempt, Result: messages.AttemptResult(m.Result), RC: m.ExitCode,
 			Start: m.Start, Stop: m.Stop, ExecutorLog: textOf(m.ExecutorLog), Node: textOf(m.Node), MaxRSSKB: m.MaxRssKb,
 			UserCPU: time.Duration(m.UserCpu), SystemCPU: time.Duration(m.SystemCpu),
-			Stdout: m.Stdout.toOutput(), Stderr: m.Stderr.toOutput(),
+			Stdout: m.Stdout.ToOutput(), Stderr: m.Stderr.ToOutput(),
 		},
 	}, nil
 }

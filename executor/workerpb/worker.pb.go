@@ -2057,6 +2057,222 @@ func (x *LogError) GetText() []byte {
 	return nil
 }
 
+// OutputRequest asks for a part of the kept bytes of a stream, which are counted from 0, or whether they are
+// whole.
+type OutputRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	Task          uint32                 `protobuf:"varint,2,opt,name=task,proto3" json:"task,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Stderr        bool                   `protobuf:"varint,4,opt,name=stderr,proto3" json:"stderr,omitempty"` // else stdout
+	Output        *Output                `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"`  // as the record of the attempt has it, for the disk of this node
+	From          int64                  `protobuf:"varint,6,opt,name=from,proto3" json:"from,omitempty"`     // the first byte
+	Length        uint32                 `protobuf:"varint,7,opt,name=length,proto3" json:"length,omitempty"` // of the part, at most
+	Verify        bool                   `protobuf:"varint,8,opt,name=verify,proto3" json:"verify,omitempty"` // check all bytes from that one on, and return none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputRequest) Reset() {
+	*x = OutputRequest{}
+	mi := &file_worker_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputRequest) ProtoMessage() {}
+
+func (x *OutputRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputRequest.ProtoReflect.Descriptor instead.
+func (*OutputRequest) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *OutputRequest) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *OutputRequest) GetTask() uint32 {
+	if x != nil {
+		return x.Task
+	}
+	return 0
+}
+
+func (x *OutputRequest) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *OutputRequest) GetStderr() bool {
+	if x != nil {
+		return x.Stderr
+	}
+	return false
+}
+
+func (x *OutputRequest) GetOutput() *Output {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+func (x *OutputRequest) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *OutputRequest) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *OutputRequest) GetVerify() bool {
+	if x != nil {
+		return x.Verify
+	}
+	return false
+}
+
+// OutputReply answers an OutputRequest.
+type OutputReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"` // shorter than the length only at the end, or before bytes that are damaged
+	Error         *OutputError           `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputReply) Reset() {
+	*x = OutputReply{}
+	mi := &file_worker_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputReply) ProtoMessage() {}
+
+func (x *OutputReply) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputReply.ProtoReflect.Descriptor instead.
+func (*OutputReply) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *OutputReply) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *OutputReply) GetError() *OutputError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+// OutputError says why output cannot be read.
+type OutputError struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Damaged       bool                   `protobuf:"varint,1,opt,name=damaged,proto3" json:"damaged,omitempty"` // what was stored is not what is there
+	Lost          bool                   `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`       // the node has lost it, with the folder that it had before
+	Text          []byte                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputError) Reset() {
+	*x = OutputError{}
+	mi := &file_worker_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputError) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputError) ProtoMessage() {}
+
+func (x *OutputError) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputError.ProtoReflect.Descriptor instead.
+func (*OutputError) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *OutputError) GetDamaged() bool {
+	if x != nil {
+		return x.Damaged
+	}
+	return false
+}
+
+func (x *OutputError) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+func (x *OutputError) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
 // JournalRecord is a record of a worker's journal. Exactly one field is set.
 type JournalRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2072,7 +2288,7 @@ type JournalRecord struct {
 
 func (x *JournalRecord) Reset() {
 	*x = JournalRecord{}
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2300,7 @@ func (x *JournalRecord) String() string {
 func (*JournalRecord) ProtoMessage() {}
 
 func (x *JournalRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2313,7 @@ func (x *JournalRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRecord.ProtoReflect.Descriptor instead.
 func (*JournalRecord) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{23}
+	return file_worker_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *JournalRecord) GetHeader() *JournalHeader {
@@ -2158,7 +2374,7 @@ type JournalHeader struct {
 
 func (x *JournalHeader) Reset() {
 	*x = JournalHeader{}
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2386,7 @@ func (x *JournalHeader) String() string {
 func (*JournalHeader) ProtoMessage() {}
 
 func (x *JournalHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2399,7 @@ func (x *JournalHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalHeader.ProtoReflect.Descriptor instead.
 func (*JournalHeader) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{24}
+	return file_worker_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JournalHeader) GetFormat() uint32 {
@@ -2234,7 +2450,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_worker_proto_msgTypes[25]
+	mi := &file_worker_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2462,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[25]
+	mi := &file_worker_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2475,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{25}
+	return file_worker_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Intent) GetRun() uint64 {
@@ -2304,7 +2520,7 @@ type Forked struct {
 
 func (x *Forked) Reset() {
 	*x = Forked{}
-	mi := &file_worker_proto_msgTypes[26]
+	mi := &file_worker_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2316,7 +2532,7 @@ func (x *Forked) String() string {
 func (*Forked) ProtoMessage() {}
 
 func (x *Forked) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[26]
+	mi := &file_worker_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2329,7 +2545,7 @@ func (x *Forked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forked.ProtoReflect.Descriptor instead.
 func (*Forked) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{26}
+	return file_worker_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Forked) GetRun() uint64 {
@@ -2539,7 +2755,23 @@ const file_worker_proto_rawDesc = "" +
 	"\x05error\x18\a \x01(\v2\x1b.caravan.worker.v2.LogErrorR\x05error\"9\n" +
 	"\bLogError\x12\x19\n" +
 	"\bnot_live\x18\x01 \x01(\bR\anotLive\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\fR\x04text\"\x9c\x02\n" +
+	"\x04text\x18\x02 \x01(\fR\x04text\"\xde\x01\n" +
+	"\rOutputRequest\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x16\n" +
+	"\x06stderr\x18\x04 \x01(\bR\x06stderr\x121\n" +
+	"\x06output\x18\x05 \x01(\v2\x19.caravan.worker.v2.OutputR\x06output\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\x03R\x04from\x12\x16\n" +
+	"\x06length\x18\a \x01(\rR\x06length\x12\x16\n" +
+	"\x06verify\x18\b \x01(\bR\x06verify\"W\n" +
+	"\vOutputReply\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x124\n" +
+	"\x05error\x18\x02 \x01(\v2\x1e.caravan.worker.v2.OutputErrorR\x05error\"O\n" +
+	"\vOutputError\x12\x18\n" +
+	"\adamaged\x18\x01 \x01(\bR\adamaged\x12\x12\n" +
+	"\x04lost\x18\x02 \x01(\bR\x04lost\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\fR\x04text\"\x9c\x02\n" +
 	"\rJournalRecord\x128\n" +
 	"\x06header\x18\x01 \x01(\v2 .caravan.worker.v2.JournalHeaderR\x06header\x121\n" +
 	"\x06intent\x18\x02 \x01(\v2\x19.caravan.worker.v2.IntentR\x06intent\x12;\n" +
@@ -2580,7 +2812,9 @@ const file_worker_proto_rawDesc = "" +
 	"\x1bIGNORE_REASON_STALE_SESSION\x10\x022\x9d\x01\n" +
 	"\x06Worker\x12L\n" +
 	"\x06Attach\x12\x1e.caravan.worker.v2.ServerFrame\x1a\x1e.caravan.worker.v2.WorkerFrame(\x010\x01\x12E\n" +
-	"\x03Log\x12\x1d.caravan.worker.v2.LogRequest\x1a\x1b.caravan.worker.v2.LogReply(\x010\x01B2Z0github.com/caravan-dag/caravan/executor/workerpbb\x06proto3"
+	"\x03Log\x12\x1d.caravan.worker.v2.LogRequest\x1a\x1b.caravan.worker.v2.LogReply(\x010\x012S\n" +
+	"\aOutputs\x12H\n" +
+	"\x04Read\x12 .caravan.worker.v2.OutputRequest\x1a\x1e.caravan.worker.v2.OutputReplyB2Z0github.com/caravan-dag/caravan/executor/workerpbb\x06proto3"
 
 var (
 	file_worker_proto_rawDescOnce sync.Once
@@ -2595,7 +2829,7 @@ func file_worker_proto_rawDescGZIP() []byte {
 }
 
 var file_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_worker_proto_goTypes = []any{
 	(Result)(0),             // 0: caravan.worker.v2.Result
 	(IgnoreReason)(0),       // 1: caravan.worker.v2.IgnoreReason
@@ -2622,10 +2856,13 @@ var file_worker_proto_goTypes = []any{
 	(*LogOpen)(nil),         // 22: caravan.worker.v2.LogOpen
 	(*LogReply)(nil),        // 23: caravan.worker.v2.LogReply
 	(*LogError)(nil),        // 24: caravan.worker.v2.LogError
-	(*JournalRecord)(nil),   // 25: caravan.worker.v2.JournalRecord
-	(*JournalHeader)(nil),   // 26: caravan.worker.v2.JournalHeader
-	(*Intent)(nil),          // 27: caravan.worker.v2.Intent
-	(*Forked)(nil),          // 28: caravan.worker.v2.Forked
+	(*OutputRequest)(nil),   // 25: caravan.worker.v2.OutputRequest
+	(*OutputReply)(nil),     // 26: caravan.worker.v2.OutputReply
+	(*OutputError)(nil),     // 27: caravan.worker.v2.OutputError
+	(*JournalRecord)(nil),   // 28: caravan.worker.v2.JournalRecord
+	(*JournalHeader)(nil),   // 29: caravan.worker.v2.JournalHeader
+	(*Intent)(nil),          // 30: caravan.worker.v2.Intent
+	(*Forked)(nil),          // 31: caravan.worker.v2.Forked
 }
 var file_worker_proto_depIdxs = []int32{
 	10, // 0: caravan.worker.v2.ServerFrame.capacity:type_name -> caravan.worker.v2.Resources
@@ -2651,19 +2888,23 @@ var file_worker_proto_depIdxs = []int32{
 	1,  // 20: caravan.worker.v2.Ignored.reason:type_name -> caravan.worker.v2.IgnoreReason
 	22, // 21: caravan.worker.v2.LogRequest.open:type_name -> caravan.worker.v2.LogOpen
 	24, // 22: caravan.worker.v2.LogReply.error:type_name -> caravan.worker.v2.LogError
-	26, // 23: caravan.worker.v2.JournalRecord.header:type_name -> caravan.worker.v2.JournalHeader
-	27, // 24: caravan.worker.v2.JournalRecord.intent:type_name -> caravan.worker.v2.Intent
-	2,  // 25: caravan.worker.v2.JournalRecord.withdrawn:type_name -> caravan.worker.v2.AttemptKey
-	28, // 26: caravan.worker.v2.JournalRecord.forked:type_name -> caravan.worker.v2.Forked
-	3,  // 27: caravan.worker.v2.Worker.Attach:input_type -> caravan.worker.v2.ServerFrame
-	21, // 28: caravan.worker.v2.Worker.Log:input_type -> caravan.worker.v2.LogRequest
-	8,  // 29: caravan.worker.v2.Worker.Attach:output_type -> caravan.worker.v2.WorkerFrame
-	23, // 30: caravan.worker.v2.Worker.Log:output_type -> caravan.worker.v2.LogReply
-	29, // [29:31] is the sub-list for method output_type
-	27, // [27:29] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	17, // 23: caravan.worker.v2.OutputRequest.output:type_name -> caravan.worker.v2.Output
+	27, // 24: caravan.worker.v2.OutputReply.error:type_name -> caravan.worker.v2.OutputError
+	29, // 25: caravan.worker.v2.JournalRecord.header:type_name -> caravan.worker.v2.JournalHeader
+	30, // 26: caravan.worker.v2.JournalRecord.intent:type_name -> caravan.worker.v2.Intent
+	2,  // 27: caravan.worker.v2.JournalRecord.withdrawn:type_name -> caravan.worker.v2.AttemptKey
+	31, // 28: caravan.worker.v2.JournalRecord.forked:type_name -> caravan.worker.v2.Forked
+	3,  // 29: caravan.worker.v2.Worker.Attach:input_type -> caravan.worker.v2.ServerFrame
+	21, // 30: caravan.worker.v2.Worker.Log:input_type -> caravan.worker.v2.LogRequest
+	25, // 31: caravan.worker.v2.Outputs.Read:input_type -> caravan.worker.v2.OutputRequest
+	8,  // 32: caravan.worker.v2.Worker.Attach:output_type -> caravan.worker.v2.WorkerFrame
+	23, // 33: caravan.worker.v2.Worker.Log:output_type -> caravan.worker.v2.LogReply
+	26, // 34: caravan.worker.v2.Outputs.Read:output_type -> caravan.worker.v2.OutputReply
+	32, // [32:35] is the sub-list for method output_type
+	29, // [29:32] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_worker_proto_init() }
@@ -2678,9 +2919,9 @@ func file_worker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_proto_rawDesc), len(file_worker_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   27,
+			NumMessages:   30,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_worker_proto_goTypes,
 		DependencyIndexes: file_worker_proto_depIdxs,

@@ -184,3 +184,111 @@ var Worker_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "worker.proto",
 }
+
+const (
+	Outputs_Read_FullMethodName = "/caravan.worker.v2.Outputs/Read"
+)
+
+// OutputsClient is the client API for Outputs service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Outputs is served by the agent of a node: the output that ended attempts have on its disk.
+type OutputsClient interface {
+	// Read returns a part of a stream. Each part is asked for, so a slow reader holds no other one up.
+	Read(ctx context.Context, in *OutputRequest, opts ...grpc.CallOption) (*OutputReply, error)
+}
+
+type outputsClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewOutputsClient(cc grpc.ClientConnInterface) OutputsClient {
+	return &outputsClient{cc}
+}
+
+func (c *outputsClient) Read(ctx context.Context, in *OutputRequest, opts ...grpc.CallOption) (*OutputReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OutputReply)
+	err := c.cc.Invoke(ctx, Outputs_Read_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// OutputsServer is the server API for Outputs service.
+// All implementations must embed UnimplementedOutputsServer
+// for forward compatibility.
+//
+// Outputs is served by the agent of a node: the output that ended attempts have on its disk.
+type OutputsServer interface {
+	// Read returns a part of a stream. Each part is asked for, so a slow reader holds no other one up.
+	Read(context.Context, *OutputRequest) (*OutputReply, error)
+	mustEmbedUnimplementedOutputsServer()
+}
+
+// UnimplementedOutputsServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedOutputsServer struct{}
+
+func (UnimplementedOutputsServer) Read(context.Context, *OutputRequest) (*OutputReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Read not implemented")
+}
+func (UnimplementedOutputsServer) mustEmbedUnimplementedOutputsServer() {}
+func (UnimplementedOutputsServer) testEmbeddedByValue()                 {}
+
+// UnsafeOutputsServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to OutputsServer will
+// result in compilation errors.
+type UnsafeOutputsServer interface {
+	mustEmbedUnimplementedOutputsServer()
+}
+
+func RegisterOutputsServer(s grpc.ServiceRegistrar, srv OutputsServer) {
+	// If the following call panics, it indicates UnimplementedOutputsServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Outputs_ServiceDesc, srv)
+}
+
+func _Outputs_Read_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OutputRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OutputsServer).Read(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Outputs_Read_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OutputsServer).Read(ctx, req.(*OutputRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Outputs_ServiceDesc is the grpc.ServiceDesc for Outputs service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Outputs_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "caravan.worker.v2.Outputs",
+	HandlerType: (*OutputsServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Read",
+			Handler:    _Outputs_Read_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "worker.proto",
+}

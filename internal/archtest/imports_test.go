@@ -15,7 +15,7 @@ var may = map[string][]string{
 	"persistence":             {"dag", "messages", "internal/idtable", "internal/lengthprefix", "internal/vfs", "persistence/commitlog", "persistence/badgerguard"},
 	"persistence/badgerguard": {"internal/vfs"},
 	"executor":                {"executor/procfs", "messages", "internal/outputs", "internal/vfork"},
-	"executor/fleet":          {"executor", "executor/lease", "executor/lifecycle", "executor/workerpb", "messages"},
+	"executor/fleet":          {"executor", "executor/lease", "executor/lifecycle", "executor/workerpb", "messages", "internal/outputs"},
 	"executor/lease":          {},
 	"executor/lifecycle":      {},
 	"executor/procfs":         {},

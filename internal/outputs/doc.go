@@ -23,6 +23,9 @@
 // of it. A mismatch is a *DamageError with the file and the position. Verify checks all records of a
 // run.
 //
+// In a cluster each node has a Store with the output of its own attempts. OpenCopies reads a stream from
+// whichever node can give it: a Section is the part of a Log that may be elsewhere.
+//
 // Several processes may append to one file, each through its own Store, as workers of two versions
 // do. The size of the file, changed under flock, determines where an append begins.
 //
@@ -31,5 +34,6 @@
 // of the size.
 //
 // Reading order: section.go is the format, store.go appends, log.go reads, file.go shares files
-// between goroutines and processes, transfer.go and verify.go serve backups, salvage and check.
+// between goroutines and processes, copies.go reads from several nodes, transfer.go and verify.go
+// serve backups, salvage and check.
 package outputs

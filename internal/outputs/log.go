@@ -12,7 +12,16 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// endedLog reads the kept bytes of an ended attempt's stream. It is not safe for concurrent use. A
+// Section reads the kept bytes of an ended attempt's stream, which it counts from 0. It is for one reader at a
+// time.
+type Section interface {
+	io.ReaderAt
+	// Verify verifies all bytes from an offset on, and returns the first damage.
+	Verify(from int64) error
+	Close() error
+}
+
+// endedLog reads the stream of an ended attempt. It is not safe for concurrent use. A
 // stream that exceeded its bound has lost its middle, so there are two kinds of offsets:
 //
 //	stream   |--- Head ---|........ cut ........|--- Tail ---|   0 … Size
@@ -20,19 +29,40 @@ import (
 //
 // Callers use those of the stream.
 type endedLog struct {
-	out   messages.Output
-	kept  io.ReaderAt // Head+Tail bytes, from 0: in memory, or a *sectionReader
-	close func()      // gives back what kept holds; may be called twice
+	out  messages.Output
+	kept Section // Head+Tail bytes
 }
+
+// inlineSection is the section of a stream that is in the record itself.
+type inlineSection struct{ *bytes.Reader }
+
+func (inlineSection) Verify(int64) error { return nil }
+func (inlineSection) Close() error       { return nil }
+
+// IsInFile reports whether the kept bytes of a stream are in an output file: there are some, and the record
+// itself does not have them.
+func IsInFile(out *messages.Output) bool { return out.Head+out.Tail != 0 && out.Inline == nil }
 
 // Log opens the stream of an ended attempt, from its record or from the run's file; out is what the
 // record has. Bytes of the file are verified before they are returned. Damage, including a missing
 // file, is a *DamageError from Log or from ReadAt, and Damaged has it from then on. The caller
 // closes the log: until then it holds the file open and, after a read, 64 KiB.
 func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
-	length := out.Head + out.Tail
-	if length == 0 || out.Inline != nil {
-		return &endedLog{out: out, kept: bytes.NewReader(out.Inline), close: func() {}}, nil
+	if !IsInFile(&out) {
+		return &endedLog{out, inlineSection{bytes.NewReader(out.Inline)}}, nil
+	}
+	section, err := s.OpenSection(id, out)
+	if err != nil {
+		return nil, err
+	}
+	return &endedLog{out, section}, nil
+}
+
+// OpenSection opens the section of a stream that is in the run's file, as Log does. In a store that has lost
+// sections (SetReplaced) a missing one is a *messages.Error with the code NotFound, and is not damage.
+func (s *Store) OpenSection(id ID, out messages.Output) (Section, error) {
+	if s.replaced.Load() && !s.Has(id, out) {
+		return nil, &messages.Error{Code: messages.NotFound, Text: "the output was lost with the former data folder"}
 	}
 	f, err := s.acquire(id.Key.Run, false)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -43,16 +73,16 @@ func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	section := &sectionReader{f: f.f, id: id, length: length, offset: out.Offset, loaded: -1, buffers: &s.blocks, onDamage: s.recordDamage}
-	closeAll := sync.OnceFunc(func() {
+	section := &sectionReader{f: f.f, id: id, length: out.Head + out.Tail, offset: out.Offset, loaded: -1, buffers: &s.blocks, onDamage: s.recordDamage}
+	section.close = sync.OnceFunc(func() {
 		section.release()
 		s.release(f)
 	})
 	if err := section.checkHeader(); err != nil {
-		closeAll()
+		section.close()
 		return nil, err
 	}
-	return &endedLog{out: out, kept: section, close: closeAll}, nil
+	return section, nil
 }
 
 // Has reports whether the run's file has the section of a stream of an ended attempt. A file that lacks it is
@@ -77,6 +107,7 @@ type sectionReader struct {
 	loaded   int64              // number of the block in block; -1 = none
 	block    *block             // from buffers; nil before the first read and after release
 	buffers  *sync.Pool         // of *block
+	close    func()             // gives back what the reader holds; may be called twice. nil without a Store
 	onDamage func(*DamageError) // called with damage; may be nil
 }
 
@@ -172,19 +203,21 @@ func (r *sectionReader) release() {
 // Package http calls it before it sends the status 200 and a long log: after that it could only
 // break the answer off.
 func (l *endedLog) Verify(off int64) error {
-	r, ok := l.kept.(*sectionReader)
-	if !ok {
-		return nil
-	}
 	at := off
 	if off >= l.out.Head {
 		at = l.out.Head + max(off-l.tailOffset(), 0)
 	}
-	return r.verifyFrom(at)
+	return l.kept.Verify(at)
 }
 
-// verifyFrom verifies the blocks from the one with kept byte from.
-func (r *sectionReader) verifyFrom(from int64) error {
+// Close implements Section.
+func (r *sectionReader) Close() error {
+	r.close()
+	return nil
+}
+
+// Verify implements Section: it verifies the blocks from the one with that byte.
+func (r *sectionReader) Verify(from int64) error {
 	for number := from / blockBytes; number*blockBytes < r.length; number++ {
 		if err := r.loadBlock(number); err != nil {
 			return err
@@ -239,7 +272,4 @@ func (l *endedLog) Kept(off int64) int64 {
 func (l *endedLog) Live() bool { return false }
 
 // Close implements messages.Log.
-func (l *endedLog) Close() error {
-	l.close()
-	return nil
-}
+func (l *endedLog) Close() error { return l.kept.Close() }

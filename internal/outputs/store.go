@@ -30,6 +30,8 @@ type Store struct {
 	reserve func(total int64) int64 // set by KeepFree; nil = no reserve
 	pending atomic.Int64            // bytes of unfinished appends
 
+	replaced atomic.Bool // see SetReplaced
+
 	mu               sync.Mutex // guards the fields below, and some of each file
 	closed           bool
 	firstDamage      *DamageError             // that recordDamage was called with; nil = none so far
@@ -63,6 +65,10 @@ func OpenFS(fs vfs.FS, dir string) (*Store, error) {
 		idle:    list.New(),
 	}, nil
 }
+
+// SetReplaced says that the store is that of a node that took the place of a lost one: records may name
+// sections that were on the disk of the former node.
+func (s *Store) SetReplaced() { s.replaced.Store(true) }
 
 // Damaged returns the first damage that a read has found since the store was opened, or nil.
 func (s *Store) Damaged() error {

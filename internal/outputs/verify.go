@@ -39,7 +39,7 @@ func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*Dam
 	buffers := &sync.Pool{New: func() any { return new(block) }}
 	for ref := range refs {
 		length := ref.Output.Head + ref.Output.Tail
-		if length == 0 || ref.Output.Inline != nil {
+		if !IsInFile(&ref.Output) {
 			continue
 		}
 		if missing {
@@ -49,7 +49,7 @@ func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*Dam
 		r := &sectionReader{f: f, id: ref.ID, length: length, offset: ref.Output.Offset, loaded: -1, buffers: buffers}
 		err := r.checkHeader()
 		if err == nil {
-			err = r.verifyFrom(0)
+			err = r.Verify(0)
 		}
 		r.release()
 		var damage *DamageError

@@ -1,0 +1,147 @@
+package fleet
+
+import (
+	"context"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/status"
+
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// This file lets the nodes read the output of ended attempts from each other's disks, over the connections
+// between leaders and agents.
+
+// outputServer serves the output files of this node.
+type outputServer struct {
+	workerpb.UnimplementedOutputsServer
+	store *outputs.Store
+}
+
+// maxOutputRead bounds a part of a reply, in bytes: some blocks of a section, which are verified as a whole.
+const maxOutputRead = 256 << 10
+
+// Read implements workerpb.OutputsServer.
+func (o *outputServer) Read(_ context.Context, request *workerpb.OutputRequest) (*workerpb.OutputReply, error) {
+	id := outputs.ID{Key: workerpb.KeyOf(request)}
+	if request.Stderr {
+		id.Stream = messages.Stderr
+	}
+	section, err := o.store.OpenSection(id, request.Output.ToOutput())
+	if err != nil {
+		return &workerpb.OutputReply{Error: workerpb.NewOutputError(err)}, nil
+	}
+	defer section.Close()
+	if request.Verify {
+		return &workerpb.OutputReply{Error: workerpb.NewOutputError(section.Verify(request.From))}, nil
+	}
+	data := make([]byte, min(request.Length, maxOutputRead))
+	n, err := section.ReadAt(data, request.From)
+	if n > 0 || err == io.EOF { // the next request meets the same error
+		err = nil
+	}
+	return &workerpb.OutputReply{Data: data[:n], Error: workerpb.NewOutputError(err)}, nil
+}
+
+// OpenOutput opens the section of a stream of an ended attempt on the disk of another node; out is what the
+// record has for that disk. Each read waits for the node for a while at most. An error is a *messages.Error:
+// with the code Unavailable if the node does not answer, Damaged, or NotFound if the node has lost the output.
+func (f *Fleet) OpenOutput(node string, id outputs.ID, out messages.Output) (outputs.Section, error) {
+	f.mu.Lock()
+	link := f.links[node]
+	f.mu.Unlock()
+	if link == nil {
+		return nil, errSilentNode
+	}
+	s := &remoteSection{ctx: f.ctx, client: workerpb.NewOutputsClient(link.conn), limit: f.logLimit, silence: &link.silence, id: id, out: out}
+	_, err := s.ask(&workerpb.OutputRequest{}) // whether the node has it
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+var errSilentNode error = &messages.Error{Code: messages.Unavailable, Text: "the node does not answer"}
+
+// silence remembers that a node has not answered in time: for as long as that wait, further ones end at once. A
+// document shows the output of many attempts, which may all be on that node.
+type silence struct{ until atomic.Int64 } // nanoseconds since the process started
+
+// processStart is where times of silences are counted from, by the monotonic clock.
+var processStart = time.Now()
+
+func (s *silence) begin(length time.Duration) {
+	s.until.Store(int64(time.Since(processStart) + length))
+}
+
+func (s *silence) isOver() bool { return int64(time.Since(processStart)) >= s.until.Load() }
+
+// remoteSection is a section on the disk of another node. It holds nothing there.
+type remoteSection struct {
+	ctx     context.Context
+	client  workerpb.OutputsClient
+	limit   time.Duration // of each wait for the node
+	silence *silence      // of the node
+	id      outputs.ID
+	out     messages.Output
+
+	ahead   []byte // bytes of the section that were read, from aheadAt
+	aheadAt int64
+}
+
+var _ outputs.Section = (*remoteSection)(nil)
+
+// ask sends a request about the section.
+func (s *remoteSection) ask(request *workerpb.OutputRequest) (*workerpb.OutputReply, error) {
+	request.Run, request.Task, request.Attempt = uint64(s.id.Key.Run), s.id.Key.Task, s.id.Key.Attempt
+	request.Stderr, request.Output = s.id.Stream == messages.Stderr, workerpb.NewOutput(&s.out)
+	if !s.silence.isOver() {
+		return nil, errSilentNode
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.limit)
+	defer cancel()
+	reply, err := s.client.Read(ctx, request)
+	if err != nil {
+		if ctx.Err() == context.DeadlineExceeded {
+			s.silence.begin(s.limit)
+		}
+		return nil, &messages.Error{Code: messages.Unavailable, Text: "the node does not answer: " + status.Convert(err).Message()}
+	}
+	return reply, reply.Error.ToError()
+}
+
+// ReadAt implements io.ReaderAt.
+func (s *remoteSection) ReadAt(p []byte, off int64) (n int, err error) {
+	end := s.out.Head + s.out.Tail
+	for n < len(p) && off < end {
+		if off < s.aheadAt || off >= s.aheadAt+int64(len(s.ahead)) {
+			reply, err := s.ask(&workerpb.OutputRequest{From: off, Length: maxOutputRead})
+			if err != nil {
+				return n, err
+			}
+			if len(reply.Data) == 0 {
+				return n, io.ErrUnexpectedEOF
+			}
+			s.ahead, s.aheadAt = reply.Data, off
+		}
+		copied := copy(p[n:], s.ahead[off-s.aheadAt:])
+		n, off = n+copied, off+int64(copied)
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// Verify implements outputs.Section: the node verifies its bytes.
+func (s *remoteSection) Verify(from int64) error {
+	_, err := s.ask(&workerpb.OutputRequest{From: from, Verify: true})
+	return err
+}
+
+// Close implements outputs.Section.
+func (s *remoteSection) Close() error { return nil }

@@ -1,0 +1,207 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/client"
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/testenv"
+)
+
+// numbers returns what `seq n` prints.
+func numbers(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintln(&b, i+1)
+	}
+	return b.String()
+}
+
+// readLog reads output of a task at a node.
+func (c *testCluster) readLog(n *clusterNode, run uint64, task string, o client.LogOptions) (string, error) {
+	body, err := c.client(n).Log(c.t.Context(), run, task, o)
+	if err != nil {
+		return "", err
+	}
+	defer body.Close()
+	text, err := io.ReadAll(body)
+	return string(text), err
+}
+
+// readRange reads a range of a task's output, without the client.
+func (c *testCluster) readRange(n *clusterNode, run uint64, task string, from, to int) (string, error) {
+	request, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, fmt.Sprintf("%s/v1/dagrun/%d/task/%s/log", n.server.URL, run, task), nil)
+	if err != nil {
+		return "", err
+	}
+	request.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != http.StatusPartialContent {
+		err = fmt.Errorf("%s: %s", answer.Status, text)
+	}
+	return string(text), err
+}
+
+// awaitOutput waits until a node has a task's whole output, and reads it by ranges and as a follower, too.
+func (c *testCluster) awaitOutput(n *clusterNode, run uint64, task, want string) {
+	c.t.Helper()
+	var text string
+	var err error
+	defer func() {
+		if c.t.Failed() {
+			c.t.Logf("the last read of %s at %s: %d bytes, %v", task, n.name, len(text), err)
+		}
+	}()
+	e2etest.Eventually(c.t, fmt.Sprintf("the output of %s at %s", task, n.name), func() bool {
+		text, err = c.readLog(n, run, task, client.LogOptions{})
+		return err == nil && text == want
+	})
+	e2etest.Eventually(c.t, "a range", func() bool {
+		text, err = c.readRange(n, run, task, 70_001, 70_100)
+		return err == nil && text == want[70_001:70_100]
+	})
+	e2etest.Eventually(c.t, "the followed output from an offset", func() bool {
+		text, err = c.readLog(n, run, task, client.LogOptions{Follow: true, Offset: 50_000})
+		return err == nil && text == want[50_000:]
+	})
+}
+
+// restart starts a node again and waits until it is ready.
+func (c *testCluster) restart(n *clusterNode) {
+	c.t.Helper()
+	c.launch(n)
+	if err := n.server.AwaitReady(); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// lose ends a node and its tasks, with its disk.
+func (c *testCluster) lose(n *clusterNode) {
+	c.t.Helper()
+	n.server.Kill()
+	n.server = nil
+	if err := testenv.EndWorkers(n.config.Data, e2etest.Patience); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.RemoveAll(n.config.Data); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// printingTask submits a run with a task that ends, and one that prints and waits until release is called.
+func printingTask(t *testing.T, api *client.Client) (run uint64, release func()) {
+	t.Helper()
+	gate := filepath.Join(t.TempDir(), "gate")
+	wait := fmt.Sprintf("seq 20000; until [ -e %s ]; do sleep 0.05; done; echo over", gate)
+	run, err := api.Submit(t.Context(), fmt.Appendf(nil, `{"tasks":{"ends":{"job":{"command":["seq","20000"]}},"runs":{"job":{"commandString":%q}}}}`, wait), client.SubmitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	release = func() {
+		if err := os.WriteFile(gate, nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(release)
+	return run, release
+}
+
+// TestOutputIsReadAtEveryNode proves that output of a task that ran on one node, or runs there, is read at every
+// node while others lead: after a planned stop, and after a kill.
+func TestOutputIsReadAtEveryNode(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	leads, follows := c.leader(c.nodes[0])
+	run, release := printingTask(t, c.client(follows))
+	want := numbers(20000)
+	for _, n := range c.nodes {
+		c.awaitOutput(n, run, "ends", want)
+	}
+	ran := leads
+	if code, _, err := ran.server.Stop(e2etest.Patience); code != 0 || err != nil {
+		t.Errorf("exit %d, %v", code, err)
+	}
+	ran.server = nil
+	leads, _ = c.leader(follows)
+	c.restart(ran)
+	live := make(chan string, len(c.nodes))
+	begun := make([]io.ReadCloser, len(c.nodes))
+	for i, n := range c.nodes {
+		c.awaitOutput(n, run, "ends", want)
+		e2etest.Eventually(t, "live output at "+n.name, func() bool {
+			text, err := c.readLog(n, run, "runs", client.LogOptions{})
+			if err != nil || text != want {
+				return false
+			}
+			begun[i], err = c.client(n).Log(t.Context(), run, "runs", client.LogOptions{Follow: true, Offset: 50_000})
+			return err == nil
+		})
+	}
+	for _, body := range begun {
+		begin := make([]byte, len(want)-50_000)
+		if _, err := io.ReadFull(body, begin); err != nil || string(begin) != want[50_000:] {
+			t.Fatalf("followed output of a running task: %v", err)
+		}
+		go func() {
+			rest, err := io.ReadAll(body)
+			body.Close()
+			live <- fmt.Sprint(string(rest), err)
+		}()
+	}
+
+	// Another kill: the third node leads, or the one that ran the task.
+	release()
+	for range begun {
+		if rest := <-live; rest != "over\n<nil>" {
+			t.Errorf("a follower has at the end: %q", rest)
+		}
+	}
+	leads.server.Kill()
+	leads.server = nil
+	c.leader(ran)
+	for _, n := range c.nodes {
+		if n != leads {
+			c.awaitOutput(n, run, "ends", want)
+			c.awaitOutput(n, run, "runs", want+"over\n")
+		}
+	}
+	c.restart(leads)
+	c.awaitOutput(leads, run, "runs", want+"over\n")
+}
+
+// TestOutputOfALostNode proves that a reader is told which node has the output, while that is down, and that
+// it is lost when the node was replaced.
+func TestOutputOfALostNode(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	ran, follows := c.leader(c.nodes[0])
+	run, release := printingTask(t, c.client(follows))
+	release()
+	if _, err := c.client(follows).Wait(t.Context(), run, client.WaitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.lose(ran)
+	var err error
+	e2etest.Eventually(t, "another node leads", func() bool {
+		_, err = c.readLog(follows, run, "ends", client.LogOptions{})
+		return errors.Is(err, client.ErrUnavailable) && strings.Contains(err.Error(), "node "+ran.name+": the node does not answer")
+	})
+	ran.config.Args = append(ran.config.Args, "--replace")
+	c.restart(ran)
+	e2etest.Eventually(t, "the new node has not the output of the former one", func() bool {
+		_, err = c.readLog(follows, run, "ends", client.LogOptions{})
+		return errors.Is(err, client.ErrNotFound) && strings.Contains(err.Error(), "node "+ran.name+": the output was lost with the former data folder")
+	})
+}
