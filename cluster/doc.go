@@ -59,5 +59,6 @@
 // leadership.go is one engine for one term, and machine.go the rows below it. member.go puts a node
 // together; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
 // of a lost node, and its connections. announcements.go is what the nodes tell each other about their
-// partitions, and balance.go which node shall lead which.
+// partitions, and balance.go which node shall lead which. inquiry.go, verify.go and views.go are what nodes ask
+// each other, the comparison of replicas, and the rows of all partitions for a backup.
 package cluster

@@ -39,7 +39,7 @@ type inquiryAnswer struct {
 	Error       string `json:"error,omitempty"`
 	HasRun      bool   `json:"hasRun,omitempty"`
 
-	// A verifyInquiry gets the entry, and the replicas that compute their digests.
+	// A positionInquiry gets the entry, and a verifyInquiry also the replicas that compute their digests.
 	Index    uint64           `json:"index,omitempty"`
 	Replicas []raftlog.NodeID `json:"replicas,omitempty"`
 	Digest   *digestAnswer    `json:"digest,omitempty"`
@@ -95,6 +95,8 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 		a.HasRun, err = m.hasRunHere(ctx, q.Partition, q.Run)
 	case verifyInquiry:
 		a.Index, a.Replicas, err = m.verifyHere(q.Partition)
+	case positionInquiry:
+		a.Index, err = m.positionHere(q.Partition)
 	case digestInquiry:
 		a.Digest = m.digestHere(q.Partition, q.Index)
 	case verdictInquiry:

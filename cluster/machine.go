@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -438,7 +439,7 @@ func (s *rowSnapshot) WriteTo(w io.Writer) (int64, error) {
 	counted := &countingWriter{w: w}
 	_, err := counted.Write(s.head)
 	if err == nil {
-		err = s.view.WriteCopy(counted)
+		err = s.view.WriteCopy(context.Background(), counted) // ends soon after an error of w
 	}
 	return counted.n, err
 }

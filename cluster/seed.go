@@ -91,7 +91,7 @@ func (s *Seed) WritePartitions(ctx context.Context, dir string, view *persistenc
 			return err
 		}
 		numbering := messages.Numbering{Partitions: uint64(partitions), Partition: uint64(p)}
-		written, err := installPartition(m.generationFolder(1), view, numbering, next)
+		written, err := installPartition(ctx, m.generationFolder(1), view, numbering, next)
 		if err == nil {
 			err = writeJSON(files, m.dir, replicaFile, m.record)
 		}
@@ -110,7 +110,7 @@ func (s *Seed) WritePartitions(ctx context.Context, dir string, view *persistenc
 }
 
 // installPartition makes the rows of a partition, in a folder of their own.
-func installPartition(dir string, view *persistence.ReadView, n messages.Numbering, next messages.RunID) (persistence.PartitionCopy, error) {
+func installPartition(ctx context.Context, dir string, view *persistence.ReadView, n messages.Numbering, next messages.RunID) (persistence.PartitionCopy, error) {
 	type result struct {
 		written persistence.PartitionCopy
 		err     error
@@ -118,7 +118,7 @@ func installPartition(dir string, view *persistence.ReadView, n messages.Numberi
 	reader, writer := io.Pipe()
 	done := make(chan result, 1)
 	go func() {
-		written, err := view.WritePartition(writer, n, next)
+		written, err := view.WritePartition(ctx, writer, n, next)
 		writer.CloseWithError(err)
 		done <- result{written, err}
 	}()

@@ -50,7 +50,6 @@ func forwardSamples() map[string][]sample {
 		"GET /v1/dagrun/{run}/states":            {{target: "/v1/dagrun/0/states"}, {target: "/v1/dagrun/0/states", header: []string{"Accept-Encoding: gzip"}}},
 		"GET /v1/dagrun/{run}/tasks":             {{target: "/v1/dagrun/0/tasks?limit=1"}},
 		"GET /v1/dagrun/{run}/task/{task}/log":   {{target: "/v1/dagrun/0/task/simple_0/log"}, {target: "/v1/dagrun/0/task/simple_0/log", header: []string{"Range: bytes=2-5"}}, {target: "/v1/dagrun/0/task/simple_0/log", header: []string{"Range: bytes=2000000-"}}},
-		"GET /v1/backup":                         {{target: "/v1/backup"}},
 		"GET /v1/server/state":                   {{target: "/v1/server/state"}},
 		"PATCH /v1/server/state/{state}":         {{target: "/v1/server/state/PAUSED"}},
 	}
@@ -93,7 +92,6 @@ func TestForwardedAnswersAreThoseOfTheLeader(t *testing.T) {
 					for i, id := range []string{"n1", "n2"} {
 						rig := newClusterRig(t, 2, tokens, func(c *Config) {
 							c.Access.Origins = origins
-							c.Backup = func(_ context.Context, w io.Writer) error { _, err := io.WriteString(w, "everything"); return err }
 						})
 						leader := rig.node("n1")
 						leader.engine.runs[0].logs[logKey("simple_0", 1, messages.Stdout)] = &fakeLog{data: []byte(strings.Repeat("0123456789", 100_000))}

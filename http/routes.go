@@ -84,7 +84,7 @@ func (s *Server) routes() []route {
 		{"GET", statesRoute, access.Read, runLeader, noBody, (*Server).taskStates},
 		{"GET", run + "/tasks", access.Read, runLeader, noBody, (*Server).listTasks},
 		{"GET", logRoute, access.Read, runLeader, noBody, (*Server).taskLog},
-		{"GET", backupRoute, access.Control, everyLeader, noBody, (*Server).backup},
+		{"GET", backupRoute, access.Control, anyNode, noBody, (*Server).backup},
 		{"GET", serverStatePath, access.Read, everyLeader, noBody, (*Server).serverState},
 		{"PATCH", setServerStatePath, access.Control, everyLeader, noBody, (*Server).setServerState},
 		{"GET", "/healthz", publicRoute, anyNode, noBody, (*Server).healthz},

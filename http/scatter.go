@@ -44,7 +44,7 @@ func (f *forwarder) scatter(ctx *fasthttp.RequestCtx, rt *route) error {
 	case setServerStatePath:
 		return f.setServerState(ctx)
 	}
-	return &refusal{fasthttp.StatusNotFound, "a cluster of several partitions does not make backups here"}
+	panic("http: " + rt.path + " has no way to be answered in parts")
 }
 
 // scattered is a request that is answered in parts. Its methods may be called from several goroutines while

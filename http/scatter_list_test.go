@@ -57,9 +57,6 @@ func TestListOfAllPartitions(t *testing.T) {
 	if r := rig.node("n1").get("/v1/dagruns?wrong=1"); r.status != 400 {
 		t.Errorf("%d %s", r.status, r.body)
 	}
-	if r := rig.node("n1").get("/v1/backup"); r.status != 404 {
-		t.Errorf("%d %s", r.status, r.body)
-	}
 	rig.update(func() { rig.leaders[1] = "" })
 	rig.node("n1").forwarder.wait = 50 * time.Millisecond
 	refusedWith(t, rig.node("n1").get("/v1/dagruns?all=1"), 503, "partition 1 has no leader")

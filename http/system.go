@@ -123,11 +123,12 @@ func (s *Server) version(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// backup is GET /v1/backup: a stream of everything as of one moment. An answer that breaks off
-// lacks the trailer, which readers of a backup require.
+// backup is GET /v1/backup: a stream of everything as of one moment. On a cluster any node makes it. An
+// answer that breaks off lacks the trailer, which readers of a backup require; an error before the first
+// piece is answered with its status.
 //
 // Config.Backup writes into a pipe from a goroutine of its own, at the pace of the client. Its context
-// ends at shutdown, and when the stream is closed because the client has left. backupRunning is
+// ends at shutdown, and when the client has left. backupRunning is
 // released when Backup has returned, which may be a moment after the answer: the store cannot close
 // before that. The scope is control, because a backup holds everything that any caller submitted.
 func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
@@ -140,8 +141,8 @@ func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return notReady(err)
 	}
-	ctx.Response.Header.SetContentType("application/octet-stream")
 	if ctx.IsHead() {
+		ctx.Response.Header.SetContentType("application/octet-stream")
 		return nil
 	}
 	if !s.backupRunning.CompareAndSwap(false, true) {
@@ -159,8 +160,9 @@ func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 		}
 		w.CloseWithError(err)
 	}()
-	s.stream(ctx, "application/octet-stream", &pipeProducer{r, cancel}, nil, -1)
-	return nil
+	// Until the answer begins no write to the client can fail, so its context tells that it has left.
+	defer context.AfterFunc(contextOf(ctx), cancel)()
+	return s.send(ctx, "application/octet-stream", &pipeProducer{r, cancel})
 }
 
 // looksLikeNavigation tells whether a browser opens an address without naming the page that caused

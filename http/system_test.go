@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -130,6 +132,55 @@ func TestBackup(t *testing.T) {
 	goOn <- nil
 	if r := <-first; r.status != 200 || len(r.body) != 100_000 {
 		t.Errorf("%d, %d bytes", r.status, len(r.body))
+	}
+}
+
+// TestBackupThatCannotBegin: an error before the first piece has a status, and the next backup may begin.
+func TestBackupThatCannotBegin(t *testing.T) {
+	var fail atomic.Bool
+	fail.Store(true)
+	s := serve(t, &fakeEngine{}, func(c *Config) {
+		c.Backup = func(ctx context.Context, w io.Writer) error {
+			if fail.Load() {
+				return &messages.Error{Code: messages.Unavailable, Text: "partition 2 has no leader that answers"}
+			}
+			_, err := io.WriteString(w, "all")
+			return err
+		}
+	})
+	refusedWith(t, s.get("/v1/backup"), 503, "partition 2 has no leader")
+	fail.Store(false)
+	testenv.Eventually(t, "a backup is made", func() bool { return s.get("/v1/backup").body == "all" })
+}
+
+// TestBackupEndsWithItsClient: the context of a backup ends when the client leaves, before the first piece and
+// after it.
+func TestBackupEndsWithItsClient(t *testing.T) {
+	for _, first := range []string{"", strings.Repeat("x", 100_000)} {
+		begun, ended := make(chan struct{}), make(chan error, 1)
+		s := serve(t, &fakeEngine{}, func(c *Config) {
+			c.Backup = func(ctx context.Context, w io.Writer) error {
+				close(begun)
+				for ctx.Err() == nil && first != "" {
+					if _, err := io.WriteString(w, first); err != nil {
+						break
+					}
+				}
+				<-ctx.Done()
+				ended <- ctx.Err()
+				return ctx.Err()
+			}
+		})
+		conn, err := net.Dial("tcp", s.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, "GET /v1/backup HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		<-begun
+		conn.Close()
+		testenv.ReceiveWithin(t, 6*testenv.Patience, "the end of a backup without its client", ended)
 	}
 }
 

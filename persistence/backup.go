@@ -65,11 +65,21 @@ func (s *RunStore) VerifyTables(ctx context.Context) error { return s.db.VerifyT
 // CommitNumber returns the number of the newest commit in the view.
 func (m *ReadView) CommitNumber() uint64 { return m.at }
 
+// rowsPerLook is how many rows are read between two looks at the context.
+const rowsPerLook = 64
+
 // Rows yields all rows as they are stored, with their verified checksums, by ascending keys, until
-// yield returns an error. Key and value are valid within the call. A wrong checksum ends it with an
-// error, and a lost block is not seen here: whoever needs all rows calls VerifyTables, too.
-func (m *ReadView) Rows(yield func(key, value []byte) error) error {
+// yield returns an error or ctx ends. Key and value are valid within the call. A wrong checksum ends
+// it with an error, and a lost block is not seen here: a caller that needs all rows calls
+// VerifyTables, too.
+func (m *ReadView) Rows(ctx context.Context, yield func(key, value []byte) error) error {
+	read := 0
 	return scanTxn(m.txn, nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+		if read++; read%rowsPerLook == 0 {
+			if err := context.Cause(ctx); err != nil {
+				return false, err
+			}
+		}
 		err := item.Value(func(value []byte) error {
 			if err := CheckRow(key, value); err != nil {
 				return err
@@ -82,12 +92,16 @@ func (m *ReadView) Rows(yield func(key, value []byte) error) error {
 
 // allRows is Rows for a caller that must not miss a row. It reads all tables afterwards: a block that
 // was damaged when the rows were read still is, unless a compaction has deleted its table since.
-func (m *ReadView) allRows(yield func(key, value []byte) error) error {
-	if err := m.Rows(yield); err != nil {
+func (m *ReadView) allRows(ctx context.Context, yield func(key, value []byte) error) error {
+	if err := m.Rows(ctx, yield); err != nil {
 		return err
 	}
-	return m.db.VerifyTables(context.Background())
+	return m.VerifyTables(ctx)
 }
+
+// VerifyTables reads all tables of the view's DB. Rows that were read from a damaged table may be incomplete,
+// without an error: see allRows.
+func (m *ReadView) VerifyTables(ctx context.Context) error { return m.db.VerifyTables(ctx) }
 
 // HasRun reports whether a run is known as of the view.
 func (m *ReadView) HasRun(run messages.RunID) (bool, error) {

@@ -1,6 +1,8 @@
 package persistence
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -49,7 +51,7 @@ func TestBackupIsOneCommit(t *testing.T) {
 	err = s.Backup(func(m *ReadView) error {
 		at, seen := m.CommitNumber(), 0
 		return Restore(Config{Dir: dir, memTable: 4 << 20}, func(yield func(key, value []byte) error) error {
-			err := m.Rows(func(key, value []byte) error {
+			err := m.Rows(context.Background(), func(key, value []byte) error {
 				if seen++; seen%1000 == 0 { // commits go on
 					round(seen)
 				}
@@ -77,6 +79,39 @@ func TestBackupIsOneCommit(t *testing.T) {
 	}
 }
 
+// TestRowsEndWithTheirContext: the reader of a view ends soon after its context, and a copy then lacks its end.
+func TestRowsEndWithTheirContext(t *testing.T) {
+	s, _ := openFilled(t, 3000)
+	gone := errors.New("the receiver has left")
+	err := s.Backup(func(m *ReadView) error {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		read := 0
+		err := m.Rows(ctx, func(_, _ []byte) error {
+			if read++; read == 500 {
+				cancel(gone)
+			}
+			return nil
+		})
+		if !errors.Is(err, gone) || read < 500 || read > 500+rowsPerLook {
+			t.Errorf("%d rows were read, %v", read, err)
+		}
+		if err := m.VerifyTables(ctx); !errors.Is(err, gone) && !errors.Is(err, context.Canceled) {
+			t.Errorf("tables are verified: %v", err)
+		}
+		var stream bytes.Buffer
+		if err := m.WriteCopy(ctx, &stream); !errors.Is(err, gone) {
+			t.Errorf("a copy: %v", err)
+		}
+		if _, err := InstallCopy(filepath.Join(t.TempDir(), "db"), &stream); !errors.Is(err, errCopy) {
+			t.Errorf("its installation: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestBackupRefusesADamagedRow: a row whose checksum is wrong ends a backup, and a restore.
 func TestBackupRefusesADamagedRow(t *testing.T) {
 	s, _ := openFilled(t, 10)
@@ -84,7 +119,7 @@ func TestBackupRefusesADamagedRow(t *testing.T) {
 	if err := s.commitRows([]mutation{bad}); err != nil {
 		t.Fatal(err)
 	}
-	err := s.Backup(func(m *ReadView) error { return m.Rows(func(_, _ []byte) error { return nil }) })
+	err := s.Backup(func(m *ReadView) error { return m.Rows(context.Background(), func(_, _ []byte) error { return nil }) })
 	if !errors.Is(err, errCorrupt) || !strings.Contains(err.Error(), "?00003") {
 		t.Errorf("backup: %v", err)
 	}

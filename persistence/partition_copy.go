@@ -2,6 +2,7 @@ package persistence
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -33,7 +34,7 @@ type PartitionCopy struct {
 //
 // It reads all rows, and does not see lost blocks: the caller verifies the tables once, after the last
 // partition (DB.VerifyTables).
-func (m *ReadView) WritePartition(w io.Writer, n messages.Numbering, next messages.RunID) (c PartitionCopy, err error) {
+func (m *ReadView) WritePartition(ctx context.Context, w io.Writer, n messages.Numbering, next messages.RunID) (c PartitionCopy, err error) {
 	if err := n.Check(); err != nil {
 		return c, err
 	}
@@ -57,7 +58,7 @@ func (m *ReadView) WritePartition(w io.Writer, n messages.Numbering, next messag
 		meta = nil
 		return nil
 	}
-	err = m.Rows(func(key, value []byte) error {
+	err = m.Rows(ctx, func(key, value []byte) error {
 		if key[0] > typeMeta && meta != nil {
 			if err := writeMeta(); err != nil {
 				return err

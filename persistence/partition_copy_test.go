@@ -94,7 +94,7 @@ func TestPartitionCopies(t *testing.T) {
 		var stream bytes.Buffer
 		err := single.Backup(func(v *persistence.ReadView) error {
 			at = v.CommitNumber()
-			written, err := v.WritePartition(&stream, n, next)
+			written, err := v.WritePartition(t.Context(), &stream, n, next)
 			copies = append(copies, written)
 			return err
 		})
@@ -186,7 +186,7 @@ func TestHalfWrittenRowsAreNotParted(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = s.Backup(func(v *persistence.ReadView) error {
-		_, err := v.WritePartition(new(bytes.Buffer), messages.Numbering{Partitions: 2}, 0)
+		_, err := v.WritePartition(t.Context(), new(bytes.Buffer), messages.Numbering{Partitions: 2}, 0)
 		return err
 	})
 	if err == nil {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/caravan-dag/caravan/internal/rowdigest"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 	"github.com/dgraph-io/badger/v4"
@@ -184,7 +185,7 @@ func (c *compactionStress) verify(what string, model map[string][]byte) {
 	defer txn.Discard()
 	want := digestOfModel(model)
 	n := 0
-	d := newRowDigest()
+	d := rowdigest.New()
 	err := scanTxn(txn, []byte("?"), nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		n++
 		return true, item.Value(func(v []byte) error {
@@ -211,22 +212,22 @@ func (c *compactionStress) verify(what string, model map[string][]byte) {
 		if err != nil || !bytes.Equal(v, stored) {
 			c.t.Fatalf("%s: row %s has other content: %v", what, key, err)
 		}
-		d.add(key, v)
+		d.Add(key, v)
 	}
-	if got := fmt.Sprintf("%x", d.result()); got != want {
+	if got := fmt.Sprintf("%x", d.Sum()); got != want {
 		c.t.Fatalf("%s: digest %s, want %s", what, got, want)
 	}
 }
 
 func digestOfModel(model map[string][]byte) string {
-	d := newRowDigest()
+	d := rowdigest.New()
 	for i := range 430 {
 		key := fmt.Appendf(nil, "?%04d", i)
 		if v, ok := model[string(key)]; ok {
-			d.add(key, v)
+			d.Add(key, v)
 		}
 	}
-	return fmt.Sprintf("%x", d.result())
+	return fmt.Sprintf("%x", d.Sum())
 }
 
 // TestOlderCommitsReplayedOverNewerRows replays suffixes of a log over a Badger that already has

@@ -3,16 +3,16 @@ package persistence
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 
+	"github.com/caravan-dag/caravan/internal/rowdigest"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
@@ -29,31 +29,6 @@ import (
 // Lengths are varints, the other numbers big-endian. The digest is that of ReadView.Digest.
 const copyMagic = "CARVNCPY"
 
-// rowDigest is the digest of rows (SHA-256): per row, the lengths of key and value in eight bytes
-// each, key and value. Two replicas with the same rows as of a moment have the same digest,
-// whatever tables they lie in.
-type rowDigest struct {
-	sum  hash.Hash
-	rows uint64
-	head [16]byte
-}
-
-func newRowDigest() *rowDigest { return &rowDigest{sum: sha256.New()} }
-
-func (d *rowDigest) add(key, value []byte) {
-	d.rows++
-	binary.BigEndian.PutUint64(d.head[:], uint64(len(key)))
-	binary.BigEndian.PutUint64(d.head[8:], uint64(len(value)))
-	d.sum.Write(d.head[:])
-	d.sum.Write(key)
-	d.sum.Write(value)
-}
-
-func (d *rowDigest) result() (sum [32]byte) {
-	d.sum.Sum(sum[:0])
-	return sum
-}
-
 // Digest returns the digest of all rows of the view, and their number. It reads them all, and the
 // tables once more: a damaged table is an error, not a digest of fewer rows. Replicas compare digests
 // of the same moment: a view that is taken between two entries has the moment of the one before.
@@ -62,20 +37,21 @@ func (d *rowDigest) result() (sum [32]byte) {
 // applies earlier ones again its view is newer than they are, or has the moment of an entry and lacks
 // rows that a later one deletes: a compaction may have dropped both the row and the deletion.
 func (m *ReadView) Digest() (sum [32]byte, rows uint64, err error) {
-	d := newRowDigest()
-	err = m.allRows(func(key, value []byte) error {
-		d.add(key, value)
+	d := rowdigest.New()
+	err = m.allRows(context.Background(), func(key, value []byte) error {
+		d.Add(key, value)
 		return nil
 	})
-	return d.result(), d.rows, err
+	return d.Sum(), d.Rows(), err
 }
 
 // WriteCopy writes a copy of the replica as of the view's moment. It streams: memory holds one row.
 // The replica applies entries meanwhile, and keeps the old versions of rows until the view is
-// closed. A damaged table is an error. The copy then lacks its end, and InstallCopy refuses it.
-func (m *ReadView) WriteCopy(w io.Writer) error {
+// closed. A damaged table and the end of ctx are errors. The copy then lacks its end, and InstallCopy
+// refuses it.
+func (m *ReadView) WriteCopy(ctx context.Context, w io.Writer) error {
 	out := newCopyWriter(w, m.at)
-	if err := m.allRows(out.writeRow); err != nil {
+	if err := m.allRows(ctx, out.writeRow); err != nil {
 		return err
 	}
 	_, _, err := out.finish()
@@ -85,21 +61,21 @@ func (m *ReadView) WriteCopy(w io.Writer) error {
 // copyWriter writes a copy. Its rows come by ascending keys.
 type copyWriter struct {
 	out    *bufio.Writer
-	digest *rowDigest
+	digest *rowdigest.Digest
 	at     uint64
 	head   []byte // of a row; reused
 }
 
 // newCopyWriter begins a copy as of a moment.
 func newCopyWriter(w io.Writer, at uint64) *copyWriter {
-	c := &copyWriter{out: bufio.NewWriterSize(w, 64<<10), digest: newRowDigest(), at: at}
+	c := &copyWriter{out: bufio.NewWriterSize(w, 64<<10), digest: rowdigest.New(), at: at}
 	c.head = binary.BigEndian.AppendUint64([]byte(copyMagic), at)
 	_, _ = c.out.Write(c.head) // a Writer keeps its first error
 	return c
 }
 
 func (c *copyWriter) writeRow(key, value []byte) error {
-	c.digest.add(key, value)
+	c.digest.Add(key, value)
 	c.head = append(binary.AppendUvarint(c.head[:0], uint64(len(key))), key...)
 	c.head = binary.AppendUvarint(c.head, uint64(len(value)))
 	_, _ = c.out.Write(c.head)
@@ -110,7 +86,7 @@ func (c *copyWriter) writeRow(key, value []byte) error {
 // finish writes the end of the copy, and returns the digest and the number of its rows. Without it
 // InstallCopy refuses the copy.
 func (c *copyWriter) finish() (sum [32]byte, rows uint64, err error) {
-	sum, rows = c.digest.result(), c.digest.rows
+	sum, rows = c.digest.Sum(), c.digest.Rows()
 	_, _ = c.out.Write(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{0}, rows), c.at))
 	_, _ = c.out.Write(sum[:])
 	return sum, rows, c.out.Flush()
@@ -233,7 +209,7 @@ func writeCopiedRows(db *badger.DB, disk *badgerguard.DiskSpace, in *bufio.Reade
 // readCopy calls fn for the rows of a copy, and verifies each row and the whole. Key and value are
 // new slices.
 func readCopy(in *bufio.Reader, at uint64, fn func(key, value []byte) error) error {
-	d := newRowDigest()
+	d := rowdigest.New()
 	for {
 		key, err := readString(in)
 		if err != nil {
@@ -247,7 +223,7 @@ func readCopy(in *bufio.Reader, at uint64, fn func(key, value []byte) error) err
 			err = CheckRow(key, value)
 		}
 		if err == nil {
-			d.add(key, value)
+			d.Add(key, value)
 			err = fn(key, value)
 		}
 		if err != nil {
@@ -258,9 +234,9 @@ func readCopy(in *bufio.Reader, at uint64, fn func(key, value []byte) error) err
 	if _, err := io.ReadFull(in, tail[:]); err != nil {
 		return fmt.Errorf("%w: its end: %w", errCopy, err)
 	}
-	sum := d.result()
-	if n := binary.BigEndian.Uint64(tail[:]); n != d.rows || binary.BigEndian.Uint64(tail[8:]) != at || !bytes.Equal(sum[:], tail[16:]) {
-		return fmt.Errorf("%w: %d rows of %d, with the digest %x instead of %x", errCopy, d.rows, n, sum, tail[16:])
+	sum := d.Sum()
+	if n := binary.BigEndian.Uint64(tail[:]); n != d.Rows() || binary.BigEndian.Uint64(tail[8:]) != at || !bytes.Equal(sum[:], tail[16:]) {
+		return fmt.Errorf("%w: %d rows of %d, with the digest %x instead of %x", errCopy, d.Rows(), n, sum, tail[16:])
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package persistence
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -33,7 +34,7 @@ func TestRottenBlockRefusesACopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stream bytes.Buffer
-	if err := v.WriteCopy(&stream); err == nil {
+	if err := v.WriteCopy(context.Background(), &stream); err == nil {
 		t.Error("a copy was written")
 	}
 	if _, rows, err := v.Digest(); err == nil {
@@ -81,7 +82,7 @@ func copyOfReplica(t testing.TB) []byte {
 	}
 	defer v.Close()
 	var stream bytes.Buffer
-	if err := v.WriteCopy(&stream); err != nil {
+	if err := v.WriteCopy(context.Background(), &stream); err != nil {
 		t.Fatal(err)
 	}
 	return stream.Bytes()

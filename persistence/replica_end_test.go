@@ -376,7 +376,7 @@ func TestViewDoesNotWaitForAClose(t *testing.T) {
 }
 
 func countRows(v *ReadView) (n int, err error) {
-	err = v.Rows(func([]byte, []byte) error { n++; return nil })
+	err = v.Rows(context.Background(), func([]byte, []byte) error { n++; return nil })
 	return n, err
 }
 

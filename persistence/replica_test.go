@@ -2,6 +2,7 @@ package persistence
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -345,7 +346,7 @@ func replaceByCopy(t testing.TB, l *replicatedLog, old, from *DB, rng *rand.Rand
 		l.catchUp(from)
 	}
 	var stream bytes.Buffer
-	err = v.WriteCopy(&stream)
+	err = v.WriteCopy(context.Background(), &stream)
 	v.Close()
 	if err != nil {
 		t.Fatal(err)
@@ -561,7 +562,7 @@ func TestDamagedCopyIsRefused(t *testing.T) {
 	}
 	defer v.Close()
 	var whole bytes.Buffer
-	if err := v.WriteCopy(&whole); err != nil {
+	if err := v.WriteCopy(context.Background(), &whole); err != nil {
 		t.Fatal(err)
 	}
 	parent := t.TempDir()

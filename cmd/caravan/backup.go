@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/caravan-dag/caravan/client"
 	"github.com/caravan-dag/caravan/internal/backup"
 	"github.com/caravan-dag/caravan/internal/datafolder"
 	"github.com/caravan-dag/caravan/internal/outputs"
@@ -39,7 +40,7 @@ func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *
 		if err != nil {
 			return err
 		}
-		if err := m.Rows(b.Row); err != nil {
+		if err := m.Rows(ctx, b.Row); err != nil {
 			return err
 		}
 		err = out.ForEachRun(func(run messages.RunID) error {
@@ -86,23 +87,28 @@ func (m *Main) backupCommand() *cobra.Command {
 			if cmd.Flags().Changed("server") {
 				return usageErrorf("--data is for a stopped server and cannot be combined with --server")
 			}
-			return m.saveBackup(args[0], func(w io.Writer) error { return backupStoppedFolder(ctx, data, w) })
+			return m.saveBackup(args[0], nil, func(w io.Writer) error { return backupStoppedFolder(ctx, data, w) })
 		}
 		c, err := r.newClient()
 		if err != nil {
 			return err
 		}
-		return m.saveBackup(args[0], func(w io.Writer) error {
-			body, err := c.Backup(ctx)
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			_, err = io.Copy(w, body)
-			return err
-		})
+		return m.fetchBackup(ctx, c, args[0], nil)
 	}
 	return cmd
+}
+
+// fetchBackup saves a backup of a server as the file path. check may refuse it by its header.
+func (m *Main) fetchBackup(ctx context.Context, c *client.Client, path string, check func(backup.Header) error) error {
+	return m.saveBackup(path, check, func(w io.Writer) error {
+		body, err := c.Backup(ctx)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		_, err = io.Copy(w, body)
+		return err
+	})
 }
 
 // checkOutsideDataFolders refuses a path inside any data folder. A data folder belongs to one
@@ -169,12 +175,12 @@ func backupStoppedFolder(ctx context.Context, data string, w io.Writer) (err err
 }
 
 // saveBackup calls write and puts its output in place as the file path, once it is verified and
-// synced. For "-" it goes to standard output, where a reader learns of a failure by the exit code
+// synced. check may refuse it by its header. For "-" it goes to standard output, where a reader learns of a failure by the exit code
 // and by the missing trailer. The temporary file lies in the folder of path, because rename(2) does
 // not cross file systems; it has the mode 0600, since a backup holds what tasks have printed.
-func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
+func (m *Main) saveBackup(path string, check func(backup.Header) error, write func(io.Writer) error) error {
 	if path == "-" {
-		sum, err := verifyWhileWriting(m.Stdout, write)
+		sum, err := verifyWhileWriting(m.Stdout, check, write)
 		if err == nil {
 			m.printBackupSummary("backup", sum)
 		}
@@ -184,7 +190,7 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 	if err != nil {
 		return &usageError{err}
 	}
-	sum, err := verifyWhileWriting(temporary, write)
+	sum, err := verifyWhileWriting(temporary, check, write)
 	if err == nil {
 		err = temporary.Sync()
 	}
@@ -214,21 +220,26 @@ func syncFolder(dir string) error {
 // printBackupSummary prints what a backup holds, on standard error:
 //
 //	backup b: 1204 rows, 3 files of 73400320 bytes, of data folder 5f…e1 as of 2026-11-30T08:00:00Z
+//	backup b: 1204 rows in 3 partitions, 3 files of 73400320 bytes, of cluster 91…0c by node n1 as of …
 func (m *Main) printBackupSummary(what string, s backup.Summary) {
-	fmt.Fprintf(m.Stderr, "%s: %d rows, %d files of %d bytes, of data folder %s as of %s\n",
-		printable(what), s.Rows, s.Files, s.Bytes, s.Header.Folder, s.Header.Created.Format(time.RFC3339))
+	in, of := "", "data folder "+s.Header.Folder
+	if n := s.Header.Partitions; n > 0 {
+		in, of = " in "+pluralize(n, "partition"), fmt.Sprintf("cluster %s by node %s", s.Header.Cluster, s.Header.Node)
+	}
+	fmt.Fprintf(m.Stderr, "%s: %d rows%s, %d files of %d bytes, of %s as of %s\n",
+		printable(what), s.Rows, in, s.Files, s.Bytes, printable(of), s.Header.Created.Format(time.RFC3339))
 }
 
 // verifyWhileWriting passes the output of write on to w and verifies it as a backup at the same
 // time, so that it is read once. A goroutine reads the other end of a pipe, and
 // write waits for it, so neither runs ahead. The error is that of the verification when it ended the
 // pipe, since write then sees only a closed pipe, and otherwise that of write.
-func verifyWhileWriting(w io.Writer, write func(io.Writer) error) (sum backup.Summary, err error) {
+func verifyWhileWriting(w io.Writer, check func(backup.Header) error, write func(io.Writer) error) (sum backup.Summary, err error) {
 	r, pipe := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
 		var err error
-		sum, err = backup.Read(r, withRestoreChecks(backup.Sink{}))
+		sum, err = backup.Read(r, withRestoreChecks(backup.Sink{Header: check}))
 		r.CloseWithError(err) // with nil, a write after the end of the backup still fails
 		done <- err
 	}()
@@ -303,6 +314,7 @@ func (m *Main) restoreCommand() *cobra.Command {
 func withRestoreChecks(to backup.Sink) backup.Sink {
 	row, files := 0, map[uint64]bool{}
 	return backup.Sink{
+		Partition: to.Partition, PartitionEnd: to.PartitionEnd,
 		Header: func(h backup.Header) error {
 			if h.Format != datafolder.Format {
 				return fmt.Errorf("the data folder has format %d; this program reads format %d", h.Format, datafolder.Format)
@@ -375,6 +387,9 @@ func restore(in io.Reader, name, data string, resume bool, openOutputs func(dir 
 	rows := make(chan [2][]byte, 1024) // key and value
 	stored := make(chan error, 1)
 	begin := func(h backup.Header) (err error) {
+		if err := requireBackupOfServer(h); err != nil {
+			return err
+		}
 		if origin, err = datafolder.ParseID(h.Folder); err != nil {
 			return err
 		}

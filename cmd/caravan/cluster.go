@@ -23,7 +23,7 @@ func (m *Main) clusterCommand() *cobra.Command {
 			return cmd.Help()
 		},
 	}
-	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand())
+	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand(), m.clusterBackupCommand())
 	return cmd
 }
 

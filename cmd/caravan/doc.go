@@ -27,6 +27,7 @@
 //	salvage            the same, then what was left out     salvageReport
 //	backup -           the backup                           -
 //	restore            -                                    -
+//	cluster backup -   the backup                           -
 //	cluster init       -                                    -
 //	cluster verify     a line per partition or replica      POST /v1/cluster/verify
 //	cluster status     facts, then two tables               GET /v1/cluster

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync/atomic"
@@ -86,6 +87,13 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	door, directory := &startingEngine{}, &startingCluster{partitions: uint64(c.Partitions)}
 	web := httpConfig(c, limits, registry, garbage, log)
 	web.Engine, web.Cluster, web.Spool, web.Access = door, directory, n.folder.Path(), who
+	web.Backup = func(ctx context.Context, w io.Writer) error { // called only after the engine is set
+		sum, err := writeClusterBackup(ctx, w, n.folder, c.Node, n.member, n.outputs)
+		if err == nil {
+			log.Info("backup written", "rows", sum.Rows, "files", sum.Files, "partitions", len(sum.Partitions))
+		}
+		return err
+	}
 	n.http = http.New(web)
 	go n.serve(entrances)
 	undo = append(undo, n.stopServing)

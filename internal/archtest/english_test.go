@@ -65,6 +65,7 @@ var plainPackages = []string{
 	"internal/model",
 	"internal/outputs",
 	"internal/protogen",
+	"internal/rowdigest",
 	"internal/testenv",
 	"internal/vfork",
 	"internal/vfs",

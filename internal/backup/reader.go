@@ -12,16 +12,21 @@ import (
 	"math"
 
 	"github.com/caravan-dag/caravan/internal/lengthprefix"
+	"github.com/caravan-dag/caravan/internal/rowdigest"
 )
 
-// Sink receives the content of a backup in order: the header, rows by ascending keys, files. Read
-// calls it on its own goroutine. Slices are valid during the call. Nil members are skipped. An
+// Sink receives the content of a backup in order: the header, rows by ascending keys, files. In a backup of a
+// cluster the rows of each partition lie between Partition and PartitionEnd, and their keys ascend. Read calls it on its own goroutine. Slices are valid during the call. Nil members are skipped. An
 // error of a member ends Read, which returns it as it is.
 //
 // Members see content before the trailer has proved it. They must be able to take it back.
 type Sink struct {
 	Header func(Header) error
-	Row    func(key, value []byte) error
+	// Partition begins the rows of a partition. Its Rows and Digest are those of PartitionEnd only, which has
+	// verified them.
+	Partition    func(Partition) error
+	Row          func(key, value []byte) error
+	PartitionEnd func(Partition) error
 	// File receives the file of a run, of size bytes. It need not read r to its end, and must not
 	// use it after that. If the backup ends or is damaged within the file, r returns that error,
 	// and so does Read, whatever File makes of it.
@@ -49,12 +54,15 @@ type decoder struct {
 	r           io.Reader
 	hash        hash.Hash // SHA-256 of the stream so far
 	sink        Sink
-	offset      int64   // in the stream, of the next chunk; for errors
-	chunkNumber uint64  // of the next chunk, from 0
-	buf         []byte  // payload of the present chunk; reused
-	lastKey     []byte  // for the order of keys
+	offset      int64  // in the stream, of the next chunk; for errors
+	chunkNumber uint64 // of the next chunk, from 0
+	buf         []byte // payload of the present chunk; reused
+	lastKey     []byte // for the order of keys
+	hasLastKey  bool
 	sum         Summary // of what was read so far
 	rowsAllowed bool    // rows may still follow
+	// digest is that of the partition that is being read; nil without one.
+	digest *rowdigest.Digest
 }
 
 // damagedError returns an ErrDamaged at the chunk that begins at d.offset.
@@ -77,7 +85,8 @@ func (d *decoder) readAll() error {
 	if _, err := io.ReadFull(d.r, head); err != nil {
 		return d.truncatedError(err)
 	}
-	if string(head) != magic {
+	isOfCluster := string(head) == clusterMagic
+	if string(head) != magic && !isOfCluster {
 		return d.damagedError("it does not start like a backup")
 	}
 	d.hash.Write(head)
@@ -85,7 +94,10 @@ func (d *decoder) readAll() error {
 	if err := d.readHeader(); err != nil {
 		return err
 	}
-	d.rowsAllowed = true
+	if n := d.sum.Header.Partitions; n < 0 || isOfCluster != (n > 0) {
+		return d.damagedError("its header has %d partitions", n)
+	}
+	d.rowsAllowed = !isOfCluster
 	for {
 		digest := d.hash.Sum(nil) // of what precedes the chunk, in case that it is the trailer
 		k, payload, err := d.readChunk()
@@ -95,10 +107,14 @@ func (d *decoder) readAll() error {
 		switch {
 		case k == kindRows && d.rowsAllowed:
 			err = d.readRows(payload)
-		case k == kindFile:
+		case k == kindPartition && d.digest == nil:
+			err = d.beginPartition(payload)
+		case k == kindPartitionEnd && d.digest != nil:
+			err = d.endPartition(payload)
+		case k == kindFile && d.hasAllPartitions():
 			d.rowsAllowed = false
 			err = d.readFile(payload)
-		case k == kindTrailer:
+		case k == kindTrailer && d.hasAllPartitions():
 			return d.readTrailer(payload, digest)
 		default:
 			err = d.damagedError("chunk of kind %q out of place", byte(k))
@@ -155,8 +171,43 @@ func (d *decoder) readHeader() error {
 	return d.sink.Header(d.sum.Header)
 }
 
-// readRows passes the rows of a chunk on. Keys ascend through the whole backup, so a row can
-// neither be doubled nor out of place.
+// hasAllPartitions reports whether all partitions were read to their ends.
+func (d *decoder) hasAllPartitions() bool {
+	return d.digest == nil && len(d.sum.Partitions) == d.sum.Header.Partitions
+}
+
+func (d *decoder) beginPartition(payload []byte) error {
+	var p Partition
+	if err := json.Unmarshal(payload, &p); err != nil {
+		return d.damagedError("partition: %v", err)
+	}
+	if next := len(d.sum.Partitions); p.Number != next || next >= d.sum.Header.Partitions {
+		return d.damagedError("partition %d of %d is out of turn", p.Number, d.sum.Header.Partitions)
+	}
+	d.sum.Partitions = append(d.sum.Partitions, p)
+	d.digest, d.rowsAllowed, d.hasLastKey = rowdigest.New(), true, false
+	if d.sink.Partition == nil {
+		return nil
+	}
+	return d.sink.Partition(p)
+}
+
+// endPartition compares the rows of the partition with its end.
+func (d *decoder) endPartition(payload []byte) error {
+	p := &d.sum.Partitions[len(d.sum.Partitions)-1]
+	p.Rows, p.Digest = d.digest.Rows(), d.digest.Sum()
+	if !bytes.Equal(payload, appendPartitionEnd(nil, p)) {
+		return d.damagedError("the rows of partition %d do not match their digest", p.Number)
+	}
+	d.digest, d.rowsAllowed = nil, false
+	if d.sink.PartitionEnd == nil {
+		return nil
+	}
+	return d.sink.PartitionEnd(*p)
+}
+
+// readRows passes the rows of a chunk on. Keys ascend through the whole backup, or the partition, so a row
+// can neither be doubled nor out of place.
 func (d *decoder) readRows(b []byte) error {
 	for len(b) > 0 {
 		var key, value []byte
@@ -167,11 +218,14 @@ func (d *decoder) readRows(b []byte) error {
 		if !ok {
 			return d.damagedError("row is truncated")
 		}
-		if d.sum.Rows > 0 && bytes.Compare(d.lastKey, key) >= 0 {
+		if d.hasLastKey && bytes.Compare(d.lastKey, key) >= 0 {
 			return d.damagedError("keys do not ascend")
 		}
-		d.lastKey = append(d.lastKey[:0], key...)
+		d.lastKey, d.hasLastKey = append(d.lastKey[:0], key...), true
 		d.sum.Rows++
+		if d.digest != nil {
+			d.digest.Add(key, value)
+		}
 		if d.sink.Row == nil {
 			continue
 		}

@@ -11,11 +11,15 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/lengthprefix"
+	"github.com/caravan-dag/caravan/internal/rowdigest"
 )
 
-// magic begins every backup. The number is that of the format of the stream; the format of the data
-// folder is in the header.
-const magic = "CARAVAN BACKUP 1\n"
+// magic begins every backup of a single server, and clusterMagic every backup of a cluster. The number is that
+// of the format of the stream; the format of the data folder is in the header. Both are of one length.
+const (
+	magic        = "CARAVAN BACKUP 1\n"
+	clusterMagic = "CARAVAN BACKUP 2\n"
+)
 
 const (
 	// maxChunk bounds the payload of a chunk, in bytes. A row is much smaller.
@@ -30,11 +34,13 @@ const (
 type chunkKind byte
 
 const (
-	kindHeader  chunkKind = 'H'
-	kindRows    chunkKind = 'R'
-	kindFile    chunkKind = 'F'
-	kindData    chunkKind = 'D'
-	kindTrailer chunkKind = 'Z'
+	kindHeader       chunkKind = 'H'
+	kindPartition    chunkKind = 'P'
+	kindRows         chunkKind = 'R'
+	kindPartitionEnd chunkKind = 'E'
+	kindFile         chunkKind = 'F'
+	kindData         chunkKind = 'D'
+	kindTrailer      chunkKind = 'Z'
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -54,25 +60,44 @@ type Header struct {
 	Format  int       `json:"format"`  // of the data folder
 	Version string    `json:"version"` // of the program
 	Created time.Time `json:"created"`
-	Moment  uint64    `json:"moment"` // number of the newest commit in it
+	// Moment is the number of the newest commit in it; 0 in a backup of a cluster, whose partitions have one each.
+	Moment uint64 `json:"moment"`
+
+	// These are set in a backup of a cluster.
+	Cluster    string `json:"cluster,omitempty"`    // ID
+	Node       string `json:"node,omitempty"`       // name of the one that made the backup
+	Partitions int    `json:"partitions,omitempty"` // 0: of a single server
+}
+
+// Partition describes the rows of a partition.
+type Partition struct {
+	Number int    `json:"number"`
+	Moment uint64 `json:"moment"` // number of the newest commit in them
+	Index  uint64 `json:"index"`  // they have all entries of the log up to this one
+	Term   uint64 `json:"term"`   // of the log; no row is of a later one
+
+	Rows   uint64   `json:"-"`
+	Digest [32]byte `json:"-"` // of the rows; see package rowdigest
 }
 
 // Summary counts the content of a backup.
 type Summary struct {
-	Header Header
-	Rows   uint64
-	Files  uint64
-	Bytes  uint64 // of files
+	Header     Header
+	Partitions []Partition // of a cluster, by number
+	Rows       uint64
+	Files      uint64
+	Bytes      uint64 // of files
 }
 
-// Writer writes a backup: NewWriter, each Row, each File, Close. One goroutine uses it. After an
-// error the backup is incomplete for good, which a reader recognizes by the missing trailer; a
-// writer that gives up need only stop.
+// Writer writes a backup: NewWriter, each Row, each File, Close. In a backup of a cluster Partition comes before
+// the rows of each partition. One goroutine uses it. After an error the backup is incomplete for good,
+// which a reader recognizes by the missing trailer; a writer that gives up need only stop.
 type Writer struct {
 	w           io.Writer
-	hash        hash.Hash // SHA-256 of the stream so far
-	chunkNumber uint64    // of the next chunk, from 0
-	pendingRows []byte    // of the unfinished chunk
+	hash        hash.Hash         // SHA-256 of the stream so far
+	chunkNumber uint64            // of the next chunk, from 0
+	pendingRows []byte            // of the unfinished chunk
+	digest      *rowdigest.Digest // of the partition that is being written; nil without one
 	sum         Summary
 }
 
@@ -84,7 +109,11 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := b.writeHashed([]byte(magic)); err != nil {
+	first := magic
+	if h.Partitions > 0 {
+		first = clusterMagic
+	}
+	if err := b.writeHashed([]byte(first)); err != nil {
 		return nil, err
 	}
 	return b, b.writeChunk(kindHeader, text)
@@ -120,6 +149,9 @@ func (b *Writer) Row(key, value []byte) error {
 	}
 	b.pendingRows = lengthprefix.Append(lengthprefix.Append(b.pendingRows, key), value)
 	b.sum.Rows++
+	if b.digest != nil {
+		b.digest.Add(key, value)
+	}
 	if len(b.pendingRows) < fullChunk {
 		return nil
 	}
@@ -136,10 +168,42 @@ func (b *Writer) flushRows() error {
 	return err
 }
 
+// Partition begins the rows of the next partition; those of all partitions must come, by their numbers.
+func (b *Writer) Partition(p Partition) error {
+	if err := b.endPartition(); err != nil {
+		return err
+	}
+	if next := len(b.sum.Partitions); p.Number != next || next >= b.sum.Header.Partitions {
+		return fmt.Errorf("partition %d of a backup of %d partitions: out of turn", p.Number, b.sum.Header.Partitions)
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	b.sum.Partitions, b.digest = append(b.sum.Partitions, p), rowdigest.New()
+	return b.writeChunk(kindPartition, text)
+}
+
+// endPartition writes the pending rows, and the end of the partition that is being written, if any.
+func (b *Writer) endPartition() error {
+	if err := b.flushRows(); err != nil || b.digest == nil {
+		return err
+	}
+	p := &b.sum.Partitions[len(b.sum.Partitions)-1]
+	p.Rows, p.Digest = b.digest.Rows(), b.digest.Sum()
+	b.digest = nil
+	return b.writeChunk(kindPartitionEnd, appendPartitionEnd(nil, p))
+}
+
+// appendPartitionEnd appends the payload of the end of a partition.
+func appendPartitionEnd(dst []byte, p *Partition) []byte {
+	return append(binary.LittleEndian.AppendUint64(dst, p.Rows), p.Digest[:]...)
+}
+
 // File adds the file of a run: the first size bytes of r. A running task may append to the file in
 // the meantime, so the size is fixed beforehand and the rest is left out.
 func (b *Writer) File(run uint64, size int64, r io.Reader) error {
-	if err := b.flushRows(); err != nil {
+	if err := b.endPartition(); err != nil {
 		return err
 	}
 	begin := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, run), uint64(size))
@@ -164,8 +228,11 @@ func (b *Writer) File(run uint64, size int64, r io.Reader) error {
 
 // Close writes the trailer, which makes the backup complete. It does not close w.
 func (b *Writer) Close() (Summary, error) {
-	if err := b.flushRows(); err != nil {
+	if err := b.endPartition(); err != nil {
 		return Summary{}, err
+	}
+	if n := len(b.sum.Partitions); n != b.sum.Header.Partitions {
+		return Summary{}, fmt.Errorf("backup has %d partitions of %d", n, b.sum.Header.Partitions)
 	}
 	return b.sum, b.writeChunk(kindTrailer, appendTrailer(nil, &b.sum, b.hash.Sum(nil)))
 }
