@@ -226,38 +226,43 @@ func TestBatchAnswersLinesAsTheyArrive(t *testing.T) {
 
 // TestStalledBatchTimesOut is cut off, by its time and by a shutdown.
 func TestStalledBatchTimesOut(t *testing.T) {
-	for _, by := range []string{"time", "shutdown"} {
-		e := &fakeEngine{}
-		s := serve(t, e, func(c *Config) {
-			if by == "time" {
-				c.ReadTimeout = 50 * time.Millisecond
-			}
-		})
-		_, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nContent-Length: 2000000\r\n\r\n" + specOf("0") + strings.Repeat(" ", 9000) + "\n{")
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		answers := bufio.NewReader(resp.Body)
-		nextLine(t, answers, "{\"runID\":0}\n")
-		if by == "shutdown" {
-			ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
-			defer cancel()
-			if err := s.Shutdown(ctx); err != nil {
-				t.Error(err)
-			}
-		}
-		if rest, err := io.ReadAll(answers); err == nil || len(rest) > 0 {
-			t.Errorf("by %s: answers look whole: %q", by, rest)
-		}
-		if len(e.submitted) != 1 {
-			t.Errorf("%d submissions", len(e.submitted))
-		}
+	testenv.WithGrowingTime(t, 50*time.Millisecond, func(limit time.Duration) error { return stallBatch(t, "time", limit) })
+	if err := stallBatch(t, "shutdown", time.Minute); err != nil {
+		t.Error(err)
 	}
 	s := serve(t, &fakeEngine{}, func(c *Config) { c.ReadTimeout = 50 * time.Millisecond })
 	_, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nContent-Length: 200\r\n\r\n" + specOf("0") + "\n{")
 	refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
+}
+
+// stallBatch returns an error when the first line does not reach the engine within limit.
+func stallBatch(t *testing.T, by string, limit time.Duration) error {
+	e := &fakeEngine{}
+	s := serve(t, e, func(c *Config) { c.ReadTimeout = limit })
+	_, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nContent-Length: 2000000\r\n\r\n" + specOf("0") + strings.Repeat(" ", 9000) + "\n{")
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answers := bufio.NewReader(resp.Body)
+	if line, err := answers.ReadString('\n'); line != "{\"runID\":0}\n" {
+		return fmt.Errorf("%d %q %v", resp.StatusCode, line, err)
+	}
+	if by == "shutdown" {
+		ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
+		defer cancel()
+		if err := s.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if rest, err := io.ReadAll(answers); err == nil || len(rest) > 0 {
+		t.Errorf("by %s: answers look whole: %q", by, rest)
+	}
+	if len(e.submitted) != 1 {
+		t.Errorf("%d submissions", len(e.submitted))
+	}
+	return nil
 }
 
 // TestLineReader: the lines of a body do not depend on the pieces in which it arrives.

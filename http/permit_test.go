@@ -52,7 +52,7 @@ func TestRevokedTokensEndStreams(t *testing.T) {
 				as = "Cookie: " + cookie
 			}
 			resp, r := s.listen(runEventsPath, as)
-			defer time.AfterFunc(5*time.Second, func() { resp.Body.Close() }).Stop()
+			defer time.AfterFunc(testenv.Patience, func() { resp.Body.Close() }).Stop()
 			e.feed.news <- &messages.RunEvents{Seq: 4}
 			nextBlock(t, r, "id: 4")
 			s.rewrite(path, c.left(secret[access.Read]))
@@ -77,7 +77,7 @@ func TestLogoutEndsStreams(t *testing.T) {
 	s := serve(t, e, option)
 	cookie, _, _ := strings.Cut(s.loginTo("/login", secret[access.Read]).header.Get("Set-Cookie"), ";")
 	resp, r := s.listen(runEventsPath, "Cookie: "+cookie)
-	defer time.AfterFunc(5*time.Second, func() { resp.Body.Close() }).Stop()
+	defer time.AfterFunc(testenv.Patience, func() { resp.Body.Close() }).Stop()
 	if out := s.loginTo("/logout", "", "Cookie: "+cookie); out.status != 303 {
 		t.Fatal(out.status, out.body)
 	}
@@ -235,7 +235,7 @@ func TestReloadEndsABatchThatWaits(t *testing.T) {
 		t.Fatal(first, err)
 	}
 	s.rewrite(path, "# none\n")
-	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(testenv.Patience)); err != nil {
 		t.Fatal(err)
 	}
 	if rest, err := io.ReadAll(body); len(rest) > 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {

@@ -187,14 +187,20 @@ func TestSlowRequests(t *testing.T) {
 
 // TestIdleConnectionEnds without a word.
 func TestIdleConnectionEnds(t *testing.T) {
-	s := serve(t, contractEngine(t), func(c *Config) { c.IdleTimeout = 50 * time.Millisecond })
-	_, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
-	if got := s.answerTo(r); got.status != 200 {
-		t.Errorf("status %d", got.status)
-	}
-	if rest, err := io.ReadAll(r); err != nil || len(rest) != 0 {
-		t.Errorf("%q %v", rest, err)
-	}
+	testenv.WithGrowingTime(t, 50*time.Millisecond, func(limit time.Duration) error {
+		s := serve(t, contractEngine(t), func(c *Config) { c.IdleTimeout = limit })
+		_, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
+		if _, err := r.Peek(1); err != nil {
+			return err // it took longer to come
+		}
+		if got := s.answerTo(r); got.status != 200 {
+			t.Errorf("status %d", got.status)
+		}
+		if rest, err := io.ReadAll(r); err != nil || len(rest) != 0 {
+			t.Errorf("%q %v", rest, err)
+		}
+		return nil
+	})
 }
 
 // TestIdleConnections: a thousand silent connections do not harm others.
@@ -426,32 +432,38 @@ func TestHTTP10BreaksOffOverTLS(t *testing.T) {
 // TestHTTP10BatchBreaksOff: the same when the body of a batch does not arrive, while its client may still
 // be sending (drainOnClose).
 func TestHTTP10BatchBreaksOff(t *testing.T) {
-	for _, by := range []string{"time", "shutdown"} {
-		t.Run(by, func(t *testing.T) {
-			s := serve(t, contractEngine(t), func(c *Config) {
-				if by == "time" {
-					c.ReadTimeout = 200 * time.Millisecond
-				}
-			})
-			lines := strings.Repeat(specOf("0")+"\n", 300)
-			_, r := s.raw("POST /v1/dagruns HTTP/1.0\r\nHost: c\r\nContent-Type: " + linesType + "\r\nContent-Length: 5000000\r\n\r\n" + lines)
-			for {
-				line, err := r.ReadString('\n')
-				if err != nil {
-					t.Fatal(err)
-				}
-				if strings.HasPrefix(line, `{"runID":`) {
-					break
-				}
-			}
-			if by == "shutdown" {
-				s.endService() // the first step of Shutdown
-			}
-			if all, err := io.ReadAll(r); !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("%d bytes more, then %v", len(all), err)
-			}
+	t.Run("time", func(t *testing.T) {
+		testenv.WithGrowingTime(t, 200*time.Millisecond, func(limit time.Duration) error {
+			return breakBatchOff(t, func(c *Config) { c.ReadTimeout = limit }, func(*service) {})
 		})
+	})
+	t.Run("shutdown", func(t *testing.T) {
+		endService := func(s *service) { s.endService() } // the first step of Shutdown
+		if err := breakBatchOff(t, func(*Config) {}, endService); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// breakBatchOff returns an error when the batch ends before its first answer.
+func breakBatchOff(t *testing.T, change func(*Config), end func(*service)) error {
+	s := serve(t, contractEngine(t), change)
+	lines := strings.Repeat(specOf("0")+"\n", 300)
+	_, r := s.raw("POST /v1/dagruns HTTP/1.0\r\nHost: c\r\nContent-Type: " + linesType + "\r\nContent-Length: 5000000\r\n\r\n" + lines)
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(line, `{"runID":`) {
+			break
+		}
 	}
+	end(s)
+	if all, err := io.ReadAll(r); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%d bytes more, then %v", len(all), err)
+	}
+	return nil
 }
 
 const chunked = " HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\nContent-Type: "

@@ -62,6 +62,32 @@ func TestPipeWriterKeepsTheTerminal(t *testing.T) {
 	}
 }
 
+// The same signal, sent to the process and then to its group, counts once. A later one counts, though
+// the signals have come without a pause.
+func TestSignalsAtOnceCountAsOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProgram("")
+		signals := make(chan os.Signal)
+		p.Signals = signals
+		first, second := make(chan struct{}), make(chan struct{})
+		go p.handleSignals(make(chan struct{}), func() { close(first) }, func() { close(second) })
+		tick := time.NewTicker(signalDedupWindow / 5)
+		defer tick.Stop()
+		for range 5 { // 0 to 80 ms
+			signals <- os.Interrupt
+			<-tick.C
+		}
+		<-first
+		select {
+		case <-second:
+			t.Error("signals at once count as two")
+		default:
+		}
+		signals <- os.Interrupt
+		<-second
+	})
+}
+
 // stuck is a stream that blocks until it is closed.
 type stuck chan struct{}
 

@@ -10,6 +10,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/slurm"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -285,6 +286,20 @@ func TestNewChecksItsConfig(t *testing.T) {
 	if _, err := slurm.New(g.config(rec.Sink)); err == nil || !strings.Contains(err.Error(), "in use by another server") {
 		t.Errorf("a second one: %v", err)
 	}
+}
+
+// A child of a killed server holds the lock of the folder until its exec. The next server waits for it.
+func TestLockOfAKilledServerIsWaitedFor(t *testing.T) {
+	g := newRig(t)
+	if err := os.MkdirAll(g.dir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	held, err := vfs.LockFile(filepath.Join(g.dir(), "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { held.Close() })
+	g.open(executortest.NewRecorder(t))
 }
 
 var _ executor.Durable = (*slurm.Slurm)(nil)

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
@@ -127,9 +129,14 @@ func (s *Slurm) openFolder() (err error) {
 	if err := os.MkdirAll(filepath.Join(s.cfg.Dir, logFolder), 0o700); err != nil {
 		return err
 	}
-	if s.lock, err = vfs.LockFile(filepath.Join(s.cfg.Dir, "lock")); errors.Is(err, vfs.ErrLocked) {
-		return errors.New("in use by another server")
-	} else if err != nil {
+	if s.lock, err = vfs.OpenNoFollow(filepath.Join(s.cfg.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return err
+	}
+	if err := vfs.WaitForLock(s.lock, unix.LOCK_EX); err != nil {
+		s.lock.Close()
+		if errors.Is(err, vfs.ErrLocked) {
+			err = errors.New("in use by another server")
+		}
 		return err
 	}
 	path := filepath.Join(s.cfg.Dir, "id")

@@ -61,6 +61,22 @@ func RepeatWithin(t TB, limit time.Duration, what string, attempt func() (ok boo
 	EventuallyWithin(t, limit, what, attempt)
 }
 
+// WithGrowingTime calls attempt with a time that grows from first, until the attempt returns nil. It is for
+// code that measures real time itself, where something must happen within that time: a busy machine
+// needs more of it. It ends the test if an attempt fails with a time that no machine needs.
+func WithGrowingTime(t TB, first time.Duration, attempt func(d time.Duration) error) {
+	t.Helper()
+	for d := first; ; d *= 4 {
+		err := attempt(d)
+		if err == nil {
+			return
+		}
+		if d > Patience/4 {
+			t.Fatalf("with %v: %v", d, err)
+		}
+	}
+}
+
 // Poll reports whether a condition holds within limit. It looks at once, and once more at the end,
 // so that a machine which was asleep for the whole limit does not decide.
 func Poll(limit time.Duration, condition func() bool) bool {
