@@ -64,8 +64,9 @@ func endLeftovers(t *testing.T, dir string) {
 func TestKillWithAllSlotsBusy(t *testing.T) {
 	s := e2etest.Start(t)
 	dir := t.TempDir()
-	var best time.Duration
+	var took, limit time.Duration
 	for try := range 10 { // the machine may be busy with other work
+		limit = limitHere(s, 200*time.Millisecond)
 		run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 			"busy": e2etest.Sh("echo $$ > "+dir+"/pid-{{N}}; exec sleep 300").With("maxRetries", 3),
 		}).With("parameters", map[string]any{"N": e2etest.Numbers(202)}))
@@ -73,7 +74,7 @@ func TestKillWithAllSlotsBusy(t *testing.T) {
 		begin := time.Now()
 		s.Want(200, "DELETE", e2etest.Path(run, ""), "")
 		s.Await(run, "KILLED")
-		took := time.Since(begin)
+		took = time.Since(begin)
 		for _, pid := range readPIDs(t, dir) {
 			if isAlive(pid) {
 				t.Errorf("the run is KILLED, its process %d lives", pid)
@@ -87,7 +88,7 @@ func TestKillWithAllSlotsBusy(t *testing.T) {
 		if counts["KILLED"] != 2 || counts["QUEUED"] != 200 {
 			t.Errorf("after the kill: %v, want 2 KILLED and 200 QUEUED", counts)
 		}
-		if best = took; took < 200*time.Millisecond {
+		if took < limit {
 			break
 		}
 		t.Logf("try %d: %v", try, took)
@@ -95,9 +96,9 @@ func TestKillWithAllSlotsBusy(t *testing.T) {
 			os.Remove(dir + "/pid-" + f)
 		}
 	}
-	t.Logf("from the request to KILLED: %v", best)
-	if best >= 200*time.Millisecond {
-		t.Errorf("a kill with all slots busy took %v, want less than 200ms", best)
+	t.Logf("from the request to KILLED: %v", took)
+	if took >= limit {
+		t.Errorf("a kill with all slots busy took %v, want less than %v", took, limit)
 	}
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("true").Job("cores", 2)})) // all slots are free again
 }

@@ -339,12 +339,12 @@ func killDuringSubmissions(t *testing.T, s *e2etest.Server, rng *rand.Rand, n in
 // and three quarters of it are done. The next server is ready, and new tasks of the run have ended,
 // within a second of its start (the best of the three). The run is complete at its end.
 func TestMillionTaskRunRecovers(t *testing.T) {
-	const limit = time.Second
 	width := 1000
 	if e2etest.Race {
 		width = 50
 	}
 	s := e2etest.Start(t)
+	limit := limitHere(s, time.Second)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"first": e2etest.Noop(""), "last": e2etest.Noop("").After("mid"),
 		"mid": e2etest.Task{"job": map[string]any{"executor": "noop", "command": []string{"noop", "{{M}}", "{{N}}"}}}.After("first"),

