@@ -40,7 +40,7 @@ const patience = 60 * time.Second
 // chain is a run of three tasks, one after the other, without processes.
 const chain = `{"tasks":{"a":{"job":{"executor":"noop"}},"b":{"job":{"executor":"noop"},"parents":["a"]},"c":{"job":{"executor":"noop"},"parents":["b"]}}}`
 
-// fastSettings are shorter than the defaults by a factor of about four.
+// fastSettings are shorter than the defaults by a factor of about four on a quiet machine.
 func fastSettings() raftlog.Settings {
 	s := raftlog.DefaultSettings()
 	s.Heartbeat, s.Election = 250*time.Millisecond, 250*time.Millisecond
@@ -49,7 +49,7 @@ func fastSettings() raftlog.Settings {
 	s.TransferStall = 800 * time.Millisecond
 	s.Tick = 20 * time.Millisecond
 	s.SegmentBytes = 64 << 10
-	return s
+	return raftlogtest.ForThisMachine(s)
 }
 
 // testNode is one node of a testCluster: its folder, and the member while it runs.

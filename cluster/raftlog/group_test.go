@@ -361,7 +361,7 @@ func TestRestartedReplicaIsDeaf(t *testing.T) {
 	opened := time.Now()
 	c.open(follower)
 	testenv.EventuallyWithin(t, patience, "the follower catches up", func() bool { return follower.group.Status().Applied >= at })
-	if took := time.Since(opened); took < settings.LeaderLease {
+	if took := time.Since(opened); took < c.settings.LeaderLease {
 		t.Errorf("the follower listened after %v", took)
 	}
 }

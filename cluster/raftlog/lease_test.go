@@ -71,7 +71,7 @@ func TestStuckReplicationRestartsTheLibrary(t *testing.T) {
 	release := slow.blockSync()
 	defer release()
 	c.put(leader, epoch, "once-a", "x")
-	for end := time.Now().Add(3 * settings.ReplicationStall); time.Now().Before(end); {
+	for end := time.Now().Add(3 * c.settings.ReplicationStall); time.Now().Before(end); {
 		c.put(leader, epoch, "b", "x")
 	}
 	if s := leader.group.Status(); s.Restarts > 0 || s.Match[slow.id] >= s.Last {

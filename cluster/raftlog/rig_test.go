@@ -73,10 +73,11 @@ type cluster struct {
 	all      []*replica
 }
 
-// newCluster opens a group of n voters. It checks at the end that all is closed.
+// newCluster opens a group of n voters, with longer settings on a busy machine. It checks at the end that all
+// is closed.
 func newCluster(t testing.TB, n int, settings raftlog.Settings) *cluster {
 	t.Helper()
-	c := &cluster{t: t, network: raftlogtest.NewNetwork(), settings: settings, dir: t.TempDir()}
+	c := &cluster{t: t, network: raftlogtest.NewNetwork(), settings: raftlogtest.ForThisMachine(settings), dir: t.TempDir()}
 	var ids []raftlog.NodeID
 	for i := range n {
 		ids = append(ids, raftlog.NodeID(fmt.Sprintf("n%d", i+1)))

@@ -56,6 +56,7 @@ func startNodes(t *testing.T, partitions int) (map[raftlog.NodeID]*node, *raftlo
 	settings.LeaderLease, settings.ReadLease = 300*time.Millisecond, 200*time.Millisecond
 	settings.Request, settings.TransferStall = time.Second, 1200*time.Millisecond
 	settings.SegmentBytes = 64 << 10
+	settings = raftlogtest.ForThisMachine(settings)
 	all := make([]*node, 3)
 	var wait sync.WaitGroup
 	for i, a := range list {

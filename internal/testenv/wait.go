@@ -77,6 +77,19 @@ func WithGrowingTime(t TB, first time.Duration, attempt func(d time.Duration) er
 	}
 }
 
+// BusyFactor returns how many times longer a time-out should be than on a quiet machine: from 1 to 4, by how
+// late timers wake a goroutine at present. It takes some tens of milliseconds.
+func BusyFactor() int {
+	const looks, pause, quiet = 20, time.Millisecond, 10 * time.Millisecond
+	var late time.Duration
+	for range looks {
+		begin := time.Now()
+		<-time.After(pause)
+		late = max(late, time.Since(begin)-pause)
+	}
+	return min(1+int(late/quiet), 4)
+}
+
 // Poll reports whether a condition holds within limit. It looks at once, and once more at the end,
 // so that a machine which was asleep for the whole limit does not decide.
 func Poll(limit time.Duration, condition func() bool) bool {
