@@ -216,17 +216,23 @@ func TestManyRequestsMakeFewConnectionsAtOnce(t *testing.T) {
 
 // TestLostAnswersEnd: a request whose answer is lost again and again is given up.
 func TestLostAnswersEnd(t *testing.T) {
+	testenv.WithGrowingTime(t, 300*time.Millisecond, func(wait time.Duration) error { return loseAllAnswers(t, wait) })
+}
+
+// loseAllAnswers returns an error when the time for a leader was up before the request was sent.
+func loseAllAnswers(t *testing.T, wait time.Duration) error {
 	rig := newClusterRig(t, 2)
 	leader, entry := rig.node("n1"), rig.node("n2")
-	entry.forwarder.wait = 300 * time.Millisecond
+	entry.forwarder.wait = wait
 	leader.engine.hook = func(string) { leader.conns.close(true) }
 	if r := entry.get("/v1/dagrun/3/state"); r.status != 503 {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 	r := entry.do("POST", "/v1/dagrun", contractSpec, "Idempotency-Key: k")
 	if r.status != 503 || !strings.Contains(r.body, "outcome-unknown") {
-		t.Errorf("%d %s", r.status, r.body)
+		return fmt.Errorf("%d %s", r.status, r.body)
 	}
+	return nil
 }
 
 // TestBatchThatEndsBeforeItsFirstAnswer: a line that has reached the leader may be carried out, whatever

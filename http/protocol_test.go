@@ -258,22 +258,29 @@ func TestAnnouncedBodiesAreCounted(t *testing.T) {
 // TestSlowChunkedBody: a body in chunks has the time that an announced one of its length has, in memory
 // and in a file. One that stops arriving is given up.
 func TestSlowChunkedBody(t *testing.T) {
-	const timeout = 150 * time.Millisecond
-	for _, size := range []int{4 * minBodyRate, longBodyBytes + 4*minBodyRate} {
-		e := &fakeEngine{}
-		s := serveLong(t, e, func(c *Config) { c.ReadTimeout = timeout })
-		const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-		c, r := s.raw(fmt.Sprintf("%s%x\r\n%s\r\n", head, size, strings.Repeat(" ", size)))
-		<-time.After(3 * timeout) // longer than the timeout, shorter than size / minBodyRate
-		if _, err := fmt.Fprintf(c, "%x\r\n%s\r\n0\r\n\r\n", len(contractSpec), contractSpec); err != nil {
-			t.Fatal(err)
-		}
-		if got := s.answerTo(r); got.body != `{"runID":0}` {
-			t.Errorf("%d bytes: %d %s", size, got.status, got.body)
-		}
-		_, r = s.raw(head + "1\r\n{\r\n")
-		refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
+	for _, size := range []int{0, longBodyBytes} {
+		testenv.WithGrowingTime(t, 150*time.Millisecond, func(timeout time.Duration) error {
+			return sendSlowly(t, size+(4+3*int(timeout/time.Second))*minBodyRate, timeout)
+		})
 	}
+}
+
+// sendSlowly returns an error when not even the beginning of the body is read within timeout.
+func sendSlowly(t *testing.T, size int, timeout time.Duration) error {
+	e := &fakeEngine{}
+	s := serveLong(t, e, func(c *Config) { c.ReadTimeout = timeout })
+	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+	c, r := s.raw(fmt.Sprintf("%s%x\r\n%s\r\n", head, size, strings.Repeat(" ", size)))
+	<-time.After(3 * timeout) // longer than the timeout, shorter than size / minBodyRate
+	if _, err := fmt.Fprintf(c, "%x\r\n%s\r\n0\r\n\r\n", len(contractSpec), contractSpec); err != nil {
+		return err
+	}
+	if got := s.answerTo(r); got.body != `{"runID":0}` {
+		return fmt.Errorf("%d bytes: %d %s", size, got.status, got.body)
+	}
+	_, r = s.raw(head + "1\r\n{\r\n")
+	refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
+	return nil
 }
 
 // TestChunkedBodies are read to their end, and to their limit.

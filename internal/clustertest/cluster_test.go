@@ -77,8 +77,12 @@ const short = 300 * time.Millisecond
 
 func mustAsk(t *testing.T, c *clustertest.Cluster, n *clustertest.Node, path string, query ...string) string {
 	t.Helper()
-	text, ok := ask(c, n, testenv.Patience, path, query...)
-	if !ok {
+	var text string
+	ask := func() (ok bool) {
+		text, ok = ask(c, n, testenv.Patience, path, query...)
+		return ok
+	}
+	if !testenv.Poll(testenv.Patience, ask) { // a greeting on a busy machine may be too late for its limit
 		t.Fatalf("node %s: %s %q: %s", n.Name, path, query, text)
 	}
 	return text

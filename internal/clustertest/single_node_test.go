@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -221,10 +222,13 @@ func describeHistory(t *testing.T, h *history.History) {
 		events += len(s.Events)
 	}
 	t.Logf("%d operations %v, %d runs, %d events in %d streams, %d marks", len(h.Operations), outcomes, len(h.Records), events, len(h.Streams), len(h.Marks))
-	if outcomes[history.Acknowledged] < 30 || len(h.Marks) == 0 || events == 0 {
+	if outcomes[history.Acknowledged] < leastAcknowledged || len(h.Marks) == 0 || events == 0 {
 		t.Error("hardly anything happened")
 	}
 }
+
+// leastAcknowledged is how many operations make a round worth anything.
+const leastAcknowledged = 30
 
 // load is clients that submit, read and change runs until it ends.
 type load struct {
@@ -233,6 +237,8 @@ type load struct {
 	clients   sync.WaitGroup
 	followers sync.WaitGroup
 	giveUp    context.CancelFunc // of the followers
+
+	acknowledged atomic.Int64 // submissions and reads
 }
 
 func startLoad(c *clustertest.Cluster, seed uint64, clients int) *load {
@@ -271,6 +277,7 @@ func (l *load) useCluster(ctx, following context.Context, number int, rng *rand.
 				run, err = c.Submit(node, document, key)
 			}
 			if err == nil {
+				l.acknowledged.Add(1)
 				if runs = append(runs, run); len(runs)%8 == 1 {
 					l.follow(following, 100*number+len(runs), run)
 				}
@@ -278,7 +285,9 @@ func (l *load) useCluster(ctx, following context.Context, number int, rng *rand.
 		case choice < 7:
 			_, _ = c.List(node) // outcomes are in the history
 		case choice < 17:
-			_, _ = c.State(node, runs[rng.IntN(len(runs))])
+			if _, err := c.State(node, runs[rng.IntN(len(runs))]); err == nil {
+				l.acknowledged.Add(1)
+			}
 		default:
 			state := []string{client.Killed, client.Paused, client.Running, client.Queued}[rng.IntN(4)]
 			_ = c.SetState(node, runs[len(runs)-1-rng.IntN(min(len(runs), 5))], state)
@@ -326,6 +335,8 @@ func (l *load) follow(ctx context.Context, number int, run uint64) {
 // end stops the clients, and kills what they have left paused.
 func (l *load) end(t *testing.T) {
 	t.Helper()
+	testenv.EventuallyWithin(t, clustertest.Patience, "enough operations are acknowledged after the last fault of a busy machine",
+		func() bool { return l.acknowledged.Load() >= leastAcknowledged })
 	l.stop()
 	l.clients.Wait()
 	c := l.cluster.NewClient(99)
