@@ -73,6 +73,7 @@ func WithGrowingTime(t TB, first time.Duration, attempt func(d time.Duration) er
 		}
 		if d > Patience/4 {
 			t.Fatalf("with %v: %v", d, err)
+			return
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package testenv
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -35,5 +37,29 @@ func TestEventuallyFailsAfterItsDeadline(t *testing.T) {
 	Eventually(&r, "the third look", func() bool { looks++; return looks > 3 })
 	if r.failure != "" {
 		t.Error(r.failure)
+	}
+}
+
+func TestGrowingTimeEndsAtTheFirstSuccess(t *testing.T) {
+	var r recorder
+	var times []time.Duration
+	WithGrowingTime(&r, time.Millisecond, func(d time.Duration) error {
+		if times = append(times, d); len(times) < 3 {
+			return errors.New("too late")
+		}
+		return nil
+	})
+	if want := []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond}; r.failure != "" || !slices.Equal(times, want) {
+		t.Errorf("tried with %v, want %v; %q", times, want, r.failure)
+	}
+	WithGrowingTime(&r, 5*time.Second, func(time.Duration) error { return errors.New("broken") })
+	if r.failure != "with 20s: broken" {
+		t.Errorf("a guarantee that is broken: %q", r.failure)
+	}
+}
+
+func TestBusyFactorIsBounded(t *testing.T) {
+	if f := BusyFactor(); f < 1 || f > 4 {
+		t.Errorf("a factor of %d", f)
 	}
 }
