@@ -49,7 +49,8 @@
 //     and openView (offline.go) publish the first one. A storage engine that reads by snapshots takes one
 //     before readTimestamps.publish shows the number, and drops it with its last reader: it needs
 //     a hook for both in timestamps.go. With the oldest commit alone it would keep a snapshot of
-//     each commit for as long as a backup takes.
+//     each commit for as long as a backup takes. The last one is dropped before the storage engine is
+//     closed (DB.Close, abandon, offline.go).
 //   - It tells the newest commit of which its files have a row (badgerguard.NewestFlushed). They
 //     then have all commits before that one, and perhaps only a part of that one; on a replica, all of
 //     it (DB.openReplica). So once their folder is synced, the log may forget the commits before it
@@ -82,10 +83,11 @@
 //     tablesToRead, gatherRows, applyStagedBatches and openView). The inventory also has the highest run
 //     ID (checkNextRun); the rest of it, and Report.Manifest, is Badger's. Offline also needs the
 //     commit of each row of a table: the log that it reads has commits that tables have, too, and
-//     newer rows of tables must win.
+//     newer rows of tables must win. Any further file that it keeps is verified, or may be lost.
 //   - A scan without a prefix shows the rows of this package only (checkFormat, ReadView.Rows, digests).
 //     A row that the storage engine adds, such as the number of a commit, sorts before all types of
-//     rows: a table counts as one of single runs by its greatest key alone (DB.skippedByLead).
+//     rows: a table counts as one of single runs by its greatest key alone (DB.skippedByLead). Files that
+//     InstallCopy, gatherRows and applyStagedBatches make have it as well.
 //
 // badgerguard/doc.go and commitlog/doc.go (What it relies on) have more of the contract: a close
 // writes everything to files, a failed write in the background fails the DB (badgerguard.Logger),
@@ -125,7 +127,7 @@
 // Tests know the names of its files (internal/e2e/check_test.go, internal/e2e/damaged_files_test.go,
 // internal/e2e/data_folder_test.go), that of its manifest (cluster/rig_test.go, cluster/seed_test.go), and the
 // size of its memtable (internal/e2e/large_runs_test.go, internal/outputs/store_test.go); bench/recovery.go
-// knows that tables are named *.sst.
+// knows that tables are named *.sst. The sizes change only if a memtable may exceed 32 MiB.
 //
 // These tests know Badger, its files or its tombstones: bench_test.go, commit_test.go, export_test.go,
 // finished_index_test.go, iterators_test.go, lead_test.go, local_log_test.go, mutation_test.go,
