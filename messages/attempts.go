@@ -49,6 +49,22 @@ type AttemptRecord struct {
 	SystemCPU   time.Duration
 	Stdout      Output
 	Stderr      Output
+	Copy        *OutputCopy // of the output that is in files; nil = Node alone has it
+}
+
+// OutputCopy is where another node of a cluster has a copy of an attempt's output.
+type OutputCopy struct {
+	Node           string
+	Stdout, Stderr int64 // Output.Offset in the file of that node; 0 for a stream that is not in a file
+}
+
+// At returns the output of a stream as it is in the files of the copy.
+func (c *OutputCopy) At(out Output, stream Stream) Output {
+	out.Offset = c.Stdout
+	if stream == Stderr {
+		out.Offset = c.Stderr
+	}
+	return out
 }
 
 // Output is what an attempt wrote to one stream, as it is kept: the first and

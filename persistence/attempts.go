@@ -14,7 +14,7 @@ import (
 // A value of attempt records is the version byte and then the records, each as a difference to the
 // one before. Most records are of the next task, which succeeded, on the same node.
 //
-//	record = flags [task] [attempt] [result rc] start length [node] [usage] [log stdout stderr]
+//	record = flags [task] [attempt] [result rc] start length [node] [usage] [log stdout stderr] [copy]
 //
 // task is the zigzag difference to the expected next task, start (ns) the difference to the start
 // before. Both are 0 before the first record. length is the stop less the start (ns). For example,
@@ -30,6 +30,7 @@ const (
 	attemptSame               // on the node of the record before ("" before the first): node is left out
 	attemptFree               // usage is unknown, and left out
 	attemptSilent             // neither executor log nor output
+	attemptCopied             // its output has a copy on another node, which follows
 	attemptFlags  = 1<<iota - 1
 )
 
@@ -41,7 +42,8 @@ type attemptCoder struct {
 }
 
 // append appends a record to a value that begins with attemptsV2. Fields that have their most
-// frequent value are left out, and a flag says so.
+// frequent value are left out, and a flag says so. A copy is the exception: its flag says that it is there,
+// so the records of a single server are as they were before there were copies.
 func (c *attemptCoder) append(dst []byte, a *messages.AttemptRecord) []byte {
 	var flags byte
 	set := func(flag byte, when bool) {
@@ -55,6 +57,7 @@ func (c *attemptCoder) append(dst []byte, a *messages.AttemptRecord) []byte {
 	set(attemptSame, a.Node == c.node)
 	set(attemptFree, a.MaxRSSKB == 0 && a.UserCPU == 0 && a.SystemCPU == 0)
 	set(attemptSilent, a.ExecutorLog == "" && noOutput(&a.Stdout) && noOutput(&a.Stderr))
+	set(attemptCopied, a.Copy != nil)
 
 	dst = append(dst, flags)
 	if flags&attemptNext == 0 {
@@ -80,6 +83,11 @@ func (c *attemptCoder) append(dst []byte, a *messages.AttemptRecord) []byte {
 		dst = appendString(dst, a.ExecutorLog)
 		dst = appendOutput(dst, &a.Stdout)
 		dst = appendOutput(dst, &a.Stderr)
+	}
+	if a.Copy != nil {
+		dst = appendString(dst, a.Copy.Node)
+		dst = binary.AppendVarint(dst, a.Copy.Stdout)
+		dst = binary.AppendVarint(dst, a.Copy.Stderr)
 	}
 	c.next, c.start, c.node = a.Task+1, a.Start, a.Node
 	return dst
@@ -117,6 +125,9 @@ func (c *attemptCoder) decode(d *decoder) (a messages.AttemptRecord) {
 		a.ExecutorLog = d.string()
 		d.output(&a.Stdout)
 		d.output(&a.Stderr)
+	}
+	if flags&attemptCopied != 0 {
+		a.Copy = &messages.OutputCopy{Node: d.string(), Stdout: d.int(), Stderr: d.int()}
 	}
 	c.next, c.start, c.node = a.Task+1, a.Start, a.Node
 	return a

@@ -28,6 +28,8 @@ func unlikeAttempts() []messages.AttemptRecord {
 		{Stdout: messages.Output{Inline: []byte{}}, Stderr: messages.Output{Size: 3, Head: 3, Inline: []byte("abc")}},
 		{Task: 1, Attempt: 1, Result: messages.AttemptFailed, SystemCPU: 5, Node: "m"},
 		{Task: 2, Attempt: 1, Node: "m", Stdout: messages.Output{Size: 1 << 60, Head: 1, Tail: 2, Offset: 1 << 50}},
+		{Task: 3, Attempt: 1, Node: "m", Stderr: messages.Output{Size: 1 << 60, Head: 1 << 60}, Copy: &messages.OutputCopy{Node: "n", Stdout: -1, Stderr: 1 << 50}},
+		{Task: 4, Attempt: 1, Copy: &messages.OutputCopy{}},
 	}
 }
 

@@ -201,13 +201,22 @@ func (r *Reader) copiesOf(section outputs.ID, rec *messages.AttemptRecord, out m
 	if slices.Contains(nodes, rec.Node) {
 		nodes = []string{rec.Node}
 	}
-	if slices.Contains(nodes, self) || r.Outputs.Has(section, out) {
-		copies = append(copies, outputs.Copy{Node: self, Open: func() (outputs.Section, error) { return r.Outputs.OpenSection(section, out) }})
+	add := func(node string, there messages.Output) {
+		if node == self {
+			here := outputs.Copy{Node: node, Open: func() (outputs.Section, error) { return r.Outputs.OpenSection(section, there) }}
+			copies = slices.Insert(copies, 0, here)
+			return
+		}
+		copies = append(copies, outputs.Copy{Node: node, Open: func() (outputs.Section, error) { return r.Cluster.OpenOutput(node, section, there) }})
 	}
 	for _, node := range nodes {
-		if node != self {
-			copies = append(copies, outputs.Copy{Node: node, Open: func() (outputs.Section, error) { return r.Cluster.OpenOutput(node, section, out) }})
-		}
+		add(node, out)
+	}
+	if rec.Copy != nil {
+		add(rec.Copy.Node, rec.Copy.At(out, section.Stream))
+	}
+	if !slices.Contains(nodes, self) && rec.Copy == nil && r.Outputs.Has(section, out) {
+		add(self, out)
 	}
 	return copies
 }

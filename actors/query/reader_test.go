@@ -82,6 +82,24 @@ func TestOutputIsReadWhereItIs(t *testing.T) {
 		known.Text != "stderr of run 7, task 1, attempt 2 cannot be read: node n1: the node does not answer" {
 		t.Errorf("the node of the output is down: %v", err)
 	}
+	if offsets, err = stores["n3"].Append(key, outputs.Part{Body: strings.NewReader("before"), Length: 6},
+		outputs.Part{Stream: messages.Stderr, Body: strings.NewReader(text), Length: int64(len(text))}); err != nil {
+		t.Fatal(err)
+	}
+	copied := record("n1")
+	copied.Copy = &messages.OutputCopy{Node: "n3", Stderr: offsets[1]}
+	for _, self := range []string{"n2", "n3"} {
+		reader := &query.Reader{Outputs: stores[self], Cluster: &outputNodes{self, stores}}
+		log, err := reader.Output(7, copied, messages.Stderr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(io.NewSectionReader(log, 0, 100))
+		if err != nil || string(got) != text {
+			t.Errorf("%s reads the copy: %q, %v", self, got, err)
+		}
+		log.Close()
+	}
 	if _, err := reader.Output(7, record("n2"), messages.Stderr); !errors.As(err, &known) || known.Code != messages.Damaged || stores["n2"].Damaged() == nil {
 		t.Errorf("a file of this node that is missing is damage: %v", err)
 	}

@@ -56,6 +56,7 @@ type Config struct {
 	ClusterListen  string // host:port; "" = the node's own address in Nodes
 	Partitions     int    // of a cluster
 	WorkerLease    time.Duration
+	LogCopies      int
 	Replace        bool   // take the place of the former node of this name
 	TLSDir         string // certificates of nodes
 	Umask          string // umask of tasks, octal: that of the launching shell; "" = this process's. Not an option

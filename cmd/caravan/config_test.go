@@ -26,7 +26,7 @@ func resolveArgs(t testing.TB, env map[string]string, args ...string) (Config, e
 func TestDefaultConfiguration(t *testing.T) {
 	c, err := resolveArgs(t, nil)
 	want := Config{Listen: []string{"127.0.0.1:2503"}, Data: "./caravan-data", CPUMillis: 8000, MemoryBytes: 16000 << 20,
-		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, RetainKeys: 24 * time.Hour, SlurmJobs: 1000, Partitions: 1, WorkerLease: 5 * time.Minute, LogLevel: slog.LevelInfo, LogFormat: "text"}
+		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, RetainKeys: 24 * time.Hour, SlurmJobs: 1000, Partitions: 1, WorkerLease: 5 * time.Minute, LogCopies: 2, LogLevel: slog.LevelInfo, LogFormat: "text"}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v, %v, want %+v", c, err, want)
 	}
@@ -46,7 +46,7 @@ func TestConfigurationPrecedence(t *testing.T) {
 		"paused":         {"on", "off", "yes"}, "resume": {"on", "off", "yes"},
 		"token-file": {"a", "b", "c"}, "tls-cert": {"a", "b", "c"}, "tls-key": {"a", "b", "c"}, "tls-client-ca": {"a", "b", "c"},
 		"insecure": {"on", "off", "yes"}, "audit-log": {"a", "b", "c"},
-		"worker-lease": {"5s", "6m", "1h"}, "replace": {"on", "off", "yes"}, "node": {"a", "b", "c"}, "partitions": {"1", "2", "3"}, "cluster-listen": {"a:1", "b:2", "c:3"}, "tls-dir": {"a", "b", "c"},
+		"worker-lease": {"5s", "6m", "1h"}, "log-copies": {"1", "2", "1"}, "replace": {"on", "off", "yes"}, "node": {"a", "b", "c"}, "partitions": {"1", "2", "3"}, "cluster-listen": {"a:1", "b:2", "c:3"}, "tls-dir": {"a", "b", "c"},
 		"cluster": {"a=h:1,b=h:2,c=h:3", "a=i:1,b=i:2,c=i:3", "[a=j:1, b=j:2, c=j:3]"},
 	}
 	for _, o := range serverOptions(eight) {

@@ -110,7 +110,8 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	}
 	everywhere := &clusterOutputs{self: c.Node}
 	n.processes, err = executor.NewShared(uint64(c.Partitions), func(sink executor.Sink) (executor.Partitioned, error) {
-		config := fleet.Config{Sink: sink, Partitions: c.Partitions, Lease: c.WorkerLease, Grace: timeoutGrace(c), Outputs: n.outputs, Logger: log}
+		config := fleet.Config{Sink: sink, Partitions: c.Partitions, Lease: c.WorkerLease, Grace: timeoutGrace(c), Logger: log,
+			Name: c.Node, Outputs: n.outputs, CopyOutput: c.LogCopies > 1}
 		n.workers, err = fleet.Open(config, func(sink executor.Sink) (fleet.Workers, error) {
 			return workers.New(nodeWorkerConfig(c, workerConfig(c, n.folder, files, sink, log)))
 		})
@@ -189,6 +190,11 @@ func (w *workerCluster) Listen() (net.Listener, error) {
 
 func (w *workerCluster) Leads(partition int, epoch uint64) bool {
 	return w.member.HasLease(partition, epoch)
+}
+
+func (w *workerCluster) Leader(partition int) string {
+	l, _ := w.member.Leader(partition)
+	return string(l.Node)
 }
 
 // clusterOutputs is where the output of the cluster is, for package query. Until join only this node is known: no

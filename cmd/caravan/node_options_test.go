@@ -57,6 +57,7 @@ func TestNodeOptionsBelongTogether(t *testing.T) {
 		{[]string{"--cluster-listen", "a"}, `--cluster-listen: "a" is not host:port`},
 		{[]string{"--cluster-listen", "unix:/x"}, `--cluster-listen: "unix:/x" is not host:port`},
 		{[]string{"--partitions", "0"}, `--partitions: "0" is not a number from 1 to 4096`},
+		{[]string{"--log-copies", "3"}, `--log-copies: "3" is not a number from 1 to 2`},
 		{[]string{"--worker-lease", "4s"}, `--worker-lease: 4s is below 5s: a new leader must be able to renew it in time`},
 		{[]string{"--tls-dir", "x"}, "--tls-dir is for a node of a cluster"},
 		{[]string{"--replace"}, "--replace is for a node of a cluster"},

@@ -116,6 +116,8 @@ func serverOptions(hw machine) []option {
 			}, false},
 		{"worker-lease", "duration", "how long tasks of a cluster run without a leader; the same on each node", "5m",
 			func(c *Config, s string) (err error) { c.WorkerLease, err = parseWorkerLease(s); return err }, false},
+		{"log-copies", "number", "copies of output beyond 4 KiB in a cluster, on different nodes: 1 or 2", "2",
+			func(c *Config, s string) (err error) { c.LogCopies, err = parseCount(s, 1, 2); return err }, false},
 		{"replace", "switch", "on: with an empty data folder, take the place of the former node of this name, which is lost", "off",
 			func(c *Config, s string) (err error) { c.Replace, err = parseSwitch(s); return err }, false},
 		{"tls-dir", "folder", "certificate of this node, and the authority of the cluster; see caravan tls node. Reloaded when it changes", "",

@@ -190,6 +190,13 @@ func (a *agent) numbering(partition int) messages.Numbering {
 	return messages.Numbering{Partitions: uint64(len(a.partitions)), Partition: uint64(partition)}
 }
 
+// isLed reports whether a leader of a run's partition is connected.
+func (a *agent) isLed(run messages.RunID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.partitions[uint64(run)%uint64(len(a.partitions))].link != nil
+}
+
 // requestSend wakes the sender. agent.mu is held.
 func (l *agentLink) requestSend() {
 	select {

@@ -46,7 +46,8 @@
 // by the server of its machine: if both are dead, their lease is not enforced.
 //
 // Nodes read the output of ended attempts from each other over the same connections (output.go). Each agent
-// serves the output files of its machine to all nodes, whoever leads.
+// serves the output files of its machine to all nodes, whoever leads. The end of an attempt with output in files
+// is held back until another node has a copy (copies.go).
 //
-// Reading order: fleet.go, link.go, agent.go; table.go, session.go, report.go; output.go.
+// Reading order: fleet.go, link.go, agent.go; table.go, session.go, report.go; output.go, copies.go.
 package fleet

@@ -26,7 +26,9 @@ type Config struct {
 	Partitions int
 	Lease      time.Duration  // how long attempts may run without a leader; the same on all nodes
 	Grace      time.Duration  // from SIGTERM to SIGKILL, for attempts that runs do not ask for
-	Outputs    *outputs.Store // the output of attempts that ran on this machine
+	Name       string         // of this node in records of attempts
+	Outputs    *outputs.Store // the output that is on this machine
+	CopyOutput bool           // output in files has a second copy before the end of its attempt is reported
 	Logger     *slog.Logger   // nil: discard
 }
 
@@ -44,6 +46,8 @@ type Cluster interface {
 	// Leads reports whether no other node can have led the partition after this epoch, at the moment of the
 	// call. It may wait for other nodes.
 	Leads(partition int, epoch uint64) bool
+	// Leader returns the ID of the node that leads a partition, as far as this one knows. It may be "".
+	Leader(partition int) string
 }
 
 // Fleet lets the engines of this node use the workers of all nodes, and the leaders of other nodes the workers
@@ -61,6 +65,7 @@ type Fleet struct {
 	log     *slog.Logger
 	workers Workers // of this machine
 	agent   *agent
+	copying *copyingWorkers // nil without Config.CopyOutput
 	ctx     context.Context
 	cancel  context.CancelFunc
 	wait    sync.WaitGroup
@@ -104,12 +109,22 @@ func Open(config Config, open func(executor.Sink) (Workers, error)) (*Fleet, err
 		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}, logLimit: logWait}
 	f.delivered = sync.NewCond(&f.mu)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
+	sink := f.agent.takeReports
+	if config.CopyOutput {
+		f.copying = newCopyingWorkers(f, sink)
+		sink = f.copying.takeReports
+	}
 	var err error
-	if f.workers, err = open(f.agent.takeReports); err != nil {
+	if f.workers, err = open(sink); err != nil {
 		f.cancel()
+		f.wait.Wait()
 		return nil, err
 	}
 	f.agent.workers = f.workers
+	if f.copying != nil {
+		f.copying.Workers = f.workers
+		f.agent.workers = f.copying
+	}
 	return f, nil
 }
 
@@ -125,7 +140,7 @@ func (f *Fleet) Join(c Cluster) error {
 	f.agent.setNode(c.Self())
 	f.agent.setReplaces(c.Replaces())
 	server := workerpb.NewServer(f.agent)
-	workerpb.RegisterOutputsServer(server, &outputServer{store: f.config.Outputs})
+	workerpb.RegisterOutputsServer(server, &outputServer{store: f.config.Outputs, name: f.config.Name})
 	f.mu.Lock()
 	f.cluster, f.server = c, server
 	f.mu.Unlock()
@@ -357,6 +372,9 @@ func (f *Fleet) Detach() error { return errors.Join(f.disconnect(), f.workers.De
 // disconnect ends all goroutines and connections.
 func (f *Fleet) disconnect() error {
 	f.cancel()
+	if f.copying != nil {
+		f.copying.close()
+	}
 	f.mu.Lock()
 	server := f.server
 	for _, l := range f.leads {

@@ -178,7 +178,8 @@ type testNode struct {
 type testCluster struct {
 	t     *testing.T
 	nodes []*testNode
-	epoch atomic.Uint64 // of the leadership that others confirm
+	epoch atomic.Uint64            // of the leadership that others confirm
+	leads atomic.Pointer[testNode] // nil: no leader is known
 }
 
 // testRun is a run of partition 1.
@@ -220,7 +221,7 @@ func newTestCluster(t *testing.T, ids ...string) *testCluster {
 func (n *testNode) start() {
 	n.c.t.Helper()
 	var err error
-	config := Config{Partitions: 2, Lease: time.Minute, Grace: time.Second, Outputs: n.outputs, Sink: func(reports ...executor.Report) {
+	config := Config{Partitions: 2, Lease: time.Minute, Grace: time.Second, Name: "name of " + n.id, Outputs: n.outputs, CopyOutput: true, Sink: func(reports ...executor.Report) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.reports = append(n.reports, reports...)
@@ -267,12 +268,20 @@ func (n *testNode) Dial(ctx context.Context, id string) (net.Conn, error) {
 	return nil, errors.New("the node is down")
 }
 
-func (n *testNode) Listen() (net.Listener, error)          { return n.port.Load(), nil }
+func (n *testNode) Listen() (net.Listener, error) { return n.port.Load(), nil }
+func (n *testNode) Leader(int) string {
+	if leads := n.c.leads.Load(); leads != nil {
+		return leads.id
+	}
+	return ""
+}
+
 func (n *testNode) Leads(partition int, epoch uint64) bool { return n.c.epoch.Load() == epoch }
 
 // lead makes a node lead testPartition, with the attempts that resume.
 func (n *testNode) lead(epoch uint64, resumed ...messages.AttemptKey) {
 	n.c.epoch.Store(epoch)
+	n.c.leads.Store(n)
 	n.takeOver(epoch, resumed...)
 }
 

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/caravan-dag/caravan/executor/workerpb"
@@ -20,6 +22,7 @@ import (
 type outputServer struct {
 	workerpb.UnimplementedOutputsServer
 	store *outputs.Store
+	name  string // of this node in records
 }
 
 // maxOutputRead bounds a part of a reply, in bytes: some blocks of a section, which are verified as a whole.
@@ -45,6 +48,64 @@ func (o *outputServer) Read(_ context.Context, request *workerpb.OutputRequest) 
 		err = nil
 	}
 	return &workerpb.OutputReply{Data: data[:n], Error: workerpb.NewOutputError(err)}, nil
+}
+
+// Keep implements workerpb.OutputsServer.
+func (o *outputServer) Keep(stream grpc.ClientStreamingServer[workerpb.KeepRequest, workerpb.KeepReply]) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	open := first.Open
+	if open == nil || open.Stdout < 0 || open.Stderr < 0 || open.Stdout+open.Stderr <= 0 {
+		return status.Error(codes.InvalidArgument, "the copy of an output has no valid beginning")
+	}
+	body := &keptBody{stream: stream}
+	var parts []outputs.Part
+	for s, length := range []int64{messages.Stdout: open.Stdout, messages.Stderr: open.Stderr} {
+		if length > 0 {
+			parts = append(parts, outputs.Part{Stream: messages.Stream(s), Body: io.LimitReader(body, length), Length: length})
+		}
+	}
+	offsets, err := o.store.Append(workerpb.KeyOf(open), parts...)
+	if body.err != nil && body.err != io.EOF {
+		return body.err
+	}
+	if err != nil {
+		return stream.SendAndClose(&workerpb.KeepReply{Error: workerpb.NewOutputError(err)})
+	}
+	made := &messages.OutputCopy{Node: o.name}
+	for i, p := range parts {
+		if p.Stream == messages.Stdout {
+			made.Stdout = offsets[i]
+		} else {
+			made.Stderr = offsets[i]
+		}
+	}
+	return stream.SendAndClose(&workerpb.KeepReply{Copy: workerpb.NewOutputCopy(made)})
+}
+
+// keptBody is the bytes of a copy, as they come.
+type keptBody struct {
+	stream grpc.ClientStreamingServer[workerpb.KeepRequest, workerpb.KeepReply]
+	left   []byte // of the newest request
+	err    error  // of the stream; stays
+}
+
+// Read implements io.Reader.
+func (b *keptBody) Read(p []byte) (int, error) {
+	for len(b.left) == 0 {
+		if b.err != nil {
+			return 0, b.err
+		}
+		var request *workerpb.KeepRequest
+		if request, b.err = b.stream.Recv(); b.err == nil {
+			b.left = request.Data
+		}
+	}
+	n := copy(p, b.left)
+	b.left = b.left[n:]
+	return n, nil
 }
 
 // OpenOutput opens the section of a stream of an ended attempt on the disk of another node; out is what the
@@ -80,7 +141,7 @@ func (s *silence) begin(length time.Duration) {
 
 func (s *silence) isOver() bool { return int64(time.Since(processStart)) >= s.until.Load() }
 
-// remoteSection is a section on the disk of another node. It holds nothing there.
+// remoteSection is a section on the disk of another node, where it keeps no file open.
 type remoteSection struct {
 	ctx     context.Context
 	client  workerpb.OutputsClient

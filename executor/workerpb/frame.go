@@ -309,7 +309,7 @@ func AppendFinished(dst []byte, report *executor.Report) []byte {
 		Result: Result(record.Result), ExitCode: record.RC, Start: record.Start, Stop: record.Stop,
 		MaxRssKb: record.MaxRSSKB, UserCpu: int64(record.UserCPU), SystemCpu: int64(record.SystemCPU),
 		ExecutorLog: bytesOf(record.ExecutorLog), Node: bytesOf(record.Node),
-		Captured: report.Stdout, GrantedAt: report.GrantedAt,
+		Captured: report.Stdout, GrantedAt: report.GrantedAt, Copy: NewOutputCopy(record.Copy),
 	}
 	var stdout, stderr Output
 	m.Stdout, m.Stderr = stdout.set(&record.Stdout), stderr.set(&record.Stderr)
@@ -359,7 +359,7 @@ func ParseFinished(data []byte) (executor.Report, error) {
 			Task: key.Task, Attempt: key.Attempt, Result: messages.AttemptResult(m.Result), RC: m.ExitCode,
 			Start: m.Start, Stop: m.Stop, ExecutorLog: textOf(m.ExecutorLog), Node: textOf(m.Node), MaxRSSKB: m.MaxRssKb,
 			UserCPU: time.Duration(m.UserCpu), SystemCPU: time.Duration(m.SystemCpu),
-			Stdout: m.Stdout.ToOutput(), Stderr: m.Stderr.ToOutput(),
+			Stdout: m.Stdout.ToOutput(), Stderr: m.Stderr.ToOutput(), Copy: m.Copy.ToCopy(),
 		},
 	}, nil
 }

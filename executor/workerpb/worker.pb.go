@@ -1341,6 +1341,7 @@ type Finished struct {
 	Stderr        *Output                `protobuf:"bytes,15,opt,name=stderr,proto3" json:"stderr,omitempty"`
 	Captured      []byte                 `protobuf:"bytes,16,opt,name=captured,proto3,oneof" json:"captured,omitempty"`                // all of stdout, of an order with capture; unset when it was over the limit
 	GrantedAt     int64                  `protobuf:"fixed64,17,opt,name=granted_at,json=grantedAt,proto3" json:"granted_at,omitempty"` // the order's; 0: not known
+	Copy          *OutputCopy            `protobuf:"bytes,18,opt,name=copy,proto3" json:"copy,omitempty"`                              // the second copy of the output that is in files; an agent adds it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1494,6 +1495,74 @@ func (x *Finished) GetGrantedAt() int64 {
 	return 0
 }
 
+func (x *Finished) GetCopy() *OutputCopy {
+	if x != nil {
+		return x.Copy
+	}
+	return nil
+}
+
+// OutputCopy is where another node has a copy of an attempt's output.
+type OutputCopy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          []byte                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`      // its name
+	Stdout        int64                  `protobuf:"varint,2,opt,name=stdout,proto3" json:"stdout,omitempty"` // offset in the run's output file there; 0 if stdout is not in a file
+	Stderr        int64                  `protobuf:"varint,3,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputCopy) Reset() {
+	*x = OutputCopy{}
+	mi := &file_worker_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputCopy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputCopy) ProtoMessage() {}
+
+func (x *OutputCopy) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputCopy.ProtoReflect.Descriptor instead.
+func (*OutputCopy) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *OutputCopy) GetNode() []byte {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *OutputCopy) GetStdout() int64 {
+	if x != nil {
+		return x.Stdout
+	}
+	return 0
+}
+
+func (x *OutputCopy) GetStderr() int64 {
+	if x != nil {
+		return x.Stderr
+	}
+	return 0
+}
+
 // Output is what an attempt printed to a stream: its first and last bytes when it was longer than
 // the limit.
 type Output struct {
@@ -1509,7 +1578,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1590,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1603,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{15}
+	return file_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Output) GetSize() int64 {
@@ -1585,7 +1654,7 @@ type Revoked struct {
 
 func (x *Revoked) Reset() {
 	*x = Revoked{}
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1666,7 @@ func (x *Revoked) String() string {
 func (*Revoked) ProtoMessage() {}
 
 func (x *Revoked) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1679,7 @@ func (x *Revoked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoked.ProtoReflect.Descriptor instead.
 func (*Revoked) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{16}
+	return file_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Revoked) GetRun() uint64 {
@@ -1655,7 +1724,7 @@ type Ignored struct {
 
 func (x *Ignored) Reset() {
 	*x = Ignored{}
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1736,7 @@ func (x *Ignored) String() string {
 func (*Ignored) ProtoMessage() {}
 
 func (x *Ignored) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1749,7 @@ func (x *Ignored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ignored.ProtoReflect.Descriptor instead.
 func (*Ignored) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{17}
+	return file_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Ignored) GetRun() uint64 {
@@ -1732,7 +1801,7 @@ type Postponed struct {
 
 func (x *Postponed) Reset() {
 	*x = Postponed{}
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1813,7 @@ func (x *Postponed) String() string {
 func (*Postponed) ProtoMessage() {}
 
 func (x *Postponed) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1826,7 @@ func (x *Postponed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Postponed.ProtoReflect.Descriptor instead.
 func (*Postponed) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{18}
+	return file_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Postponed) GetReason() string {
@@ -1793,7 +1862,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1874,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1887,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{19}
+	return file_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogRequest) GetOpen() *LogOpen {
@@ -1855,7 +1924,7 @@ type LogOpen struct {
 
 func (x *LogOpen) Reset() {
 	*x = LogOpen{}
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +1936,7 @@ func (x *LogOpen) String() string {
 func (*LogOpen) ProtoMessage() {}
 
 func (x *LogOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +1949,7 @@ func (x *LogOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogOpen.ProtoReflect.Descriptor instead.
 func (*LogOpen) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{20}
+	return file_worker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogOpen) GetRun() uint64 {
@@ -1927,7 +1996,7 @@ type LogReply struct {
 
 func (x *LogReply) Reset() {
 	*x = LogReply{}
-	mi := &file_worker_proto_msgTypes[21]
+	mi := &file_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2008,7 @@ func (x *LogReply) String() string {
 func (*LogReply) ProtoMessage() {}
 
 func (x *LogReply) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[21]
+	mi := &file_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2021,7 @@ func (x *LogReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogReply.ProtoReflect.Descriptor instead.
 func (*LogReply) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{21}
+	return file_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogReply) GetSize() int64 {
@@ -2015,7 +2084,7 @@ type LogError struct {
 
 func (x *LogError) Reset() {
 	*x = LogError{}
-	mi := &file_worker_proto_msgTypes[22]
+	mi := &file_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2096,7 @@ func (x *LogError) String() string {
 func (*LogError) ProtoMessage() {}
 
 func (x *LogError) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[22]
+	mi := &file_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2109,7 @@ func (x *LogError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogError.ProtoReflect.Descriptor instead.
 func (*LogError) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{22}
+	return file_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LogError) GetNotLive() bool {
@@ -2075,7 +2144,7 @@ type OutputRequest struct {
 
 func (x *OutputRequest) Reset() {
 	*x = OutputRequest{}
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2156,7 @@ func (x *OutputRequest) String() string {
 func (*OutputRequest) ProtoMessage() {}
 
 func (x *OutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2169,7 @@ func (x *OutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputRequest.ProtoReflect.Descriptor instead.
 func (*OutputRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{23}
+	return file_worker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *OutputRequest) GetRun() uint64 {
@@ -2170,7 +2239,7 @@ type OutputReply struct {
 
 func (x *OutputReply) Reset() {
 	*x = OutputReply{}
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2251,7 @@ func (x *OutputReply) String() string {
 func (*OutputReply) ProtoMessage() {}
 
 func (x *OutputReply) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2264,7 @@ func (x *OutputReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputReply.ProtoReflect.Descriptor instead.
 func (*OutputReply) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{24}
+	return file_worker_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OutputReply) GetData() []byte {
@@ -2212,7 +2281,190 @@ func (x *OutputReply) GetError() *OutputError {
 	return nil
 }
 
-// OutputError says why output cannot be read.
+// KeepRequest is a part of a copy.
+type KeepRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Open          *KeepOpen              `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"` // in the first request only
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"` // the next bytes: those of stdout, then those of stderr
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepRequest) Reset() {
+	*x = KeepRequest{}
+	mi := &file_worker_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepRequest) ProtoMessage() {}
+
+func (x *KeepRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepRequest.ProtoReflect.Descriptor instead.
+func (*KeepRequest) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *KeepRequest) GetOpen() *KeepOpen {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *KeepRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+// KeepOpen says whose output the copy is, and how many bytes each stream has; 0: it has no copy.
+type KeepOpen struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	Task          uint32                 `protobuf:"varint,2,opt,name=task,proto3" json:"task,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Stdout        int64                  `protobuf:"varint,4,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr        int64                  `protobuf:"varint,5,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepOpen) Reset() {
+	*x = KeepOpen{}
+	mi := &file_worker_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepOpen) ProtoMessage() {}
+
+func (x *KeepOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepOpen.ProtoReflect.Descriptor instead.
+func (*KeepOpen) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *KeepOpen) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *KeepOpen) GetTask() uint32 {
+	if x != nil {
+		return x.Task
+	}
+	return 0
+}
+
+func (x *KeepOpen) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *KeepOpen) GetStdout() int64 {
+	if x != nil {
+		return x.Stdout
+	}
+	return 0
+}
+
+func (x *KeepOpen) GetStderr() int64 {
+	if x != nil {
+		return x.Stderr
+	}
+	return 0
+}
+
+// KeepReply says where the copy is, or why it was not stored.
+type KeepReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Copy          *OutputCopy            `protobuf:"bytes,1,opt,name=copy,proto3" json:"copy,omitempty"`
+	Error         *OutputError           `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepReply) Reset() {
+	*x = KeepReply{}
+	mi := &file_worker_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepReply) ProtoMessage() {}
+
+func (x *KeepReply) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepReply.ProtoReflect.Descriptor instead.
+func (*KeepReply) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *KeepReply) GetCopy() *OutputCopy {
+	if x != nil {
+		return x.Copy
+	}
+	return nil
+}
+
+func (x *KeepReply) GetError() *OutputError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+// OutputError says why output cannot be read or stored.
 type OutputError struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Damaged       bool                   `protobuf:"varint,1,opt,name=damaged,proto3" json:"damaged,omitempty"` // what was stored is not what is there
@@ -2224,7 +2476,7 @@ type OutputError struct {
 
 func (x *OutputError) Reset() {
 	*x = OutputError{}
-	mi := &file_worker_proto_msgTypes[25]
+	mi := &file_worker_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2488,7 @@ func (x *OutputError) String() string {
 func (*OutputError) ProtoMessage() {}
 
 func (x *OutputError) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[25]
+	mi := &file_worker_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2501,7 @@ func (x *OutputError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputError.ProtoReflect.Descriptor instead.
 func (*OutputError) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{25}
+	return file_worker_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *OutputError) GetDamaged() bool {
@@ -2288,7 +2540,7 @@ type JournalRecord struct {
 
 func (x *JournalRecord) Reset() {
 	*x = JournalRecord{}
-	mi := &file_worker_proto_msgTypes[26]
+	mi := &file_worker_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2552,7 @@ func (x *JournalRecord) String() string {
 func (*JournalRecord) ProtoMessage() {}
 
 func (x *JournalRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[26]
+	mi := &file_worker_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2565,7 @@ func (x *JournalRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRecord.ProtoReflect.Descriptor instead.
 func (*JournalRecord) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{26}
+	return file_worker_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JournalRecord) GetHeader() *JournalHeader {
@@ -2374,7 +2626,7 @@ type JournalHeader struct {
 
 func (x *JournalHeader) Reset() {
 	*x = JournalHeader{}
-	mi := &file_worker_proto_msgTypes[27]
+	mi := &file_worker_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2638,7 @@ func (x *JournalHeader) String() string {
 func (*JournalHeader) ProtoMessage() {}
 
 func (x *JournalHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[27]
+	mi := &file_worker_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2651,7 @@ func (x *JournalHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalHeader.ProtoReflect.Descriptor instead.
 func (*JournalHeader) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{27}
+	return file_worker_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *JournalHeader) GetFormat() uint32 {
@@ -2450,7 +2702,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_worker_proto_msgTypes[28]
+	mi := &file_worker_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2714,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[28]
+	mi := &file_worker_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2727,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{28}
+	return file_worker_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Intent) GetRun() uint64 {
@@ -2520,7 +2772,7 @@ type Forked struct {
 
 func (x *Forked) Reset() {
 	*x = Forked{}
-	mi := &file_worker_proto_msgTypes[29]
+	mi := &file_worker_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2784,7 @@ func (x *Forked) String() string {
 func (*Forked) ProtoMessage() {}
 
 func (x *Forked) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[29]
+	mi := &file_worker_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2797,7 @@ func (x *Forked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forked.ProtoReflect.Descriptor instead.
 func (*Forked) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{29}
+	return file_worker_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Forked) GetRun() uint64 {
@@ -2690,7 +2942,7 @@ const file_worker_proto_rawDesc = "" +
 	"\vstart_delay\x18\x05 \x01(\x03R\n" +
 	"startDelay\x12\x1d\n" +
 	"\n" +
-	"granted_at\x18\x06 \x01(\x10R\tgrantedAt\"\x96\x04\n" +
+	"granted_at\x18\x06 \x01(\x10R\tgrantedAt\"\xc9\x04\n" +
 	"\bFinished\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
 	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
@@ -2712,8 +2964,14 @@ const file_worker_proto_rawDesc = "" +
 	"\x06stderr\x18\x0f \x01(\v2\x19.caravan.worker.v2.OutputR\x06stderr\x12\x1f\n" +
 	"\bcaptured\x18\x10 \x01(\fH\x00R\bcaptured\x88\x01\x01\x12\x1d\n" +
 	"\n" +
-	"granted_at\x18\x11 \x01(\x10R\tgrantedAtB\v\n" +
-	"\t_captured\"t\n" +
+	"granted_at\x18\x11 \x01(\x10R\tgrantedAt\x121\n" +
+	"\x04copy\x18\x12 \x01(\v2\x1d.caravan.worker.v2.OutputCopyR\x04copyB\v\n" +
+	"\t_captured\"P\n" +
+	"\n" +
+	"OutputCopy\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\fR\x04node\x12\x16\n" +
+	"\x06stdout\x18\x02 \x01(\x03R\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x03 \x01(\x03R\x06stderr\"t\n" +
 	"\x06Output\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x03R\x04size\x12\x12\n" +
 	"\x04head\x18\x02 \x01(\x03R\x04head\x12\x12\n" +
@@ -2767,6 +3025,18 @@ const file_worker_proto_rawDesc = "" +
 	"\x06verify\x18\b \x01(\bR\x06verify\"W\n" +
 	"\vOutputReply\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x124\n" +
+	"\x05error\x18\x02 \x01(\v2\x1e.caravan.worker.v2.OutputErrorR\x05error\"R\n" +
+	"\vKeepRequest\x12/\n" +
+	"\x04open\x18\x01 \x01(\v2\x1b.caravan.worker.v2.KeepOpenR\x04open\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"z\n" +
+	"\bKeepOpen\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x16\n" +
+	"\x06stdout\x18\x04 \x01(\x03R\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x05 \x01(\x03R\x06stderr\"t\n" +
+	"\tKeepReply\x121\n" +
+	"\x04copy\x18\x01 \x01(\v2\x1d.caravan.worker.v2.OutputCopyR\x04copy\x124\n" +
 	"\x05error\x18\x02 \x01(\v2\x1e.caravan.worker.v2.OutputErrorR\x05error\"O\n" +
 	"\vOutputError\x12\x18\n" +
 	"\adamaged\x18\x01 \x01(\bR\adamaged\x12\x12\n" +
@@ -2812,9 +3082,10 @@ const file_worker_proto_rawDesc = "" +
 	"\x1bIGNORE_REASON_STALE_SESSION\x10\x022\x9d\x01\n" +
 	"\x06Worker\x12L\n" +
 	"\x06Attach\x12\x1e.caravan.worker.v2.ServerFrame\x1a\x1e.caravan.worker.v2.WorkerFrame(\x010\x01\x12E\n" +
-	"\x03Log\x12\x1d.caravan.worker.v2.LogRequest\x1a\x1b.caravan.worker.v2.LogReply(\x010\x012S\n" +
+	"\x03Log\x12\x1d.caravan.worker.v2.LogRequest\x1a\x1b.caravan.worker.v2.LogReply(\x010\x012\x9b\x01\n" +
 	"\aOutputs\x12H\n" +
-	"\x04Read\x12 .caravan.worker.v2.OutputRequest\x1a\x1e.caravan.worker.v2.OutputReplyB2Z0github.com/caravan-dag/caravan/executor/workerpbb\x06proto3"
+	"\x04Read\x12 .caravan.worker.v2.OutputRequest\x1a\x1e.caravan.worker.v2.OutputReply\x12F\n" +
+	"\x04Keep\x12\x1e.caravan.worker.v2.KeepRequest\x1a\x1c.caravan.worker.v2.KeepReply(\x01B2Z0github.com/caravan-dag/caravan/executor/workerpbb\x06proto3"
 
 var (
 	file_worker_proto_rawDescOnce sync.Once
@@ -2829,7 +3100,7 @@ func file_worker_proto_rawDescGZIP() []byte {
 }
 
 var file_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_worker_proto_goTypes = []any{
 	(Result)(0),             // 0: caravan.worker.v2.Result
 	(IgnoreReason)(0),       // 1: caravan.worker.v2.IgnoreReason
@@ -2848,21 +3119,25 @@ var file_worker_proto_goTypes = []any{
 	(*Queued)(nil),          // 14: caravan.worker.v2.Queued
 	(*Started)(nil),         // 15: caravan.worker.v2.Started
 	(*Finished)(nil),        // 16: caravan.worker.v2.Finished
-	(*Output)(nil),          // 17: caravan.worker.v2.Output
-	(*Revoked)(nil),         // 18: caravan.worker.v2.Revoked
-	(*Ignored)(nil),         // 19: caravan.worker.v2.Ignored
-	(*Postponed)(nil),       // 20: caravan.worker.v2.Postponed
-	(*LogRequest)(nil),      // 21: caravan.worker.v2.LogRequest
-	(*LogOpen)(nil),         // 22: caravan.worker.v2.LogOpen
-	(*LogReply)(nil),        // 23: caravan.worker.v2.LogReply
-	(*LogError)(nil),        // 24: caravan.worker.v2.LogError
-	(*OutputRequest)(nil),   // 25: caravan.worker.v2.OutputRequest
-	(*OutputReply)(nil),     // 26: caravan.worker.v2.OutputReply
-	(*OutputError)(nil),     // 27: caravan.worker.v2.OutputError
-	(*JournalRecord)(nil),   // 28: caravan.worker.v2.JournalRecord
-	(*JournalHeader)(nil),   // 29: caravan.worker.v2.JournalHeader
-	(*Intent)(nil),          // 30: caravan.worker.v2.Intent
-	(*Forked)(nil),          // 31: caravan.worker.v2.Forked
+	(*OutputCopy)(nil),      // 17: caravan.worker.v2.OutputCopy
+	(*Output)(nil),          // 18: caravan.worker.v2.Output
+	(*Revoked)(nil),         // 19: caravan.worker.v2.Revoked
+	(*Ignored)(nil),         // 20: caravan.worker.v2.Ignored
+	(*Postponed)(nil),       // 21: caravan.worker.v2.Postponed
+	(*LogRequest)(nil),      // 22: caravan.worker.v2.LogRequest
+	(*LogOpen)(nil),         // 23: caravan.worker.v2.LogOpen
+	(*LogReply)(nil),        // 24: caravan.worker.v2.LogReply
+	(*LogError)(nil),        // 25: caravan.worker.v2.LogError
+	(*OutputRequest)(nil),   // 26: caravan.worker.v2.OutputRequest
+	(*OutputReply)(nil),     // 27: caravan.worker.v2.OutputReply
+	(*KeepRequest)(nil),     // 28: caravan.worker.v2.KeepRequest
+	(*KeepOpen)(nil),        // 29: caravan.worker.v2.KeepOpen
+	(*KeepReply)(nil),       // 30: caravan.worker.v2.KeepReply
+	(*OutputError)(nil),     // 31: caravan.worker.v2.OutputError
+	(*JournalRecord)(nil),   // 32: caravan.worker.v2.JournalRecord
+	(*JournalHeader)(nil),   // 33: caravan.worker.v2.JournalHeader
+	(*Intent)(nil),          // 34: caravan.worker.v2.Intent
+	(*Forked)(nil),          // 35: caravan.worker.v2.Forked
 }
 var file_worker_proto_depIdxs = []int32{
 	10, // 0: caravan.worker.v2.ServerFrame.capacity:type_name -> caravan.worker.v2.Resources
@@ -2876,35 +3151,41 @@ var file_worker_proto_depIdxs = []int32{
 	2,  // 8: caravan.worker.v2.PartitionOrders.revocations:type_name -> caravan.worker.v2.AttemptKey
 	11, // 9: caravan.worker.v2.WorkerFrame.hello:type_name -> caravan.worker.v2.Hello
 	9,  // 10: caravan.worker.v2.WorkerFrame.partitions:type_name -> caravan.worker.v2.PartitionReport
-	20, // 11: caravan.worker.v2.WorkerFrame.postponed:type_name -> caravan.worker.v2.Postponed
+	21, // 11: caravan.worker.v2.WorkerFrame.postponed:type_name -> caravan.worker.v2.Postponed
 	10, // 12: caravan.worker.v2.WorkerFrame.usage:type_name -> caravan.worker.v2.Resources
 	14, // 13: caravan.worker.v2.PartitionReport.queued:type_name -> caravan.worker.v2.Queued
 	15, // 14: caravan.worker.v2.PartitionReport.started:type_name -> caravan.worker.v2.Started
-	18, // 15: caravan.worker.v2.PartitionReport.revoked:type_name -> caravan.worker.v2.Revoked
-	19, // 16: caravan.worker.v2.PartitionReport.ignored:type_name -> caravan.worker.v2.Ignored
+	19, // 15: caravan.worker.v2.PartitionReport.revoked:type_name -> caravan.worker.v2.Revoked
+	20, // 16: caravan.worker.v2.PartitionReport.ignored:type_name -> caravan.worker.v2.Ignored
 	0,  // 17: caravan.worker.v2.Finished.result:type_name -> caravan.worker.v2.Result
-	17, // 18: caravan.worker.v2.Finished.stdout:type_name -> caravan.worker.v2.Output
-	17, // 19: caravan.worker.v2.Finished.stderr:type_name -> caravan.worker.v2.Output
-	1,  // 20: caravan.worker.v2.Ignored.reason:type_name -> caravan.worker.v2.IgnoreReason
-	22, // 21: caravan.worker.v2.LogRequest.open:type_name -> caravan.worker.v2.LogOpen
-	24, // 22: caravan.worker.v2.LogReply.error:type_name -> caravan.worker.v2.LogError
-	17, // 23: caravan.worker.v2.OutputRequest.output:type_name -> caravan.worker.v2.Output
-	27, // 24: caravan.worker.v2.OutputReply.error:type_name -> caravan.worker.v2.OutputError
-	29, // 25: caravan.worker.v2.JournalRecord.header:type_name -> caravan.worker.v2.JournalHeader
-	30, // 26: caravan.worker.v2.JournalRecord.intent:type_name -> caravan.worker.v2.Intent
-	2,  // 27: caravan.worker.v2.JournalRecord.withdrawn:type_name -> caravan.worker.v2.AttemptKey
-	31, // 28: caravan.worker.v2.JournalRecord.forked:type_name -> caravan.worker.v2.Forked
-	3,  // 29: caravan.worker.v2.Worker.Attach:input_type -> caravan.worker.v2.ServerFrame
-	21, // 30: caravan.worker.v2.Worker.Log:input_type -> caravan.worker.v2.LogRequest
-	25, // 31: caravan.worker.v2.Outputs.Read:input_type -> caravan.worker.v2.OutputRequest
-	8,  // 32: caravan.worker.v2.Worker.Attach:output_type -> caravan.worker.v2.WorkerFrame
-	23, // 33: caravan.worker.v2.Worker.Log:output_type -> caravan.worker.v2.LogReply
-	26, // 34: caravan.worker.v2.Outputs.Read:output_type -> caravan.worker.v2.OutputReply
-	32, // [32:35] is the sub-list for method output_type
-	29, // [29:32] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	18, // 18: caravan.worker.v2.Finished.stdout:type_name -> caravan.worker.v2.Output
+	18, // 19: caravan.worker.v2.Finished.stderr:type_name -> caravan.worker.v2.Output
+	17, // 20: caravan.worker.v2.Finished.copy:type_name -> caravan.worker.v2.OutputCopy
+	1,  // 21: caravan.worker.v2.Ignored.reason:type_name -> caravan.worker.v2.IgnoreReason
+	23, // 22: caravan.worker.v2.LogRequest.open:type_name -> caravan.worker.v2.LogOpen
+	25, // 23: caravan.worker.v2.LogReply.error:type_name -> caravan.worker.v2.LogError
+	18, // 24: caravan.worker.v2.OutputRequest.output:type_name -> caravan.worker.v2.Output
+	31, // 25: caravan.worker.v2.OutputReply.error:type_name -> caravan.worker.v2.OutputError
+	29, // 26: caravan.worker.v2.KeepRequest.open:type_name -> caravan.worker.v2.KeepOpen
+	17, // 27: caravan.worker.v2.KeepReply.copy:type_name -> caravan.worker.v2.OutputCopy
+	31, // 28: caravan.worker.v2.KeepReply.error:type_name -> caravan.worker.v2.OutputError
+	33, // 29: caravan.worker.v2.JournalRecord.header:type_name -> caravan.worker.v2.JournalHeader
+	34, // 30: caravan.worker.v2.JournalRecord.intent:type_name -> caravan.worker.v2.Intent
+	2,  // 31: caravan.worker.v2.JournalRecord.withdrawn:type_name -> caravan.worker.v2.AttemptKey
+	35, // 32: caravan.worker.v2.JournalRecord.forked:type_name -> caravan.worker.v2.Forked
+	3,  // 33: caravan.worker.v2.Worker.Attach:input_type -> caravan.worker.v2.ServerFrame
+	22, // 34: caravan.worker.v2.Worker.Log:input_type -> caravan.worker.v2.LogRequest
+	26, // 35: caravan.worker.v2.Outputs.Read:input_type -> caravan.worker.v2.OutputRequest
+	28, // 36: caravan.worker.v2.Outputs.Keep:input_type -> caravan.worker.v2.KeepRequest
+	8,  // 37: caravan.worker.v2.Worker.Attach:output_type -> caravan.worker.v2.WorkerFrame
+	24, // 38: caravan.worker.v2.Worker.Log:output_type -> caravan.worker.v2.LogReply
+	27, // 39: caravan.worker.v2.Outputs.Read:output_type -> caravan.worker.v2.OutputReply
+	30, // 40: caravan.worker.v2.Outputs.Keep:output_type -> caravan.worker.v2.KeepReply
+	37, // [37:41] is the sub-list for method output_type
+	33, // [33:37] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_worker_proto_init() }
@@ -2919,7 +3200,7 @@ func file_worker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_proto_rawDesc), len(file_worker_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   30,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -187,6 +187,7 @@ var Worker_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Outputs_Read_FullMethodName = "/caravan.worker.v2.Outputs/Read"
+	Outputs_Keep_FullMethodName = "/caravan.worker.v2.Outputs/Keep"
 )
 
 // OutputsClient is the client API for Outputs service.
@@ -197,6 +198,9 @@ const (
 type OutputsClient interface {
 	// Read returns a part of a stream. Each part is asked for, so a slow reader holds no other one up.
 	Read(ctx context.Context, in *OutputRequest, opts ...grpc.CallOption) (*OutputReply, error)
+	// Keep stores a copy of an attempt's output on the disk of this node. The first request says whose it is and
+	// how long, the others have the bytes. The reply comes when the copy is synced.
+	Keep(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[KeepRequest, KeepReply], error)
 }
 
 type outputsClient struct {
@@ -217,6 +221,19 @@ func (c *outputsClient) Read(ctx context.Context, in *OutputRequest, opts ...grp
 	return out, nil
 }
 
+func (c *outputsClient) Keep(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[KeepRequest, KeepReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Outputs_ServiceDesc.Streams[0], Outputs_Keep_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[KeepRequest, KeepReply]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Outputs_KeepClient = grpc.ClientStreamingClient[KeepRequest, KeepReply]
+
 // OutputsServer is the server API for Outputs service.
 // All implementations must embed UnimplementedOutputsServer
 // for forward compatibility.
@@ -225,6 +242,9 @@ func (c *outputsClient) Read(ctx context.Context, in *OutputRequest, opts ...grp
 type OutputsServer interface {
 	// Read returns a part of a stream. Each part is asked for, so a slow reader holds no other one up.
 	Read(context.Context, *OutputRequest) (*OutputReply, error)
+	// Keep stores a copy of an attempt's output on the disk of this node. The first request says whose it is and
+	// how long, the others have the bytes. The reply comes when the copy is synced.
+	Keep(grpc.ClientStreamingServer[KeepRequest, KeepReply]) error
 	mustEmbedUnimplementedOutputsServer()
 }
 
@@ -237,6 +257,9 @@ type UnimplementedOutputsServer struct{}
 
 func (UnimplementedOutputsServer) Read(context.Context, *OutputRequest) (*OutputReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Read not implemented")
+}
+func (UnimplementedOutputsServer) Keep(grpc.ClientStreamingServer[KeepRequest, KeepReply]) error {
+	return status.Error(codes.Unimplemented, "method Keep not implemented")
 }
 func (UnimplementedOutputsServer) mustEmbedUnimplementedOutputsServer() {}
 func (UnimplementedOutputsServer) testEmbeddedByValue()                 {}
@@ -277,6 +300,13 @@ func _Outputs_Read_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Outputs_Keep_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(OutputsServer).Keep(&grpc.GenericServerStream[KeepRequest, KeepReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Outputs_KeepServer = grpc.ClientStreamingServer[KeepRequest, KeepReply]
+
 // Outputs_ServiceDesc is the grpc.ServiceDesc for Outputs service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -289,6 +319,12 @@ var Outputs_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Outputs_Read_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Keep",
+			Handler:       _Outputs_Keep_Handler,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "worker.proto",
 }

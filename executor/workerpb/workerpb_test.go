@@ -25,6 +25,7 @@ var (
 		MaxRSSKB: 9, UserCPU: time.Second, SystemCPU: time.Minute,
 		Stdout: messages.Output{Size: 9, Head: 4, Tail: 4, Inline: []byte("12346789")},
 		Stderr: messages.Output{Size: 1 << 40, Head: 8 << 20, Tail: 8 << 20, Offset: 1 << 50},
+		Copy:   &messages.OutputCopy{Node: "there", Stderr: 1 << 51},
 	}}
 	order = executor.Order{Key: key, Name: "n", Command: []string{"a", "", "c"}, Shell: "s", UseShell: true, Environment: []string{"K=V"},
 		Dir: "/\xff", Timeout: time.Hour, CPUMillis: 1, MemoryBytes: 2, Capture: true, GrantedAt: 11}

@@ -181,11 +181,95 @@ func TestOutputIsReadAtEveryNode(t *testing.T) {
 	c.awaitOutput(leads, run, "runs", want+"over\n")
 }
 
-// TestOutputOfALostNode proves that a reader is told which node has the output, while that is down, and that
-// it is lost when the node was replaced.
-func TestOutputOfALostNode(t *testing.T) {
+// outputFile returns the output file of a run on a node, or "".
+func (n *clusterNode) outputFile(run uint64) string {
+	name := filepath.Join(n.config.Data, "output", fmt.Sprint(run/1000), fmt.Sprintf("%d.out", run))
+	if _, err := os.Stat(name); err != nil {
+		return ""
+	}
+	return name
+}
+
+// damageOutput changes a byte in the middle of a node's output file of a run.
+func damageOutput(t *testing.T, name string) {
+	t.Helper()
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, 80_000); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 1
+	if _, err := f.WriteAt(b, 80_000); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSecondCopyOfOutput proves that output outlives the disk of the node that ran its task, and damage there:
+// another node has a copy when the task has ended. If the copy is lost as well, the answer says so of each node.
+func TestSecondCopyOfOutput(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
+	ran, follows := c.leader(c.nodes[0])
+	run, release := printingTask(t, c.client(follows))
+	release()
+	if _, err := c.client(follows).Wait(t.Context(), run, client.WaitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var copied, third *clusterNode
+	for _, n := range c.nodes {
+		switch {
+		case n == ran:
+		case n.outputFile(run) != "":
+			copied = n
+		default:
+			third = n
+		}
+	}
+	if ran.outputFile(run) == "" || copied == nil || third == nil {
+		t.Fatalf("the nodes have the files %q, %q and %q", c.nodes[0].outputFile(run), c.nodes[1].outputFile(run), c.nodes[2].outputFile(run))
+	}
+	want := numbers(20000)
+	damageOutput(t, ran.outputFile(run))
+	for _, n := range c.nodes {
+		c.awaitOutput(n, run, "ends", want)
+		c.awaitOutput(n, run, "runs", want+"over\n")
+	}
+	former := c.idOf(copied, ran)
+	c.lose(ran)
+	for _, n := range []*clusterNode{copied, third} {
+		c.awaitOutput(n, run, "ends", want)
+		c.awaitOutput(n, run, "runs", want+"over\n")
+	}
+	ran.config.Args = append(ran.config.Args, "--replace")
+	c.restart(ran)
+	c.awaitOutput(ran, run, "ends", want)
+	e2etest.Eventually(t, "the new node has all entries", func() bool {
+		if !strings.Contains(ran.server.Log(), "this node is in place of the former one") {
+			return false
+		}
+		leads, _ := c.leader(third)
+		found, err := c.client(leads).Cluster(t.Context())
+		id := c.idOf(leads, ran)
+		return err == nil && found.Partitions[0].Lag == 0 && found.Partitions[0].Lease && id != "" && id != former
+	})
+	c.lose(copied)
+	e2etest.Eventually(t, "no node has the output", func() bool {
+		_, err := c.readLog(third, run, "ends", client.LogOptions{})
+		return errors.Is(err, client.ErrUnavailable) &&
+			strings.Contains(err.Error(), "node "+ran.name+": the output was lost with the former data folder") &&
+			strings.Contains(err.Error(), "node "+copied.name+": the node does not answer")
+	})
+}
+
+// TestOutputOfALostNode proves that a reader is told which node has the only copy of the output, while that is
+// down, and that it is lost when the node was replaced.
+func TestOutputOfALostNode(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, "--log-copies", "1")
 	ran, follows := c.leader(c.nodes[0])
 	run, release := printingTask(t, c.client(follows))
 	release()

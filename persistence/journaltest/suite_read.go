@@ -26,6 +26,7 @@ func attempt(task, n uint32) messages.AttemptRecord {
 		ExecutorLog: fmt.Sprint("log ", task), Node: "node-1", MaxRSSKB: int64(task), UserCPU: time.Millisecond, SystemCPU: time.Microsecond,
 		Stdout: messages.Output{Size: 5, Head: 5, Inline: []byte("hello")},
 		Stderr: messages.Output{Size: 1 << 40, Head: 65536, Tail: 65536, Offset: 1 << 33},
+		Copy:   &messages.OutputCopy{Node: "node-2", Stderr: 1 << 34},
 	}
 }
 
