@@ -20,8 +20,12 @@ const inquiryProtocol = "caravan-ask/1"
 // inquiryKind is what is asked.
 type inquiryKind string
 
-// runInquiry asks the leader of a partition whether a run exists.
-const runInquiry inquiryKind = "run"
+const (
+	// runInquiry asks the leader of a partition whether a run exists.
+	runInquiry inquiryKind = "run"
+	// deletedInquiry asks the leader which of some runs do not exist.
+	deletedInquiry inquiryKind = "deleted"
+)
 
 // inquiry is a question about a partition.
 type inquiry struct {
@@ -29,6 +33,9 @@ type inquiry struct {
 	Partition int            `json:"partition"`
 	Run       messages.RunID `json:"run,omitempty"`
 	Index     uint64         `json:"index,omitempty"`
+
+	// Runs are those of a deletedInquiry, at most MaxDeletedRuns.
+	Runs []messages.RunID `json:"runs,omitempty"`
 
 	Verdict *PartitionVerdict `json:"verdict,omitempty"`
 }
@@ -38,6 +45,8 @@ type inquiryAnswer struct {
 	IsNotLeader bool   `json:"isNotLeader,omitempty"` // the node does not lead the partition, or is not sure to
 	Error       string `json:"error,omitempty"`
 	HasRun      bool   `json:"hasRun,omitempty"`
+
+	Deleted []messages.RunID `json:"deleted,omitempty"`
 
 	// A positionInquiry gets the entry, and a verifyInquiry also the replicas that compute their digests.
 	Index    uint64           `json:"index,omitempty"`
@@ -93,6 +102,8 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 	switch q.Kind {
 	case runInquiry:
 		a.HasRun, err = m.hasRunHere(ctx, q.Partition, q.Run)
+	case deletedInquiry:
+		a.Deleted, err = m.deletedRunsHere(ctx, q.Partition, q.Runs)
 	case verifyInquiry:
 		a.Index, a.Replicas, err = m.verifyHere(q.Partition)
 	case positionInquiry:
@@ -128,6 +139,33 @@ func (m *Member) hasRunHere(ctx context.Context, partition int, run messages.Run
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// deletedRunsHere returns which of the runs do not exist, if this node leads their partition. A store that is
+// damaged does not know it.
+func (m *Member) deletedRunsHere(ctx context.Context, partition int, runs []messages.RunID) (deleted []messages.RunID, err error) {
+	engine, epoch, ok := m.Engine(partition)
+	if !ok {
+		return nil, errNotLeader
+	}
+	for _, run := range runs {
+		if uint64(run)%uint64(len(m.hosts)) != uint64(partition) {
+			return nil, fmt.Errorf("run %d is not of partition %d", run, partition)
+		}
+		_, err := engine.Summary(ctx, run)
+		if e, ok := errors.AsType[*messages.Error](err); ok && e.Code == messages.NotFound {
+			deleted = append(deleted, run)
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	if err := engine.Damaged(ctx); err != nil {
+		return nil, err
+	}
+	if !m.HasLease(partition, epoch) { // asked after the answer: see Directory
+		return nil, errNotLeader
+	}
+	return deleted, nil
 }
 
 // ask asks a node. An answer of the node itself is made without a connection.
@@ -192,4 +230,14 @@ func (m *Member) HasRun(ctx context.Context, run messages.RunID) (bool, error) {
 		return false, &messages.Error{Code: messages.Unavailable, Text: fmt.Sprintf("cannot ask for run %d: %v", run, err)}
 	}
 	return a.HasRun, nil
+}
+
+// MaxDeletedRuns bounds the runs of one call of DeletedRuns: their IDs fit into a line.
+const MaxDeletedRuns = 1000
+
+// DeletedRuns returns which of some runs of a partition do not exist, whichever node leads it. It waits for a
+// leader for a while. A run that was seen by anybody before the call, and is among the result, was deleted.
+func (m *Member) DeletedRuns(ctx context.Context, partition int, runs []messages.RunID) ([]messages.RunID, error) {
+	a, err := m.askLeader(ctx, &inquiry{Kind: deletedInquiry, Partition: partition, Runs: runs})
+	return a.Deleted, err
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caravan-dag/caravan/actors"
-	"github.com/caravan-dag/caravan/actors/query"
 	"github.com/caravan-dag/caravan/cluster"
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/cluster/router"
@@ -24,7 +23,6 @@ import (
 	"github.com/caravan-dag/caravan/internal/clustertls"
 	"github.com/caravan-dag/caravan/internal/datafolder"
 	"github.com/caravan-dag/caravan/internal/outputs"
-	"github.com/caravan-dag/caravan/messages"
 )
 
 // node is the server of one node of a cluster: a data folder with the replicas of the node, and the HTTP
@@ -38,6 +36,7 @@ type node struct {
 	processes *executor.Shared // tasks of all partitions that are led here, over workers
 	member    *cluster.Member
 	engine    *router.Engine
+	cleaner   *outputCleaner
 }
 
 // startNode joins the cluster and serves. It takes the steps of startLocalServer, with these differences:
@@ -49,6 +48,7 @@ type node struct {
 //	              former server of this folder go on.
 //	member        In the first start of a cluster it waits for all other nodes, or for the end of ctx.
 //	workers       join the others when the member is there: by its port leaders and workers meet.
+//	cleaner       asks leaders, so it needs the member.
 //	entrance      for requests that other nodes forward: it needs the member's port. The last step.
 //
 // shutDown closes the parts.
@@ -145,6 +145,8 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	if err := n.workers.Join(&workerCluster{n.member}); err != nil {
 		return nil, err
 	}
+	n.cleaner = startOutputCleaner(c, n.outputs, n.member, log)
+	undo = append(undo, n.cleaner.Close)
 	n.engine = router.NewEngine(n.member, n.health)
 	undo = append(undo, func() error { n.engine.Close(); return nil })
 	entrance, err := router.NewEntrance(n.member)
@@ -195,51 +197,6 @@ func (w *workerCluster) Leads(partition int, epoch uint64) bool {
 func (w *workerCluster) Leader(partition int) string {
 	l, _ := w.member.Leader(partition)
 	return string(l.Node)
-}
-
-// clusterOutputs is where the output of the cluster is, for package query. Until join only this node is known: no
-// request is answered before.
-type clusterOutputs struct {
-	self   string
-	joined atomic.Pointer[joinedCluster]
-}
-
-// joinedCluster is the cluster that a node has joined.
-type joinedCluster struct {
-	workers *fleet.Fleet
-	member  *cluster.Member
-}
-
-var _ query.ClusterOutputs = (*clusterOutputs)(nil)
-
-func (o *clusterOutputs) join(workers *fleet.Fleet, member *cluster.Member) {
-	o.joined.Store(&joinedCluster{workers, member})
-}
-
-func (o *clusterOutputs) Self() string { return o.self }
-
-func (o *clusterOutputs) Nodes() (names []string) {
-	c := o.joined.Load()
-	if c == nil {
-		return []string{o.self}
-	}
-	for _, n := range c.member.Nodes() {
-		names = append(names, n.Name)
-	}
-	return names
-}
-
-// OpenOutput opens output of another node. Records tell the names of nodes: a node that has replaced another one
-// answers for it that the output is lost.
-func (o *clusterOutputs) OpenOutput(node string, id outputs.ID, out messages.Output) (outputs.Section, error) {
-	if c := o.joined.Load(); c != nil {
-		for _, n := range c.member.Nodes() {
-			if n.Name == node {
-				return c.workers.OpenOutput(string(n.ID), id, out)
-			}
-		}
-	}
-	return nil, &messages.Error{Code: messages.Unavailable, Text: "the node is not known here"}
 }
 
 // openCredentials reads the certificate of the node. A mistake in the files is one of the user.
@@ -302,6 +259,7 @@ func (n *node) Close(ctx context.Context) error { return n.shutDown(ctx, n.proce
 //
 //	leaderships   first, while requests are served: they go on at the next leader, and callers see a pause
 //	requests      before the member: forwarded ones use its port, and handlers its engines
+//	cleaner       before the member and the outputs, which it uses
 //	member        before the processes and the outputs, which its engines use
 //	data folder   last, because of its lock
 //
@@ -317,6 +275,7 @@ func (n *node) shutDown(ctx context.Context, endProcesses func() error) error {
 	n.engine.Close()
 	return errors.Join(
 		served,
+		n.cleaner.Close(),
 		wrapClose("member", n.member.Close()),
 		wrapClose("processes", endProcesses()),
 		wrapClose("outputs", n.outputs.Close()),

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -263,6 +264,50 @@ func TestSecondCopyOfOutput(t *testing.T) {
 			strings.Contains(err.Error(), "node "+ran.name+": the output was lost with the former data folder") &&
 			strings.Contains(err.Error(), "node "+copied.name+": the node does not answer")
 	})
+}
+
+// TestOutputOfDeletedRunsIsRemoved proves that all nodes remove the output of a run that was deleted, also one
+// that was down at the time.
+func TestOutputOfDeletedRunsIsRemoved(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, "--retain-runs", "1")
+	ran, follows := c.leader(c.nodes[0])
+	run, release := printingTask(t, c.client(follows))
+	release()
+	if _, err := c.client(follows).Wait(t.Context(), run, client.WaitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	at := slices.IndexFunc(c.nodes, func(n *clusterNode) bool { return n != ran && n.outputFile(run) != "" })
+	if at < 0 || ran.outputFile(run) == "" {
+		t.Fatal("the output has no two copies")
+	}
+	copied := c.nodes[at]
+	copied.server.Kill()
+	copied.server = nil
+	var last uint64
+	for range 2 {
+		var err error
+		if last, err = c.client(ran).Submit(t.Context(), []byte(`{"tasks":{"a":{"job":{"command":["seq","20000"]}}}}`), client.SubmitOptions{}); err == nil {
+			_, err = c.client(ran).Wait(t.Context(), last, client.WaitOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	e2etest.Eventually(t, "the run is deleted", func() bool {
+		_, err := c.client(ran).Summary(t.Context(), run)
+		return errors.Is(err, client.ErrNotFound)
+	})
+	if copied.outputFile(run) == "" {
+		t.Error("the file of a node that is down is gone")
+	}
+	c.restart(copied)
+	for _, n := range []*clusterNode{ran, copied} {
+		e2etest.Eventually(t, n.name+" removes the output", func() bool { return n.outputFile(run) == "" })
+	}
+	if ran.outputFile(last) == "" {
+		t.Error("the output of a run that exists is removed")
+	}
 }
 
 // TestOutputOfALostNode proves that a reader is told which node has the only copy of the output, while that is
