@@ -152,7 +152,7 @@ func TestTransferThatHangs(t *testing.T) {
 	c := newCluster(t, 3, settings)
 	const attempts = 15
 	for range attempts {
-		if leader := c.hangTransfer(); leader.group.Status().Stalls.Transfer > 0 {
+		if leader, isLed := c.hangTransfer(); isLed && leader.group.Status().Stalls.Transfer > 0 {
 			c.converge()
 			return
 		}
@@ -160,14 +160,18 @@ func TestTransferThatHangs(t *testing.T) {
 	t.Errorf("no transfer hung in %d attempts: has the library been repaired?", attempts)
 }
 
-// hangTransfer makes the leader lose its leadership during a transfer and win it again, and proposes.
-func (c *cluster) hangTransfer() *replica {
+// hangTransfer makes the leader lose its leadership during a transfer and win it again, and proposes. It
+// returns false when the leader has lost its leadership before.
+func (c *cluster) hangTransfer() (leader *replica, isLed bool) {
 	c.t.Helper()
 	leader, epoch := c.lead()
 	target := c.followers(leader)[0]
 	c.network.Cut(leader.id, target.id)
 	for range 4 { // the follower lacks entries, and the library waits in a request to it
-		c.put(leader, epoch, "before", "x")
+		if _, err := leader.group.Propose(epoch, []byte("before=x\n")); err != nil {
+			c.network.HealAll()
+			return leader, false
+		}
 	}
 	for transfers := 0; transfers < 2; {
 		switch err := leader.group.Transfer(c.t.Context(), target.id); {
@@ -175,6 +179,9 @@ func (c *cluster) hangTransfer() *replica {
 			c.t.Fatal("a transfer to a follower that is cut off succeeds")
 		case strings.Contains(err.Error(), "timeout"):
 			transfers++ // not those that are refused because the first one is still ending
+		case !leader.leadsIn(epoch):
+			c.network.HealAll()
+			return leader, false
 		}
 	}
 	c.network.Isolate(leader.id, c.ids()...)
@@ -191,9 +198,12 @@ func (c *cluster) hangTransfer() *replica {
 		}
 		return leader.group.Status().Leads
 	})
-	next, later := c.lead()
-	c.put(next, later, "after", "x")
-	return leader
+	testenv.RepeatWithin(c.t, patience, "a leader accepts proposals", func() bool {
+		next, later := c.lead()
+		_, err := next.group.Propose(later, []byte("after=x\n"))
+		return err == nil
+	})
+	return leader, true
 }
 
 // TestFollowerCatchesUpWhileTheLogIsTrimmed is the fifth kind: a follower needs long for a snapshot,
