@@ -76,9 +76,11 @@ func DefaultSettings() Settings {
 const (
 	// maxAppendEntries bounds the entries of one request, and those that the leader writes by one sync.
 	maxAppendEntries = 64
-	// commitInterval is how often an idle leader tells the followers the commit index (once to twice
-	// as long).
-	commitInterval = 50 * time.Millisecond
+	// commitInterval is how often an idle leader tells the followers the commit index (once to twice as
+	// long). Nothing waits for it but the rows of followers, after the last entry of a burst: further entries
+	// carry the index, and a next leader applies what is left. Each message wakes both nodes for each
+	// partition and follower. With 50 ms a node with 6 partitions used 1.4 times the processor time at rest.
+	commitInterval = 200 * time.Millisecond
 	// poolSize is how many idle connections the library keeps to each member: for heartbeats, votes.
 	poolSize = 3
 	// never is an interval for what the library shall not do by itself.
