@@ -193,6 +193,22 @@ func (f *folder) readIdentity(name string) (*identity, error) {
 	return &id, nil
 }
 
+// FixedPartitions returns the number of partitions of the cluster that a folder of a member is part of, or
+// that its seed was made for; 0 = the number is open. It needs no lock, and reports no damage but that of the files
+// which it reads.
+func FixedPartitions(fsys vfs.FS, path string) (int, error) {
+	var id identity
+	err := readJSON(fsys, filepath.Join(path, identityFile), &id)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return id.Partitions, err
+	}
+	seed, err := ReadSeed(fsys, path)
+	if err != nil || seed == nil {
+		return 0, err
+	}
+	return len(seed.Partitions), nil
+}
+
 func (f *folder) newIdentity(name string) (*identity, error) {
 	seed, err := ReadSeed(f.fsys, f.path)
 	if err == nil && seed != nil {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -35,5 +36,34 @@ func TestFoldersAreDurableFromAbove(t *testing.T) {
 		if !slices.Equal(synced, want) {
 			t.Errorf("the folders %v were synced, not %v", synced, want)
 		}
+	}
+}
+
+// TestFixedPartitions: a new folder leaves the number of partitions open, one of a cluster has it.
+func TestFixedPartitions(t *testing.T) {
+	expect := func(path string, want int) {
+		t.Helper()
+		if got, err := FixedPartitions(vfs.OS{}, path); got != want || err != nil {
+			t.Errorf("%d partitions, %v, not %d", got, err, want)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "data")
+	expect(path, 0)
+	f, id, err := openFolder(vfs.OS{}, path, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	expect(path, 0)
+	id.Cluster, id.Partitions = "ab", 3
+	if err := f.writeIdentity(id); err != nil {
+		t.Fatal(err)
+	}
+	expect(path, 3)
+	if err := os.WriteFile(filepath.Join(path, identityFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := FixedPartitions(vfs.OS{}, path); err == nil {
+		t.Error("a damaged file has a number of partitions")
 	}
 }

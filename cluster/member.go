@@ -23,6 +23,10 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
+// DefaultPartitions is the number of partitions that suits most clusters: each of three nodes leads two, and
+// those of a lost one go to both others. More cost processor time at rest and memory.
+const DefaultPartitions = 6
+
 // Config describes a member of a cluster. Name, Nodes, Partitions, Dir, Listener, Engine and Fatal are
 // required, and Credentials for a listener on a network.
 type Config struct {
@@ -30,7 +34,7 @@ type Config struct {
 	// Nodes lists the first nodes of the cluster, the same on each of them. Later it says where they are:
 	// a node may change its address.
 	Nodes      []NodeAddress
-	Partitions int // fixed when the cluster is formed
+	Partitions int // fixed when the cluster is formed: see FixedPartitions
 	// Replace lets a node with an empty folder take the place of the former node of its name, which has lost
 	// its folder and does not run any more. Without an effect on a folder that is in use.
 	Replace bool

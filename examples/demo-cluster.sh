@@ -1,10 +1,11 @@
 #!/bin/sh
 # Shows a cluster on this machine: an authority and three nodes with certificates, a run of many tasks, and
-# the loss of the node that leads, with its folder, in the middle of the run. The other two finish it.
+# the loss of the node that leads it, with its folder, in the middle of the run. The other two finish it.
 # Nothing is left. `make demo-cluster` builds the binary and calls this; the argument is the binary.
 set -eu
 caravan=${1:-bin/caravan}
 tasks=200
+partitions=6 # the default of a cluster; run r is of partition r modulo 6
 
 dir=$(mktemp -d)
 nodes="n1 n2 n3"
@@ -62,13 +63,6 @@ export CARAVAN_SERVER
 echo
 echo "\$ caravan cluster status"
 "$caravan" cluster status
-leader=$("$caravan" cluster status | sed -n 's/^0  *\(n[0-9]*\) .*/\1/p')
-for node in $nodes; do # a node that stays
-	if [ "$node" != "$leader" ]; then
-		await_ready $node
-		CARAVAN_SERVER=http://$address
-	fi
-done
 
 echo
 echo "\$ caravan submit fan-out.json    # $tasks tasks, then one"
@@ -88,8 +82,15 @@ echo "$run"
 completed() { "$caravan" get "$run" --state COMPLETED --limit 0 | sed -n 's/^\(part_[0-9]*\) .*/\1/p'; }
 until [ "$(completed | wc -l)" -ge 20 ]; do sleep 0.1; done
 
+leader=$("$caravan" cluster status | sed -n "s/^$((run % partitions))  *\(n[0-9]*\) .*/\1/p")
+for node in $nodes; do # a node that stays
+	if [ "$node" != "$leader" ]; then
+		await_ready $node
+		CARAVAN_SERVER=http://$address
+	fi
+done
 echo
-echo "The machine of $leader, which leads, is lost: kill -9, and its folder is removed."
+echo "The machine of $leader, which leads the run, is lost: kill -9, and its folder is removed."
 kill -9 "$(cat "$dir/$leader/pid")"
 kill_workers "$leader"
 rm -rf "$dir/$leader/data"

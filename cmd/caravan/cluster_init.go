@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/caravan-dag/caravan/cluster"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -24,7 +25,7 @@ func (m *Main) clusterInitCommand() *cobra.Command {
 	var resume bool
 	cmd.Flags().StringVar(&from, "from", "", "the data `folder` of the stopped server")
 	cmd.Flags().StringVar(&data, "data", "", "the new `folder`")
-	cmd.Flags().IntVar(&partitions, "partitions", 1, "parts of the runs, each led by one node; fixed from here on")
+	cmd.Flags().IntVar(&partitions, "partitions", cluster.DefaultPartitions, "parts of the runs, each led by one node; fixed from here on")
 	cmd.Flags().BoolVar(&resume, "resume", false, "let the cluster start tasks, though DATA is paused")
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -54,7 +54,7 @@ type Config struct {
 	Node           string // name of this node of a cluster; "" = a single server. checkNode checks it with the next two
 	Nodes          []cluster.NodeAddress
 	ClusterListen  string // host:port; "" = the node's own address in Nodes
-	Partitions     int    // of a cluster
+	Partitions     int    // of a cluster; 0 = that of the data folder, or cluster.DefaultPartitions
 	WorkerLease    time.Duration
 	LogCopies      int
 	Replace        bool   // take the place of the former node of this name

@@ -26,7 +26,7 @@ func resolveArgs(t testing.TB, env map[string]string, args ...string) (Config, e
 func TestDefaultConfiguration(t *testing.T) {
 	c, err := resolveArgs(t, nil)
 	want := Config{Listen: []string{"127.0.0.1:2503"}, Data: "./caravan-data", CPUMillis: 8000, MemoryBytes: 16000 << 20,
-		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, RetainKeys: 24 * time.Hour, SlurmJobs: 1000, Partitions: 1, WorkerLease: 5 * time.Minute, LogCopies: 2, LogLevel: slog.LevelInfo, LogFormat: "text"}
+		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, RetainKeys: 24 * time.Hour, SlurmJobs: 1000, WorkerLease: 5 * time.Minute, LogCopies: 2, LogLevel: slog.LevelInfo, LogFormat: "text"}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v, %v, want %+v", c, err, want)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/clustertls"
 	"github.com/caravan-dag/caravan/internal/datafolder"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // node is the server of one node of a cluster: a data folder with the replicas of the node, and the HTTP
@@ -83,6 +84,11 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 		return nil, err
 	}
 	undo = append(undo, n.folder.Close)
+	if c.Partitions == 0 {
+		if c.Partitions, err = partitionsOf(files, n.folder); err != nil {
+			return nil, err
+		}
+	}
 	limits, garbage := limitsOf(c), newGCTuner(c.HeapFloor)
 	door, directory := &startingEngine{}, &startingCluster{partitions: uint64(c.Partitions)}
 	web := httpConfig(c, limits, registry, garbage, log)
@@ -157,6 +163,16 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	door.setEngine(n.engine)
 	go n.serveNodes(entrance)
 	return n, nil
+}
+
+// partitionsOf returns the number of partitions of a node that was not told one: the number that its folder
+// has, or that of a new cluster.
+func partitionsOf(files vfs.FS, f *datafolder.Folder) (int, error) {
+	n, err := cluster.FixedPartitions(files, f.Cluster())
+	if err == nil && n == 0 {
+		n = cluster.DefaultPartitions
+	}
+	return n, err
 }
 
 // nodeWorkerConfig returns the configuration of workers that leaders on all nodes use.

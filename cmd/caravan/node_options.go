@@ -11,6 +11,7 @@ import (
 	"github.com/caravan-dag/caravan/cluster"
 	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/internal/clustertls"
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // minNodes is the smallest number of nodes with which a cluster begins. Two nodes stop when one of them
@@ -97,6 +98,14 @@ func parseNodeName(s string) (string, error) {
 		return "", nil
 	}
 	return s, clustertls.CheckName(s)
+}
+
+// parsePartitions parses a number of partitions. "" is 0: that of the data folder, or of a new cluster.
+func parsePartitions(s string) (int, error) {
+	if s == "" {
+		return 0, nil
+	}
+	return parseCount(s, 1, messages.MaxPartitions)
 }
 
 // checkNode checks the options of a node against each other. Its errors are usage errors.

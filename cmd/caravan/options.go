@@ -14,8 +14,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/pflag"
 
+	"github.com/caravan-dag/caravan/cluster"
 	"github.com/caravan-dag/caravan/http/access"
-	"github.com/caravan-dag/caravan/messages"
 )
 
 // option is one configurable setting. It has the same name everywhere: --kill-grace,
@@ -109,11 +109,8 @@ func serverOptions(hw machine) []option {
 			func(c *Config, s string) (err error) { c.Nodes, err = parseNodes(s); return err }, false},
 		{"cluster-listen", "address", "address to listen on for other nodes, host:port; default: this node's in --cluster", "",
 			func(c *Config, s string) (err error) { c.ClusterListen, err = parseClusterListen(s); return err }, false},
-		{"partitions", "number", "parts of the runs of a cluster, each led by one node; fixed by the first start", "1",
-			func(c *Config, s string) (err error) {
-				c.Partitions, err = parseCount(s, 1, messages.MaxPartitions)
-				return err
-			}, false},
+		{"partitions", "number", fmt.Sprintf("parts of the runs of a cluster, each led by one node; fixed by the first start; default: %d for a new cluster", cluster.DefaultPartitions), "",
+			func(c *Config, s string) (err error) { c.Partitions, err = parsePartitions(s); return err }, false},
 		{"worker-lease", "duration", "how long tasks of a cluster run without a leader; the same on each node", "5m",
 			func(c *Config, s string) (err error) { c.WorkerLease, err = parseWorkerLease(s); return err }, false},
 		{"log-copies", "number", "copies of output beyond 4 KiB in a cluster, on different nodes: 1 or 2", "2",

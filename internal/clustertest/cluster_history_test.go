@@ -11,14 +11,19 @@ import (
 	"github.com/caravan-dag/caravan/internal/clustertest/history"
 )
 
-// newMembers makes a cluster of three nodes of the real binary, and starts it.
+// newMembers makes a cluster of three nodes of the real binary, and starts it. In folders it has the partitions
+// of a new cluster. The disks of the nodes have room for the replicas of one.
 func newMembers(t *testing.T, plain bool, seed uint64) *clustertest.Cluster {
 	t.Helper()
 	notInShort(t)
 	c := clustertest.New(t, clustertest.Options{
 		Binary: realBinary(t), PlainFolders: plain, Proxies: plain, Seed: seed,
 		Arguments: func(n *clustertest.Node) []string {
-			return append(n.MemberArguments(), "--cores", "4", "--memory-mb", "4000", "--insecure")
+			arguments := append(n.MemberArguments(), "--cores", "4", "--memory-mb", "4000", "--insecure")
+			if !plain {
+				arguments = append(arguments, "--partitions", "1")
+			}
+			return arguments
 		},
 	})
 	// TODO(leases): a node begins new attempts as soon as it leads, while those of a former leader may go

@@ -313,7 +313,7 @@ func TestServerBecomesACluster(t *testing.T) {
 		t.Errorf("a second time into the same folder: exit %d: %s", code, text)
 	}
 
-	c := prepareCluster(t, "--partitions", "3")
+	c := prepareCluster(t) // they have the number of partitions of the seed
 	for _, n := range c.nodes {
 		if out, err := exec.Command("cp", "-a", seed, n.config.Data).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)

@@ -123,7 +123,7 @@ func printingTask(t *testing.T, api *client.Client) (run uint64, release func())
 // node while others lead: after a planned stop, and after a kill.
 func TestOutputIsReadAtEveryNode(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t)
+	c := startCluster(t, onePartition...)
 	leads, follows := c.leader(c.nodes[0])
 	run, release := printingTask(t, c.client(follows))
 	want := numbers(20000)
@@ -213,7 +213,7 @@ func damageOutput(t *testing.T, name string) {
 // another node has a copy when the task has ended. If the copy is lost as well, the answer says so of each node.
 func TestSecondCopyOfOutput(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t)
+	c := startCluster(t, onePartition...)
 	ran, follows := c.leader(c.nodes[0])
 	run, release := printingTask(t, c.client(follows))
 	release()
@@ -270,7 +270,7 @@ func TestSecondCopyOfOutput(t *testing.T) {
 // that was down at the time.
 func TestOutputOfDeletedRunsIsRemoved(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, "--retain-runs", "1")
+	c := startCluster(t, append(onePartition, "--retain-runs", "1")...)
 	ran, follows := c.leader(c.nodes[0])
 	run, release := printingTask(t, c.client(follows))
 	release()
@@ -314,7 +314,7 @@ func TestOutputOfDeletedRunsIsRemoved(t *testing.T) {
 // down, and that it is lost when the node was replaced.
 func TestOutputOfALostNode(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, "--log-copies", "1")
+	c := startCluster(t, append(onePartition, "--log-copies", "1")...)
 	ran, follows := c.leader(c.nodes[0])
 	run, release := printingTask(t, c.client(follows))
 	release()

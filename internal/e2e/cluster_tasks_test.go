@@ -42,7 +42,7 @@ func waitingTask(t *testing.T, api *client.Client) (run uint64, begun func() []s
 // its node was stopped or killed, and that it has one attempt.
 func TestTasksOutliveChangesOfLeader(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t)
+	c := startCluster(t, onePartition...)
 	ctx := t.Context()
 	leads, follows := c.leader(c.nodes[0])
 	run, begun, release := waitingTask(t, c.client(follows))
@@ -110,7 +110,7 @@ func TestTasksOutliveChangesOfLeader(t *testing.T) {
 func TestTaskOfALostNodeWaitsForItsLease(t *testing.T) {
 	t.Parallel()
 	const lease = 15 * time.Second
-	c := startCluster(t, "--worker-lease", lease.String())
+	c := startCluster(t, append(onePartition, "--worker-lease", lease.String())...)
 	ctx := t.Context()
 	leads, follows := c.leader(c.nodes[0])
 	run, begun, release := waitingTask(t, c.client(follows))

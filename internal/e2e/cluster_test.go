@@ -157,7 +157,7 @@ func (c *testCluster) metrics(n *clusterNode) []byte {
 	return body
 }
 
-// leader returns the node that leads, as another one knows it, and a node that does not.
+// leader returns the node that leads the only partition, as another one knows it, and a node that does not.
 func (c *testCluster) leader(asked *clusterNode) (leads, follows *clusterNode) {
 	c.t.Helper()
 	api := c.client(asked)
@@ -193,11 +193,14 @@ func (c *testCluster) idOf(asked, n *clusterNode) string {
 	return ""
 }
 
+// onePartition is for tests about the node that leads: testCluster.leader finds it.
+var onePartition = []string{"--partitions", "1"}
+
 // TestClusterNode proves with the real binary what docs/cluster.md promises: a planned stop that no caller
 // notices, a crash, a node that lost its folder, and the loss of the majority.
 func TestClusterNode(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t)
+	c := startCluster(t, onePartition...)
 	ctx := t.Context()
 	leads, follows := c.leader(c.nodes[0])
 	api := c.client(follows)
@@ -359,7 +362,7 @@ func TestClusterNode(t *testing.T) {
 // all runs: it is one of the two that go on when the leader is lost, too.
 func TestLostNodeIsReplaced(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t)
+	c := startCluster(t, onePartition...)
 	ctx := t.Context()
 	leads, lost := c.leader(c.nodes[0])
 	api := c.client(leads)
@@ -429,10 +432,25 @@ func TestLostNodeIsReplaced(t *testing.T) {
 }
 
 // TestClusterOfSeveralPartitions proves that each node lists the runs of all partitions and finds each of
-// them, also after the loss of a node, and that the number of partitions is fixed.
+// them, also after the loss of a node, and that the number of partitions is fixed: a node that comes back
+// without the option has that of its folder.
 func TestClusterOfSeveralPartitions(t *testing.T) {
-	t.Parallel()
-	c := startCluster(t, "--partitions", "3")
+	for name, test := range map[string]struct {
+		options    []string
+		partitions int
+	}{
+		"of a new cluster": {nil, 6},
+		"three":            {[]string{"--partitions", "3"}, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testSeveralPartitions(t, test.partitions, test.options...)
+		})
+	}
+}
+
+func testSeveralPartitions(t *testing.T, partitions int, options ...string) {
+	c := startCluster(t, options...)
 	ctx := t.Context()
 	runs := map[uint64]bool{}
 	parts := map[uint64]bool{}
@@ -441,7 +459,7 @@ func TestClusterOfSeveralPartitions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		runs[run], parts[run%3] = true, true
+		runs[run], parts[run%uint64(partitions)] = true, true
 	}
 	if len(runs) != 12 || len(parts) < 2 {
 		t.Errorf("runs %v are in partitions %v", runs, parts)
@@ -480,17 +498,27 @@ func TestClusterOfSeveralPartitions(t *testing.T) {
 		e2etest.Eventually(t, "all partitions have a leader", func() bool { return c.client(n).Ready(ctx) == nil })
 		checkAll(n)
 	}
-	other := c.nodes[0].config
-	other.Args = append(other.Args[:len(other.Args)-1:len(other.Args)-1], "4")
+	back := c.nodes[0]
+	back.server = nil
+	back.config.Args = back.config.Args[:len(back.config.Args)-len(options)]
+	other := back.config
+	other.Args = append(slices.Clip(other.Args), "--partitions", "4")
 	s, err := testenv.Launch(other)
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-s.Ended()
-	if !strings.Contains(s.Log(), "has 3 partitions, not 4") || s.ExitCode() != 1 {
+	if !strings.Contains(s.Log(), fmt.Sprintf("has %d partitions, not 4", partitions)) || s.ExitCode() != 1 {
 		t.Errorf("exit %d: %s", s.ExitCode(), s.Log())
 	}
-	c.nodes[0].server = nil
+	c.launch(back)
+	if err := back.server.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	checkAll(back)
+	if found, err := c.client(back).Cluster(ctx); err != nil || len(found.Partitions) != partitions {
+		t.Errorf("without the option: %+v, %v", found, err)
+	}
 }
 
 // TestFirstStartWaitsForAllNodes proves that a node of a new cluster answers 503 until the others start,

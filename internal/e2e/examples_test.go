@@ -104,7 +104,7 @@ func TestDemo(t *testing.T) {
 // folder.
 func TestDemoCluster(t *testing.T) {
 	t.Parallel()
-	runDemo(t, "demo-cluster.sh", "which leads, is lost", "201 COMPLETED", "The fan-out has 200 COMPLETED tasks of 200, each once.")
+	runDemo(t, "demo-cluster.sh", "which leads the run, is lost", "201 COMPLETED", "The fan-out has 200 COMPLETED tasks of 200, each once.")
 }
 
 // runDemo runs a script of the examples. It must succeed, print all of want, and leave no process or file.
