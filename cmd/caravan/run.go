@@ -67,7 +67,7 @@ func (m *Main) runCommand() *cobra.Command {
 	// pause then have no effect, and those about runs hold for this server, too.
 	own := slices.DeleteFunc(slices.Clone(all), func(o option) bool {
 		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "retain-keys", "allow-host", "cors-origin",
-			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log", "node", "cluster", "cluster-listen", "partitions", "worker-lease", "replace", "tls-dir"}, o.name)
+			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log", "node", "cluster", "cluster-listen", "partitions", "worker-lease", "log-copies", "replace", "tls-dir"}, o.name)
 	})
 	addOptionFlags(cmd.Flags(), own)
 	completeOptions(cmd)
