@@ -268,12 +268,6 @@ func TestClusterNode(t *testing.T) {
 	if err := first.server.AwaitReady(); err != nil {
 		t.Fatal(err)
 	}
-	if backup, err := api.Backup(ctx); !errors.Is(err, client.ErrNotFound) {
-		if err == nil {
-			backup.Close()
-		}
-		t.Errorf("a backup of a node: %v", err)
-	}
 
 	// A crash with the loss of the folder: the others go on, and the node is refused.
 	lost := leads
