@@ -47,7 +47,8 @@
 //
 // Nodes read the output of ended attempts from each other over the same connections (output.go). Each agent
 // serves the output files of its machine to all nodes, whoever leads. The end of an attempt with output in files
-// is held back until another node has a copy (copies.go).
+// is held back until another node has a copy (copies.go). A request with a field that no node sends is refused, and
+// a panic ends its call alone (recover.go), except in Attach.
 //
 // Reading order: fleet.go, link.go, agent.go; table.go, session.go, report.go; output.go, copies.go.
 package fleet

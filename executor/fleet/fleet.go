@@ -139,7 +139,7 @@ func (f *Fleet) Join(c Cluster) error {
 	}
 	f.agent.setNode(c.Self())
 	f.agent.setReplaces(c.Replaces())
-	server := workerpb.NewServer(f.agent)
+	server := workerpb.NewServer(f.agent, recoverPanics(f.log)...)
 	workerpb.RegisterOutputsServer(server, &outputServer{store: f.config.Outputs, name: f.config.Name})
 	f.mu.Lock()
 	f.cluster, f.server = c, server

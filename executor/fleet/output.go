@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"sync/atomic"
 	"time"
@@ -28,8 +30,48 @@ type outputServer struct {
 // maxOutputRead bounds a part of a reply, in bytes: some blocks of a section, which are verified as a whole.
 const maxOutputRead = 256 << 10
 
+// checkRequest returns an error of the kind InvalidArgument for a request that no node makes.
+func checkRequest(request *workerpb.OutputRequest) error {
+	out := request.Output.ToOutput()
+	err := outputs.CheckOutput(&out)
+	switch {
+	case request.Attempt == 0:
+		err = errNoAttempt
+	case request.From < 0:
+		err = fmt.Errorf("a part begins at %d", request.From)
+	}
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "read of output: %v", err)
+	}
+	return nil
+}
+
+// checkCopy is checkRequest for the beginning of a copy.
+func checkCopy(open *workerpb.KeepOpen) error {
+	var err error
+	switch {
+	case open == nil:
+		err = errors.New("the first request has no beginning")
+	case open.Attempt == 0:
+		err = errNoAttempt
+	case open.Stdout < 0 || open.Stderr < 0 || open.Stdout > outputs.MaxKept || open.Stderr > outputs.MaxKept:
+		err = fmt.Errorf("sizes of %d and %d bytes", open.Stdout, open.Stderr)
+	case open.Stdout+open.Stderr == 0:
+		err = errors.New("there is nothing to copy")
+	}
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "copy of output: %v", err)
+	}
+	return nil
+}
+
+var errNoAttempt = errors.New("attempts are numbered from 1")
+
 // Read implements workerpb.OutputsServer.
 func (o *outputServer) Read(_ context.Context, request *workerpb.OutputRequest) (*workerpb.OutputReply, error) {
+	if err := checkRequest(request); err != nil {
+		return nil, err
+	}
 	id := outputs.ID{Key: workerpb.KeyOf(request)}
 	if request.Stderr {
 		id.Stream = messages.Stderr
@@ -57,8 +99,8 @@ func (o *outputServer) Keep(stream grpc.ClientStreamingServer[workerpb.KeepReque
 		return err
 	}
 	open := first.Open
-	if open == nil || open.Stdout < 0 || open.Stderr < 0 || open.Stdout+open.Stderr <= 0 {
-		return status.Error(codes.InvalidArgument, "the copy of an output has no valid beginning")
+	if err := checkCopy(open); err != nil {
+		return err
 	}
 	body := &keptBody{stream: stream}
 	var parts []outputs.Part
@@ -166,6 +208,9 @@ func (s *remoteSection) ask(request *workerpb.OutputRequest) (*workerpb.OutputRe
 	ctx, cancel := context.WithTimeout(s.ctx, s.limit)
 	defer cancel()
 	reply, err := s.client.Read(ctx, request)
+	if status.Code(err) == codes.InvalidArgument {
+		return nil, &messages.Error{Code: messages.Internal, Text: "the node refuses the request: " + status.Convert(err).Message()}
+	}
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded {
 			s.silence.begin(s.limit)

@@ -12,10 +12,10 @@ const (
 )
 
 // NewServer returns a gRPC server that hands its streams to w.
-func NewServer(w WorkerServer) *grpc.Server {
-	s := grpc.NewServer(grpc.ForceServerCodecV2(codec{}), grpc.MaxRecvMsgSize(MaxFrame), grpc.MaxSendMsgSize(MaxFrame),
+func NewServer(w WorkerServer, options ...grpc.ServerOption) *grpc.Server {
+	s := grpc.NewServer(append([]grpc.ServerOption{grpc.ForceServerCodecV2(codec{}), grpc.MaxRecvMsgSize(MaxFrame), grpc.MaxSendMsgSize(MaxFrame),
 		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
-		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize))
+		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize)}, options...)...)
 	RegisterWorkerServer(s, w)
 	return s
 }

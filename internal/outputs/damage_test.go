@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -310,5 +311,39 @@ func TestVerifyReportsUnreadableFiles(t *testing.T) {
 				t.Errorf("%v, %v", found, err)
 			}
 		})
+	}
+}
+
+// TestOffsetsAndSizesAreChecked: a negative offset or size is an error. It is not damage, and changes nothing.
+func TestOffsetsAndSizesAreChecked(t *testing.T) {
+	s := open(t)
+	id := one(1)
+	for _, length := range []int64{-1, MaxKept + 1, math.MaxInt64} {
+		if offsets, err := s.Append(id.Key, Part{Body: strings.NewReader("text"), Length: length}); err == nil {
+			t.Errorf("%d bytes were stored at %d", length, offsets)
+		}
+	}
+	if s.Has(id, messages.Output{Size: 4, Head: 4}) {
+		t.Error("an append that was refused made a file")
+	}
+	offsets, err := s.Append(id.Key, Part{Body: strings.NewReader("text"), Length: 4})
+	if err != nil || offsets[0] != 0 {
+		t.Fatal(offsets, err)
+	}
+	section, err := s.OpenSection(id, messages.Output{Size: 4, Head: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer section.Close()
+	for _, off := range []int64{-1, -100000, math.MinInt64} {
+		if n, err := section.ReadAt(make([]byte, 4), off); n != 0 || err == nil || err == io.EOF {
+			t.Errorf("a read at %d: %d bytes, %v", off, n, err)
+		}
+		if err := section.Verify(off); err == nil {
+			t.Errorf("a section is whole from %d on", off)
+		}
+	}
+	if err := s.Damaged(); err != nil {
+		t.Error(err)
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Section reads the kept bytes of an ended attempt's stream, which it counts from 0. It is for one reader at a
-// time.
+// time. A negative offset is an error.
 type Section interface {
 	io.ReaderAt
 	// Verify verifies all bytes from an offset on, and returns the first damage.
@@ -38,6 +38,31 @@ type inlineSection struct{ *bytes.Reader }
 
 func (inlineSection) Verify(int64) error { return nil }
 func (inlineSection) Close() error       { return nil }
+
+// errNegativeOffset is the error of a read, or of a record, that no caller without a mistake makes.
+var errNegativeOffset = errors.New("negative offset")
+
+// MaxKept bounds the kept bytes of a stream. It is far above what a disk takes, and sums of a few sizes do not
+// overflow.
+const MaxKept = 1 << 50
+
+// CheckOutput returns an error if no store can have the kept bytes of an output in a file: it is of use for an
+// output that another machine names.
+func CheckOutput(out *messages.Output) error {
+	switch {
+	case out.Size < 0 || out.Head < 0 || out.Tail < 0:
+		return errors.New("an output has a negative size")
+	case out.Offset < 0:
+		return errNegativeOffset
+	case out.Head > MaxKept || out.Tail > MaxKept || out.Offset > MaxKept:
+		return fmt.Errorf("an output has more than %d bytes, or an offset above that", int64(MaxKept))
+	case out.Head+out.Tail > out.Size:
+		return fmt.Errorf("an output of %d bytes has kept %d", out.Size, out.Head+out.Tail)
+	case !IsInFile(out):
+		return errors.New("an output has no bytes in a file")
+	}
+	return nil
+}
 
 // IsInFile reports whether the kept bytes of a stream are in an output file: there are some, and the record
 // itself does not have them.
@@ -151,6 +176,9 @@ func (r *sectionReader) damageError(at int64, reason string) error {
 
 // ReadAt implements io.ReaderAt. off counts the kept bytes.
 func (r *sectionReader) ReadAt(p []byte, off int64) (n int, err error) {
+	if off < 0 {
+		return 0, errNegativeOffset
+	}
 	for n < len(p) && off < r.length {
 		number := off / blockBytes
 		if err := r.loadBlock(number); err != nil {
@@ -218,6 +246,9 @@ func (r *sectionReader) Close() error {
 
 // Verify implements Section: it verifies the blocks from the one with that byte.
 func (r *sectionReader) Verify(from int64) error {
+	if from < 0 {
+		return errNegativeOffset
+	}
 	for number := from / blockBytes; number*blockBytes < r.length; number++ {
 		if err := r.loadBlock(number); err != nil {
 			return err

@@ -107,11 +107,15 @@ type Part struct {
 // Append writes parts of an attempt's output to the run's file and returns their offsets
 // (messages.Output.Offset). The parts are durable when it returns, including the name of a new
 // file. Appends run concurrently, also those to the same file. A part shorter than its length is an
-// error, a longer one is truncated, so that appends never overlap.
+// error, a longer one is truncated, so that appends never overlap. A length that is negative or above MaxKept is
+// an error, and changes no file.
 func (s *Store) Append(key messages.AttemptKey, parts ...Part) (offsets []int64, err error) {
 	total := int64(0)
 	offsets = make([]int64, len(parts))
 	for i, p := range parts {
+		if p.Length < 0 || p.Length > MaxKept {
+			return nil, fmt.Errorf("output of run %d: a part of %d bytes", key.Run, p.Length)
+		}
 		offsets[i] = total
 		total += sectionBytes(p.Length)
 	}

@@ -1,0 +1,155 @@
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"math"
+	"net"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// outputsClient returns a client of the Outputs service of a node.
+func outputsClient(t *testing.T, dial func(context.Context) (net.Conn, error)) workerpb.OutputsClient {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///node", append(workerpb.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return workerpb.NewOutputsClient(conn)
+}
+
+// keep sends the beginning of a copy with its bytes, and returns the answer.
+func keep(t *testing.T, client workerpb.OutputsClient, open *workerpb.KeepOpen, data []byte) (*workerpb.KeepReply, error) {
+	t.Helper()
+	stream, err := client.Keep(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = stream.Send(&workerpb.KeepRequest{Open: open}) // the answer says why it fails
+	_ = stream.Send(&workerpb.KeepRequest{Data: data})
+	return stream.CloseAndRecv()
+}
+
+// TestOutputRequestsAreChecked: a request of the Outputs service with a field that no node sends is refused. It does
+// not end the process, counts as no damage, and makes no file.
+func TestOutputRequestsAreChecked(t *testing.T) {
+	a := newTestCluster(t, "a").nodes[0]
+	client := outputsClient(t, func(ctx context.Context) (net.Conn, error) { return a.Dial(ctx, "a") })
+	offsets, err := a.outputs.Append(testKey(1), outputs.Part{Body: strings.NewReader("some text"), Length: 9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	valid := func() *workerpb.OutputRequest {
+		return &workerpb.OutputRequest{Run: uint64(testRun), Task: 1, Attempt: 1, Output: &workerpb.Output{Size: 9, Head: 5, Tail: 4, Offset: offsets[0]}, From: 5, Length: 100}
+	}
+	if reply, err := client.Read(t.Context(), valid()); err != nil || string(reply.Data) != "text" {
+		t.Fatalf("%v, %v", reply, err)
+	}
+	beyond := valid()
+	beyond.From = math.MaxInt64
+	if reply, err := client.Read(t.Context(), beyond); err != nil || len(reply.Data) != 0 || reply.Error != nil {
+		t.Errorf("beyond the end: %v, %v", reply, err)
+	}
+	for what, spoil := range map[string]func(*workerpb.OutputRequest){
+		"no attempt":         func(r *workerpb.OutputRequest) { r.Attempt = 0 },
+		"negative from":      func(r *workerpb.OutputRequest) { r.From = -1 },
+		"verify before it":   func(r *workerpb.OutputRequest) { r.From, r.Verify = -100000, true },
+		"no output":          func(r *workerpb.OutputRequest) { r.Output = nil },
+		"an empty output":    func(r *workerpb.OutputRequest) { r.Output = &workerpb.Output{} },
+		"an inline output":   func(r *workerpb.OutputRequest) { r.Output.Inline = []byte("some text") },
+		"negative size":      func(r *workerpb.OutputRequest) { r.Output.Size = -1 },
+		"negative head":      func(r *workerpb.OutputRequest) { r.Output.Head = -5 },
+		"negative tail":      func(r *workerpb.OutputRequest) { r.Output.Tail = -4 },
+		"negative offset":    func(r *workerpb.OutputRequest) { r.Output.Offset = -1 },
+		"a huge offset":      func(r *workerpb.OutputRequest) { r.Output.Offset = math.MaxInt64 },
+		"more than its size": func(r *workerpb.OutputRequest) { r.Output.Size = 8 },
+		"a sum that wraps": func(r *workerpb.OutputRequest) {
+			r.Output.Size, r.Output.Head, r.Output.Tail = math.MaxInt64, math.MaxInt64, math.MaxInt64
+		},
+	} {
+		request := valid()
+		spoil(request)
+		if reply, err := client.Read(t.Context(), request); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v, %v", what, reply, err)
+		}
+	}
+	for what, open := range map[string]*workerpb.KeepOpen{
+		"no beginning":  nil,
+		"no attempt":    {Run: uint64(testRun + 2), Task: 1, Stdout: 4},
+		"nothing":       {Run: uint64(testRun + 2), Task: 1, Attempt: 1},
+		"negative":      {Run: uint64(testRun + 2), Task: 1, Attempt: 1, Stdout: -1, Stderr: 5},
+		"huge":          {Run: uint64(testRun + 2), Task: 1, Attempt: 1, Stdout: math.MaxInt64},
+		"a sum of zero": {Run: uint64(testRun + 2), Task: 1, Attempt: 1, Stdout: 4, Stderr: -4},
+		"it wraps":      {Run: uint64(testRun + 2), Task: 1, Attempt: 1, Stdout: math.MaxInt64, Stderr: math.MaxInt64},
+	} {
+		if reply, err := keep(t, client, open, []byte("text")); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("a copy with %s: %v, %v", what, reply, err)
+		}
+	}
+	if err := a.outputs.ForEachRun(func(run messages.RunID) error {
+		if run != testRun {
+			t.Errorf("run %d has a file", run)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if err := a.outputs.Damaged(); err != nil {
+		t.Errorf("a request counts as damage: %v", err)
+	}
+	if reply, err := keep(t, client, &workerpb.KeepOpen{Run: uint64(testRun + 2), Task: 1, Attempt: 1, Stdout: 4}, []byte("text")); err != nil || reply.Copy == nil {
+		t.Errorf("a valid copy: %v, %v", reply, err)
+	}
+}
+
+// panickingOutputs is an Outputs service with a mistake.
+type panickingOutputs struct {
+	workerpb.UnimplementedOutputsServer
+}
+
+func (panickingOutputs) Read(context.Context, *workerpb.OutputRequest) (*workerpb.OutputReply, error) {
+	panic("a mistake in Read")
+}
+
+func (panickingOutputs) Keep(grpc.ClientStreamingServer[workerpb.KeepRequest, workerpb.KeepReply]) error {
+	panic("a mistake in Keep")
+}
+
+// TestPanicInACallOfAnotherNode is an error of that call, with the stack in the log, and the process goes on.
+func TestPanicInACallOfAnotherNode(t *testing.T) {
+	var text bytes.Buffer
+	server := workerpb.NewServer(workerpb.UnimplementedWorkerServer{}, recoverPanics(slog.New(slog.NewTextHandler(&text, nil)))...)
+	workerpb.RegisterOutputsServer(server, panickingOutputs{})
+	l := newLocalListener()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	client := outputsClient(t, l.dial)
+	if _, err := client.Read(t.Context(), &workerpb.OutputRequest{}); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "a mistake in Read") {
+		t.Error(err)
+	}
+	if _, err := keep(t, client, nil, nil); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "a mistake in Keep") {
+		t.Error(err)
+	}
+	server.Stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"panickingOutputs.Read", "panickingOutputs.Keep"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("the log lacks the stack with %s: %s", want, text.String())
+		}
+	}
+}
