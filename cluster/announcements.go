@@ -28,7 +28,8 @@ import (
 //	next   the number of the partition's next run. A partition with a lower one goes on from there. So the
 //	       IDs of all partitions ascend with the time of submission, except within some announcePauses
 //	queued the tasks that wait for a slot. Submissions without a key go to short queues (Member.QueuedTasks)
-//	node   is steady while its lines come, and may be given partitions (balance.go); with "stopping":true not
+//	node   is steady while its lines come, and may be given partitions (balance.go); with "stopping":true, as
+//	       it stops or was drained (transfer.go), not
 //
 // Announcements are hints: one that is lost or late, or comes from a leader of a former term, does no harm.
 // So they are not part of a log. Only a cluster of several partitions has an announcer.
@@ -78,6 +79,8 @@ type announcer struct {
 	wait     sync.WaitGroup
 	// isStopping says that this node gives its leaderships away (HandOver).
 	isStopping atomic.Bool
+	// drainedUntil is until when this node takes no leaderships from others (transfer.go). Nil: it takes them.
+	drainedUntil atomic.Pointer[time.Time]
 
 	mu      sync.Mutex // a leaf, of what follows
 	heard   map[raftlog.NodeID]heardNode
@@ -132,7 +135,7 @@ func (a *announcer) keepComposing() {
 // the announcement if it differs.
 func (a *announcer) compose() {
 	m := a.member
-	now := announcement{Node: m.Self(), IsStopping: a.isStopping.Load(), Partitions: []partitionAnnouncement{}}
+	now := announcement{Node: m.Self(), IsStopping: a.isStopping.Load() || a.isDrained(), Partitions: []partitionAnnouncement{}}
 	engines := map[int]Engine{}
 	for p := range m.Partitions() {
 		if engine, _, ok := m.Engine(p); ok {
@@ -170,6 +173,17 @@ func (a *announcer) noteNumber(next uint64) {
 	a.mu.Lock()
 	a.highest = max(a.highest, next)
 	a.mu.Unlock()
+}
+
+// drain makes this node announce for some time that it is stopping. The time 0 ends that.
+func (a *announcer) drain(d time.Duration) {
+	until := time.Now().Add(d)
+	a.drainedUntil.Store(&until)
+}
+
+func (a *announcer) isDrained() bool {
+	until := a.drainedUntil.Load()
+	return until != nil && time.Now().Before(*until)
 }
 
 func (a *announcer) highestNumber() uint64 {

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -25,7 +26,8 @@ import (
 //
 // A move ends the engine of the partition. Tasks that run go on, but those that have a slot and have not
 // started may be lost, and get new attempts. So only a partition at rest moves, one without a running task. A partition that is paused stays as well,
-// because a pause ends with the engine. Under steady load leaders stay where they are.
+// because a pause ends with the engine. Under steady load leaders stay where they are. A partition that an
+// operator has moved stays, too (transfer.go).
 
 const (
 	// steadyTime is how long a node has announced itself before it gets a partition, and how long a
@@ -116,9 +118,11 @@ func (b *balancer) moveOne() bool {
 		ctx, cancel := context.WithTimeout(b.ctx, moveLimit)
 		err := h.moveLead(ctx, to)
 		cancel()
-		if err != nil {
+		switch {
+		case errors.Is(err, errNotLeader): // an election has moved it, or an operator
+		case err != nil:
 			h.logger.Warn("the partition was not moved to the node that it prefers", "to", to, "err", err)
-		} else {
+		default:
 			h.logger.Info("the partition was moved to the node that it prefers", "to", to)
 		}
 		return true
@@ -131,7 +135,7 @@ func (b *balancer) destination(partition int) raftlog.NodeID {
 	m, now := b.member, time.Now()
 	h := m.hosts[partition]
 	l := h.published.Load()
-	if l == nil || m.announcer.isStopping.Load() {
+	if l == nil || m.announcer.isStopping.Load() || m.isLeadHeld(partition) {
 		delete(b.lead, partition)
 		return ""
 	}
@@ -142,11 +146,7 @@ func (b *balancer) destination(partition int) raftlog.NodeID {
 	if pause := b.steady << min(len(b.moves[partition]), 10); now.Sub(b.lead[partition].since) < pause {
 		return ""
 	}
-	var names []string
-	for _, node := range m.config.Nodes {
-		names = append(names, node.Name)
-	}
-	for _, name := range preferredLeaders(partition, names) {
+	for _, name := range preferredLeaders(partition, m.nodeNames()) {
 		if name == m.config.Name {
 			return ""
 		}
@@ -166,23 +166,23 @@ func (b *balancer) destination(partition int) raftlog.NodeID {
 }
 
 // moveLead ends the engine in good order and gives the leadership to another node. If that fails, this node
-// leads on, with another engine.
+// leads on, with another engine. The error is errNotLeader if it has lost the partition before.
 func (h *host) moveLead(ctx context.Context, to raftlog.NodeID) error {
 	l := h.blockEngines()
 	defer h.unblockEngines()
 	if l == nil {
-		return nil // it was lost a moment ago
+		return errNotLeader // it was lost a moment ago
 	}
 	l.retire()
 	select {
 	case <-l.ended:
 	case <-h.ended:
-		return nil
+		return errNotLeader
 	case <-ctx.Done():
 		return fmt.Errorf("the engine did not end: %w", context.Cause(ctx))
 	}
 	if node, _, ok := h.group.Leader(); !ok || node != h.self {
-		return nil
+		return errNotLeader
 	}
 	return h.group.Transfer(ctx, to)
 }

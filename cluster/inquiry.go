@@ -38,13 +38,25 @@ type inquiry struct {
 	Runs []messages.RunID `json:"runs,omitempty"`
 
 	Verdict *PartitionVerdict `json:"verdict,omitempty"`
+	// Node is the next leader in a transferInquiry.
+	Node raftlog.NodeID `json:"node,omitempty"`
+}
+
+// limit bounds the work for an answer.
+func (q *inquiry) limit() time.Duration {
+	if q.Kind == transferInquiry {
+		return moveLimit + inquiryLimit
+	}
+	return inquiryLimit
 }
 
 // inquiryAnswer is the answer: the member of its kind, or the reason why that is missing.
 type inquiryAnswer struct {
 	IsNotLeader bool   `json:"isNotLeader,omitempty"` // the node does not lead the partition, or is not sure to
 	Error       string `json:"error,omitempty"`
-	HasRun      bool   `json:"hasRun,omitempty"`
+	// Code is that of an error for the operator; 0 for others.
+	Code   messages.ErrorCode `json:"code,omitempty"`
+	HasRun bool               `json:"hasRun,omitempty"`
 
 	Deleted []messages.RunID `json:"deleted,omitempty"`
 
@@ -52,6 +64,13 @@ type inquiryAnswer struct {
 	Index    uint64           `json:"index,omitempty"`
 	Replicas []raftlog.NodeID `json:"replicas,omitempty"`
 	Digest   *digestAnswer    `json:"digest,omitempty"`
+
+	// A transferInquiry gets the former and the next leader, a serviceInquiry Serves, and a drainInquiry the
+	// partitions that the node leads.
+	From       raftlog.NodeID `json:"from,omitempty"`
+	Node       raftlog.NodeID `json:"node,omitempty"`
+	Serves     bool           `json:"serves,omitempty"`
+	Partitions []int          `json:"partitions,omitempty"`
 }
 
 const (
@@ -83,14 +102,21 @@ func (m *Member) answerInquiries(listener net.Listener) {
 
 func (m *Member) answerInquiry(conn net.Conn) error {
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(m.port.ctx, inquiryLimit)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer context.AfterFunc(m.port.ctx, func() { conn.Close() })()
+	if err := conn.SetDeadline(time.Now().Add(inquiryLimit)); err != nil {
+		return err
+	}
 	var q inquiry
 	if err := readJSONLine(conn, &q); err != nil {
 		return err
 	}
-	return writeJSONLine(conn, m.answerOf(ctx, &q))
+	ctx, cancel := context.WithTimeout(m.port.ctx, q.limit())
+	defer cancel()
+	a := m.answerOf(ctx, &q)
+	if err := conn.SetDeadline(time.Now().Add(inquiryLimit)); err != nil {
+		return err
+	}
+	return writeJSONLine(conn, a)
 }
 
 // answerOf answers a question, of another node or of this one.
@@ -116,11 +142,23 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 		} else {
 			m.noteVerdict(q.Verdict)
 		}
+	case transferInquiry:
+		a.From = m.Self()
+		a.Node, err = m.transferHere(ctx, q.Partition, q.Node)
+	case holdInquiry:
+		m.holdHere(q.Partition)
+	case serviceInquiry:
+		a.Serves = m.servesHere(q.Partition)
+	case drainInquiry:
+		a.Partitions = m.drainHere()
 	default:
 		err = fmt.Errorf("unknown question %q", q.Kind)
 	}
 	if err != nil {
 		a.IsNotLeader, a.Error = errors.Is(err, errNotLeader), err.Error()
+		if refusal, ok := errors.AsType[*messages.Error](err); ok {
+			a.Code = refusal.Code
+		}
 	}
 	return a
 }
@@ -178,6 +216,8 @@ func (m *Member) ask(ctx context.Context, node raftlog.NodeID, q *inquiry) (a in
 	switch {
 	case a.IsNotLeader:
 		err = fmt.Errorf("node %s: %w", node, errNotLeader)
+	case a.Error != "" && a.Code != messages.Internal:
+		err = &messages.Error{Code: a.Code, Text: a.Error}
 	case a.Error != "":
 		err = fmt.Errorf("node %s: %s", node, a.Error)
 	}
@@ -185,7 +225,7 @@ func (m *Member) ask(ctx context.Context, node raftlog.NodeID, q *inquiry) (a in
 }
 
 func (m *Member) askByPort(ctx context.Context, node raftlog.NodeID, q *inquiry) (a inquiryAnswer, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*inquiryLimit)
+	ctx, cancel := context.WithTimeout(ctx, q.limit()+inquiryLimit)
 	defer cancel()
 	conn, err := m.Dial(ctx, node, inquiryProtocol)
 	if err != nil {
@@ -200,17 +240,19 @@ func (m *Member) askByPort(ctx context.Context, node raftlog.NodeID, q *inquiry)
 }
 
 // askLeader asks the leader of the partition, whichever it is, until one answers, ctx ends or leaderLimit is
-// over.
+// over. An answer that is an error for the operator ends it as well: another attempt would do more than was
+// asked.
 func (m *Member) askLeader(ctx context.Context, q *inquiry) (inquiryAnswer, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, leaderLimit, fmt.Errorf("partition %d has no leader that answers", q.Partition))
+	ctx, cancel := context.WithTimeoutCause(ctx, leaderLimit+q.limit()-inquiryLimit, fmt.Errorf("partition %d has no leader that answers", q.Partition))
 	defer cancel()
 	for {
 		changed := m.Changed()
 		var last error
 		if l, ok := m.Leader(q.Partition); ok {
 			a, err := m.ask(ctx, l.Node, q)
-			if err == nil {
-				return a, nil
+			_, isRefused := errors.AsType[*messages.Error](err)
+			if err == nil || isRefused && q.Kind != runInquiry {
+				return a, err
 			}
 			last = err
 		}

@@ -103,6 +103,8 @@ type Member struct {
 	mu       sync.Mutex // a leaf
 	changes  chan struct{}
 	verdicts map[int]*PartitionVerdict // by partition
+	// heldUntil is until when balance leaves partitions on this node (transfer.go).
+	heldUntil map[int]time.Time
 
 	closeOnce sync.Once
 	closeErr  error
@@ -114,7 +116,7 @@ var _ Directory = (*Member)(nil)
 // cluster, or ctx ends; later ones do not wait for any other node. The error is a *RefusedError when the
 // node cannot be part of the cluster: its folder was lost, or the nodes disagree.
 func Open(ctx context.Context, config Config) (_ *Member, err error) {
-	m := &Member{config: config, changes: make(chan struct{}), verdicts: map[int]*PartitionVerdict{}}
+	m := &Member{config: config, changes: make(chan struct{}), verdicts: map[int]*PartitionVerdict{}, heldUntil: map[int]time.Time{}}
 	c := &m.config
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

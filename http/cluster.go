@@ -39,6 +39,10 @@ type Cluster interface {
 	// Verify compares the replicas of each partition, and returns the results by partition. It takes as long as
 	// the replicas need to read all their rows. An error is that of all partitions.
 	Verify(ctx context.Context) ([]PartitionVerification, error)
+	// Transfer makes a node, given by its name or ID, the leader of a partition, and returns when it serves.
+	// TransferAll does so for all partitions that a node leads. Errors are *messages.Error.
+	Transfer(ctx context.Context, partition uint64, to string) (LeaderTransfer, error)
+	TransferAll(ctx context.Context, from string) ([]LeaderTransfer, error)
 }
 
 // partitionKey is the key of a context's partition.

@@ -34,6 +34,7 @@ const (
 	setServerStatePath = serverStatePath + "/{state}"
 	clusterPath        = "/v1/cluster"
 	verifyPath         = "/v1/cluster/verify"
+	transferPath       = "/v1/cluster/transfer"
 	validatePath       = "/v1/dagrun/validate"
 	runPathPrefix      = "/v1/dagrun/"
 )
@@ -90,6 +91,7 @@ func (s *Server) routes() []route {
 		{"GET", "/healthz", publicRoute, anyNode, noBody, (*Server).healthz},
 		{"GET", clusterPath, access.Read, anyNode, noBody, (*Server).clusterStatus},
 		{"POST", verifyPath, access.Control, anyNode, noBody, (*Server).verifyCluster},
+		{"POST", transferPath, access.Control, anyNode, noBody, (*Server).transferLeaders},
 		{"GET", "/version", access.Read, anyNode, noBody, (*Server).version},
 		{"GET", "/metrics", access.Read, anyNode, noBody, (*Server).showMetrics},
 		{"GET", loginPath, publicRoute, anyNode, noBody, (*Server).loginPage},

@@ -95,6 +95,13 @@ func (d *directory) VerifyReplicas(context.Context) ([]cluster.PartitionVerdict,
 	return []cluster.PartitionVerdict{d.verdict()}, nil
 }
 func (d *directory) Verdict(int) (cluster.PartitionVerdict, bool) { return d.verdict(), true }
+func (d *directory) TransferLead(_ context.Context, p int, to string) (cluster.Transfer, error) {
+	return cluster.Transfer{Partition: p, From: "n1", To: raftlog.NodeID(to), Problem: "none"}, nil
+}
+func (d *directory) TransferAllLeads(ctx context.Context, from string) ([]cluster.Transfer, error) {
+	one, err := d.TransferLead(ctx, 2, "n2")
+	return []cluster.Transfer{one}, err
+}
 func (d *directory) verdict() cluster.PartitionVerdict {
 	return cluster.PartitionVerdict{Index: 12, Replicas: []cluster.ReplicaDigest{{Node: "n1", Digest: "aa", Rows: 3}, {Node: "n2", Digest: "ab", Rows: 3, Differs: true}}}
 }

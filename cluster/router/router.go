@@ -24,6 +24,9 @@ type Member interface {
 	VerifyReplicas(ctx context.Context) ([]cluster.PartitionVerdict, error)
 	// Verdict returns the newest verdict on a partition that this node was told.
 	Verdict(partition int) (cluster.PartitionVerdict, bool)
+	// TransferLead and TransferAllLeads move leaderships for an operator.
+	TransferLead(ctx context.Context, partition int, node string) (cluster.Transfer, error)
+	TransferAllLeads(ctx context.Context, node string) ([]cluster.Transfer, error)
 }
 
 var _ Member = (*cluster.Member)(nil)
@@ -115,4 +118,24 @@ func (r *Router) Verify(ctx context.Context) ([]http.PartitionVerification, erro
 		all = append(all, one)
 	}
 	return all, err
+}
+
+// Transfer makes a node the leader of a partition.
+func (r *Router) Transfer(ctx context.Context, partition uint64, to string) (http.LeaderTransfer, error) {
+	t, err := r.member.TransferLead(ctx, int(partition), to)
+	return leaderTransfer(&t), err
+}
+
+// TransferAll gives the leaderships of a node to others.
+func (r *Router) TransferAll(ctx context.Context, from string) ([]http.LeaderTransfer, error) {
+	found, err := r.member.TransferAllLeads(ctx, from)
+	var all []http.LeaderTransfer
+	for i := range found {
+		all = append(all, leaderTransfer(&found[i]))
+	}
+	return all, err
+}
+
+func leaderTransfer(t *cluster.Transfer) http.LeaderTransfer {
+	return http.LeaderTransfer{Partition: uint64(t.Partition), From: string(t.From), To: string(t.To), Problem: t.Problem}
 }

@@ -14,7 +14,7 @@ import (
 func (m *Main) clusterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cluster",
-		Short: "Show the state of a cluster",
+		Short: "Show and change the state of a cluster",
 		Args:  cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -23,7 +23,8 @@ func (m *Main) clusterCommand() *cobra.Command {
 			return cmd.Help()
 		},
 	}
-	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand(), m.clusterBackupCommand())
+	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand(), m.clusterBackupCommand(),
+		m.clusterTransferCommand())
 	return cmd
 }
 

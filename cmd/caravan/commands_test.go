@@ -54,7 +54,10 @@ func TestCommands(t *testing.T) {
 		"GET /v1/dagrun/0/task/a/log?follow=1&stream=stdout":           "",
 		"POST /v1/cluster/verify": `{"equal":false,"partitions":[{"partition":0,"index":9,"equal":true,"replicas":[{"node":"n1-7","digest":"aa","rows":5},{"node":"n2-1","digest":"aa","rows":5}]},` +
 			`{"partition":1,"index":4,"equal":false,"replicas":[{"node":"n1-7","digest":"0123456789abcdef01","rows":5,"differs":true},{"node":"n2-1","problem":"it is away"}]},{"partition":2,"index":0,"equal":false,"replicas":[],"problem":"no leader"}]}`,
-		"GET /v1/cluster": `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1"},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
+		"POST /v1/cluster/transfer?partition=1&to=n2": `{"transfers":[{"partition":1,"from":"n1-7","to":"n2-1","problem":""}]}`,
+		"POST /v1/cluster/transfer?from=n1":           `{"transfers":[{"partition":0,"from":"n1-7","to":"n2-1","problem":""},{"partition":1,"from":"n1-7","to":"","problem":"nobody is heard"}]}`,
+		"POST /v1/cluster/transfer?partition=0&to=n1": `409 {"error":"node n1 leads partition 0 already"}`,
+		"GET /v1/cluster":                             `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1"},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
 	}
 	for _, tc := range []struct {
 		name string
@@ -115,6 +118,14 @@ func TestCommands(t *testing.T) {
 			"partition 1: entry 4: the replica of n2 was not compared: it is away\n" +
 			"partition 2: no leader\n", "caravan: not all replicas were found equal\n", "POST /v1/cluster/verify"},
 		{"cluster verify as json", "cluster verify -o json --server $", 1, "~\"differs\": true", "~not all replicas", ""},
+		{"cluster transfer", "cluster transfer 1 n2 --server $", 0, "partition 1: n2 leads in place of n1\n", "", "POST /v1/cluster/transfer?partition=1&to=n2"},
+		{"cluster transfer as json", "cluster transfer 1 n2 -o json --server $", 0, "~\"to\": \"n2-1\"", "", ""},
+		{"cluster transfer of all", "cluster transfer --all-from n1 --server $", 1, "" +
+			"partition 0: n2 leads in place of n1\npartition 1: n1 leads on: nobody is heard\n", "caravan: not all leaderships were transferred\n", ""},
+		{"cluster transfer that is refused", "cluster transfer 0 n1 --server $", 1, "", "caravan: node n1 leads partition 0 already\n", ""},
+		{"cluster transfer of what", "cluster transfer n1 --server $", 2, "", "~takes a partition and a node, not 1 argument", ""},
+		{"cluster transfer of none", "cluster transfer x n1 --server $", 2, "", "caravan: invalid partition \"x\": must be a non-negative integer\n", ""},
+		{"cluster transfer of both", "cluster transfer 0 n1 --all-from n1 --server $", 2, "", "~no arguments with --all-from, not 2", ""},
 		{"cluster", "cluster", 0, "~status", "", ""},
 		{"cluster command that is none", "cluster stats", 2, "", "~unknown command \"stats\": did you mean status?", ""},
 		{"cluster status of nobody", "cluster status --server NOWHERE", 7, "", "~no server answers", ""},

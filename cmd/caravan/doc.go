@@ -30,6 +30,7 @@
 //	cluster backup -   the backup                           -
 //	cluster init       -                                    -
 //	cluster verify     a line per partition or replica      POST /v1/cluster/verify
+//	cluster transfer   a line per partition                 the transfers of POST /v1/cluster/transfer
 //	cluster status     facts, then two tables               GET /v1/cluster
 //	token new          the secret                           -
 //	tls init, node, …  -                                    -

@@ -370,6 +370,22 @@ func (s *startingCluster) Verify(ctx context.Context) ([]http.PartitionVerificat
 	return nil, errStarting
 }
 
+// Transfer moves the leadership of a partition.
+func (s *startingCluster) Transfer(ctx context.Context, partition uint64, to string) (http.LeaderTransfer, error) {
+	if r := s.router.Load(); r != nil {
+		return r.Transfer(ctx, partition, to)
+	}
+	return http.LeaderTransfer{}, errStarting
+}
+
+// TransferAll moves the leaderships of a node.
+func (s *startingCluster) TransferAll(ctx context.Context, from string) ([]http.LeaderTransfer, error) {
+	if r := s.router.Load(); r != nil {
+		return r.TransferAll(ctx, from)
+	}
+	return nil, errStarting
+}
+
 // Status returns the cluster as this node sees it; an empty one while the node has not joined.
 func (s *startingCluster) Status(ctx context.Context) http.ClusterStatus {
 	if r := s.router.Load(); r != nil {

@@ -1,0 +1,295 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// An operator moves the leadership of a partition with TransferLead, and all those of a node with
+// TransferAllLeads. Unlike the moves of balance.go these come at once, also while tasks run: they go on under
+// their lease. Balance does not undo them:
+//
+//	after TransferLead      the next leader holds the partition for holdTime: it gives it to no other node
+//	after TransferAllLeads  the node announces for holdTime that it is stopping, so that no other node gives
+//	                        it a partition. An election may still choose it
+//
+// A node keeps both in memory, so its restart ends them. A later transfer to the node ends them, too.
+
+// holdTime is how long balance does not undo a transfer of an operator.
+const holdTime = time.Hour
+
+// Transfer is a change of a partition's leader that an operator has asked for.
+type Transfer struct {
+	Partition int
+	From, To  raftlog.NodeID // To is "" if no node was found
+	// Problem says why the leadership did not move; "" = it did, and the next leader serves.
+	Problem string
+}
+
+// Questions of a transfer.
+const (
+	// transferInquiry asks the leader of a partition to give its leadership to another node (inquiry.Node), or
+	// to one that it chooses. The answer has the node.
+	transferInquiry inquiryKind = "transfer"
+	// holdInquiry tells the next leader of a partition that an operator wants it there.
+	holdInquiry inquiryKind = "hold"
+	// serviceInquiry asks whether the engine of a partition serves on a node.
+	serviceInquiry inquiryKind = "service"
+	// drainInquiry tells a node to announce that it takes no leaderships, and asks which partitions it leads.
+	drainInquiry inquiryKind = "drain"
+)
+
+// refuse returns an error for the operator.
+func refuse(code messages.ErrorCode, format string, args ...any) error {
+	return &messages.Error{Code: code, Text: fmt.Sprintf(format, args...)}
+}
+
+// memberNode returns the ID of a node, given by its name or its ID.
+func (m *Member) memberNode(node string) (raftlog.NodeID, error) {
+	var names []string
+	for _, n := range m.Nodes() {
+		if n.Name == node || string(n.ID) == node {
+			return n.ID, nil
+		}
+		names = append(names, n.Name)
+	}
+	return "", refuse(messages.NotFound, "unknown node %q: the cluster has %s", node, names)
+}
+
+// checkPartition refuses a partition that the cluster does not have.
+func (m *Member) checkPartition(partition int) error {
+	if partition < 0 || partition >= len(m.hosts) {
+		return refuse(messages.NotFound, "unknown partition %d: there are 0 to %d", partition, len(m.hosts)-1)
+	}
+	return nil
+}
+
+// TransferLead makes a node the leader of a partition, and returns when it serves. The node is given by its name
+// or ID. It may be called on any node. An error is a *messages.Error; after one with the code Unavailable the
+// leadership may have moved.
+func (m *Member) TransferLead(ctx context.Context, partition int, node string) (t Transfer, err error) {
+	if err := m.checkPartition(partition); err != nil {
+		return t, err
+	}
+	to, err := m.memberNode(node)
+	if err != nil {
+		return t, err
+	}
+	return m.transferLead(ctx, partition, to)
+}
+
+// transferLead is TransferLead for a node's ID. "" = the leader chooses the next one.
+func (m *Member) transferLead(ctx context.Context, partition int, to raftlog.NodeID) (t Transfer, err error) {
+	a, err := m.askLeader(ctx, &inquiry{Kind: transferInquiry, Partition: partition, Node: to})
+	if err != nil {
+		return t, asUnavailable(err)
+	}
+	t = Transfer{Partition: partition, From: a.From, To: a.Node}
+	return t, m.awaitService(ctx, partition, t.To)
+}
+
+// asUnavailable makes an error one for the operator.
+func asUnavailable(err error) error {
+	if _, ok := errors.AsType[*messages.Error](err); ok {
+		return err
+	}
+	return refuse(messages.Unavailable, "%v", err)
+}
+
+// awaitService waits until the engine of a partition serves on a node.
+func (m *Member) awaitService(ctx context.Context, partition int, node raftlog.NodeID) error {
+	ctx, cancel := context.WithTimeout(ctx, moveLimit)
+	defer cancel()
+	for {
+		changed := m.Changed()
+		a, err := m.ask(ctx, node, &inquiry{Kind: serviceInquiry, Partition: partition})
+		if err == nil && a.Serves {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return refuse(messages.Unavailable, "node %s was made the leader of partition %d, and does not serve it within %v", nameOfID(node), partition, moveLimit)
+		case <-changed:
+		case <-time.After(inquiryPause):
+		}
+	}
+}
+
+// TransferAllLeads gives all leaderships of a node to others, and returns when those serve. From then on the node
+// gets none from others for holdTime, or until its restart. A problem with one partition does not keep the
+// others.
+func (m *Member) TransferAllLeads(ctx context.Context, node string) (all []Transfer, err error) {
+	from, err := m.memberNode(node)
+	if err != nil {
+		return nil, err
+	}
+	a, err := m.ask(ctx, from, &inquiry{Kind: drainInquiry})
+	if err != nil {
+		return nil, asUnavailable(err)
+	}
+	for _, p := range a.Partitions {
+		if p < 0 || p >= len(m.hosts) {
+			continue
+		}
+		// The node itself is asked: another leader has nothing to give away.
+		a, err := m.ask(ctx, from, &inquiry{Kind: transferInquiry, Partition: p})
+		if errors.Is(err, errNotLeader) {
+			continue // it was lost a moment ago
+		}
+		if err == nil {
+			err = m.awaitService(ctx, p, a.Node)
+		}
+		t := Transfer{Partition: p, From: from, To: a.Node}
+		if err != nil {
+			t.Problem = err.Error()
+		}
+		all = append(all, t)
+		if err := context.Cause(ctx); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// transferHere gives the leadership of a partition to a node, if this node leads it. It returns the node.
+func (m *Member) transferHere(ctx context.Context, partition int, to raftlog.NodeID) (raftlog.NodeID, error) {
+	h := m.hosts[partition]
+	if _, _, ok := m.Engine(partition); !ok {
+		return "", errNotLeader
+	}
+	if to == m.Self() {
+		return "", refuse(messages.Conflict, "node %s leads partition %d already", nameOfID(to), partition)
+	}
+	if to == "" {
+		if to = m.nextLeader(partition); to == "" {
+			return "", refuse(messages.Conflict, "partition %d: no other node is heard and has nearly all of the log", partition)
+		}
+	} else if err := m.checkNextLeader(ctx, partition, to); err != nil {
+		return "", err
+	}
+	if _, err := m.ask(ctx, to, &inquiry{Kind: holdInquiry, Partition: partition}); err != nil {
+		return "", refuse(messages.Conflict, "node %s cannot lead partition %d: it does not answer: %v", nameOfID(to), partition, err)
+	}
+	m.holdLead(partition, 0)
+	ctx, cancel := context.WithTimeout(ctx, moveLimit)
+	defer cancel()
+	if err := h.moveLead(ctx, to); err != nil {
+		return "", refuse(messages.Unavailable, "the leadership of partition %d does not go to node %s: %v", partition, nameOfID(to), err)
+	}
+	h.logger.Info("the partition was moved by an operator", "to", to)
+	return to, nil
+}
+
+// checkNextLeader says why a node cannot lead a partition, which this one leads. It waits a moment for one of
+// which the leader has not heard in this term yet.
+func (m *Member) checkNextLeader(ctx context.Context, partition int, to raftlog.NodeID) error {
+	group := m.hosts[partition].group
+	if !slices.Contains(group.Members().Voters, to) {
+		return refuse(messages.Conflict, "node %s has no replica of partition %d that may lead", nameOfID(to), partition)
+	}
+	for began := time.Now(); ; {
+		if slices.Contains(group.CaughtUpVoters(), to) {
+			return nil
+		}
+		if time.Since(began) > betterLeaderWait {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return asUnavailable(context.Cause(ctx))
+		case <-time.After(inquiryPause):
+		}
+	}
+	s := group.Status()
+	return refuse(messages.Conflict, "node %s cannot lead partition %d: %s", nameOfID(to), partition, lagProblem(s.Match[to], s.Last))
+}
+
+// lagProblem says why a voter is not among raftlog.Group.CaughtUpVoters.
+func lagProblem(match, last uint64) string {
+	if match > 0 && match+moveLag < last {
+		return fmt.Sprintf("it has %d of %d entries", match, last)
+	}
+	return "it is not heard"
+}
+
+// nextLeader returns the node that shall lead a partition in place of this one: of those that can, the one that
+// the partition prefers. "" = no other node can.
+func (m *Member) nextLeader(partition int) (next raftlog.NodeID) {
+	voters := m.hosts[partition].group.CaughtUpVoters()
+	var names []string
+	for _, id := range voters {
+		names = append(names, nameOfID(id))
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	order := preferredLeaders(partition, m.nodeNames())
+	order = slices.DeleteFunc(order, func(name string) bool { return !slices.Contains(names, name) })
+	for _, name := range order {
+		id := voters[slices.Index(names, name)]
+		// One that stops comes last.
+		if m.announcer == nil || m.announcer.isSteady(id, 0) {
+			return id
+		}
+		if next == "" {
+			next = id
+		}
+	}
+	return next
+}
+
+// nodeNames returns the names of all nodes of the list.
+func (m *Member) nodeNames() (names []string) {
+	for _, node := range m.config.Nodes {
+		names = append(names, node.Name)
+	}
+	return names
+}
+
+// holdLead makes balance leave a partition on this node for some time. The time 0 ends that.
+func (m *Member) holdLead(partition int, d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.heldUntil[partition] = time.Now().Add(d)
+}
+
+// isLeadHeld reports whether an operator wants this node to lead a partition.
+func (m *Member) isLeadHeld(partition int) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return time.Now().Before(m.heldUntil[partition])
+}
+
+// holdHere answers a holdInquiry: this node shall lead a partition.
+func (m *Member) holdHere(partition int) {
+	m.holdLead(partition, holdTime)
+	if m.announcer != nil {
+		m.announcer.drain(0)
+	}
+}
+
+// drainHere answers a drainInquiry, and returns the partitions that this node leads.
+func (m *Member) drainHere() (leads []int) {
+	if m.announcer != nil {
+		m.announcer.drain(holdTime)
+	}
+	for p := range m.hosts {
+		m.holdLead(p, 0)
+		if _, _, ok := m.Engine(p); ok {
+			leads = append(leads, p)
+		}
+	}
+	return leads
+}
+
+// servesHere answers a serviceInquiry.
+func (m *Member) servesHere(partition int) bool {
+	_, epoch, ok := m.Engine(partition)
+	return ok && m.HasLease(partition, epoch)
+}

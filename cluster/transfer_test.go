@@ -1,0 +1,171 @@
+package cluster
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// others returns the nodes but some.
+func (c *testCluster) others(except ...*testNode) (others []*testNode) {
+	for _, n := range c.nodes {
+		if !contains(except, n) {
+			others = append(others, n)
+		}
+	}
+	return others
+}
+
+// transfer moves the leadership of a partition, asked at a node, until that succeeds: on a busy machine an election
+// may come in between.
+func (c *testCluster) transfer(at *testNode, partition int, to *testNode) {
+	c.t.Helper()
+	var err error
+	testenv.EventuallyWithin(c.t, patience, "the leadership moves to "+to.name, func() bool {
+		_, err = at.running().TransferLead(c.t.Context(), partition, to.name)
+		if n, _ := c.findLeader(partition); n == to {
+			return true
+		}
+		if err != nil {
+			c.t.Log(err)
+		}
+		return false
+	})
+}
+
+// TestLeadershipIsTransferred: whichever node is asked, the leadership goes to the node that is named, and comes
+// back, while runs are submitted. Balance leaves the partition there.
+func TestLeadershipIsTransferred(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, 3, 2)
+	c.steadyTime = 50 * time.Millisecond
+	c.each((*testNode).start)
+	load := c.startLoad(4)
+	for p, home := range c.nodes[:2] { // each partition is where it prefers to be
+		testenv.EventuallyWithin(t, patience, "balance is at rest", func() bool { n, _ := c.findLeader(p); return n == home })
+	}
+	third := c.nodes[2]
+	c.transfer(c.nodes[1], 0, third)
+	c.transfer(third, 1, third)
+	moved := third.running()
+	if !moved.isLeadHeld(0) || !moved.isLeadHeld(1) {
+		t.Error("the next leader does not hold the partitions")
+	}
+	_, epoch := c.leaderOf(0)
+	for p := range 2 {
+		load.awaitAccepted(p, 20)
+	}
+	testenv.EventuallyWithin(t, patience, "balance has had its turn", func() bool {
+		b := newBalancer(moved, time.Millisecond)
+		defer b.close()
+		if _, now, ok := moved.Engine(0); !ok || now != epoch {
+			return true // an election was faster
+		}
+		if to := b.destination(0); to != "" {
+			t.Errorf("balance moves the partition to %s", to)
+		}
+		moved.holdLead(0, 0)
+		defer moved.holdLead(0, time.Hour)
+		return testenv.Poll(time.Second, func() bool { return b.destination(0) != "" })
+	})
+	c.transfer(third, 0, c.nodes[0])
+	c.checkRuns(load.stop())
+	c.checkReplicas()
+}
+
+// TestNodeIsDrained: all leaderships of a node go to others, and balance gives it none until it is told to.
+func TestNodeIsDrained(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, 3, 3)
+	c.steadyTime = 50 * time.Millisecond
+	c.each((*testNode).start)
+	for p, home := range c.nodes {
+		testenv.EventuallyWithin(t, patience, "balance is at rest", func() bool { n, _ := c.findLeader(p); return n == home })
+	}
+	drained := c.nodes[0]
+	all, err := c.nodes[1].running().TransferAllLeads(t.Context(), drained.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, moved := range all {
+		if moved.Problem != "" || moved.From != drained.running().Self() || moved.To == moved.From {
+			t.Errorf("%+v", moved)
+		}
+	}
+	testenv.EventuallyWithin(t, patience, "the others take it for one that stops", func() bool {
+		return !slices.ContainsFunc(c.others(drained), func(n *testNode) bool {
+			return n.running().announcer.isSteady(drained.running().Self(), 0)
+		})
+	})
+	testenv.EventuallyWithin(t, patience, "the other nodes lead its partition", func() bool {
+		n, _ := c.findLeader(0)
+		if n == drained { // an election has chosen it
+			_, err = drained.running().TransferAllLeads(t.Context(), drained.name)
+		}
+		return n != nil && n != drained
+	})
+	c.mustSubmit(0, 1)
+	holder, _ := c.leaderOf(0)
+	c.transfer(holder, 0, drained) // ends it
+	if drained.running().announcer.isDrained() {
+		t.Error("a transfer to the node does not end its state")
+	}
+}
+
+// TestTransferIsRefused with the reason, and the leader leads on.
+func TestTransferIsRefused(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	c.mustSubmit(0, 1)
+	leader, _ := c.leaderOf(0)
+	others := c.others(leader)
+	down, asked := others[0], others[1]
+	check := func(partition int, node string, code messages.ErrorCode, text string) {
+		t.Helper()
+		var err error
+		isRefused := testenv.Poll(patience, func() bool {
+			_, err = asked.running().TransferLead(t.Context(), partition, node)
+			e, ok := errors.AsType[*messages.Error](err)
+			return ok && e.Code == code && strings.Contains(e.Text, text)
+		})
+		if !isRefused {
+			t.Errorf("to %s: %v, want %s", node, err, text)
+		}
+	}
+	check(1, asked.name, messages.NotFound, "unknown partition 1: there are 0 to 0")
+	check(-1, asked.name, messages.NotFound, "unknown partition -1")
+	check(0, "n9", messages.NotFound, `unknown node "n9": the cluster has [n1 n2 n3]`)
+	if err := leader.running().checkNextLeader(t.Context(), 0, raftlog.NodeID("n9-0123456789abcdef")); err == nil || !strings.Contains(err.Error(), "no replica") {
+		t.Error(err)
+	}
+	check(0, leader.name, messages.Conflict, "node "+leader.name+" leads partition 0 already")
+	down.close()
+	testenv.EventuallyWithin(t, patience, "the leader is the same", func() bool { n, _ := c.findLeader(0); leader = n; return n != nil })
+	if leader == asked {
+		asked = c.others(down, leader)[0]
+	}
+	check(0, down.name, messages.Conflict, "node "+down.name+" cannot lead partition 0: it is not heard")
+	c.mustSubmit(0, 1)
+	if _, err := asked.running().TransferAllLeads(t.Context(), down.name); code(err) != messages.Unavailable {
+		t.Errorf("drain of a node that is down: %v", err)
+	}
+	if _, err := asked.running().TransferAllLeads(t.Context(), "n9"); code(err) != messages.NotFound {
+		t.Errorf("drain of an unknown node: %v", err)
+	}
+	down.start()
+}
+
+// TestTransferProblems: a voter is not heard, or lacks entries.
+func TestTransferProblems(t *testing.T) {
+	for want, at := range map[string][2]uint64{"it is not heard": {0, 5000}, "it has 9 of 5000 entries": {9, 5000}} {
+		if got := lagProblem(at[0], at[1]); got != want {
+			t.Errorf("%v: %q", at, got)
+		}
+	}
+}
