@@ -79,7 +79,7 @@ type announcer struct {
 	wait     sync.WaitGroup
 	// isStopping says that this node gives its leaderships away (HandOver).
 	isStopping atomic.Bool
-	// drainedUntil is until when this node takes no leaderships from others (transfer.go). Nil: it takes them.
+	// drainedUntil is until when others keep their leaderships from this node (transfer.go). Nil: it gets them.
 	drainedUntil atomic.Pointer[time.Time]
 
 	mu      sync.Mutex // a leaf, of what follows

@@ -33,13 +33,16 @@
 //	leadership.awaitLog  one for each proposal, until the log has answered it
 //	callAfter            one while an engine ends, which reports an end that takes too long
 //	machine.Verify       one for each digest
-//	machine.Restore      one that closes the former rows
+//	machine.replaceRows  one that closes the former rows
 //	port, introducer,    accept connections, and one for each greeting
 //	  admitter
 //	seekAdmission        one while the node takes the place of another one
 //	announcer            with several partitions: one that composes, one for each other node, and those that
 //	                     accept and receive
 //	balancer             one with several partitions
+//	answerInquiries,     accept connections, and one for each question or copy
+//	  sendCopies
+//	beginRepair          one for each repair of a replica of this node
 //	raftlog, actors      their own; raftlog calls the machine on those of its library
 //
 // machine.Restore runs on a goroutine of the log, and waits until the host has ended its engine. The
@@ -50,7 +53,8 @@
 //
 // machine.mu, host.mu, Member.mu, introducer.mu, announcer.mu, port.mu and protocolListener.mu are
 // leaves: no call leaves the package under them. machine.writing is held over the writes of replica.json,
-// and is taken before machine.mu.
+// and is taken before machine.mu. machine.exchanging is held over an exchange of the rows, within the calls of
+// the log, and is taken before machine.writing.
 // ownedRegisterer.mu is taken before the lock of its Registerer.
 //
 // # Reading order
@@ -60,5 +64,6 @@
 // together; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
 // of a lost node, and its connections. announcements.go is what the nodes tell each other about their
 // partitions, and balance.go which node shall lead which. inquiry.go, verify.go and views.go are what nodes ask
-// each other, the comparison of replicas, and the rows of all partitions for a backup.
+// each other, the comparison of replicas, and the rows of all partitions for a backup. transfer.go and repair.go
+// (with replica_rows.go) are what operators change.
 package cluster

@@ -38,7 +38,7 @@ type inquiry struct {
 	Runs []messages.RunID `json:"runs,omitempty"`
 
 	Verdict *PartitionVerdict `json:"verdict,omitempty"`
-	// Node is the next leader in a transferInquiry.
+	// Node is the next leader in a transferInquiry, and the one with the right rows in a repairInquiry.
 	Node raftlog.NodeID `json:"node,omitempty"`
 }
 
@@ -71,6 +71,8 @@ type inquiryAnswer struct {
 	Node       raftlog.NodeID `json:"node,omitempty"`
 	Serves     bool           `json:"serves,omitempty"`
 	Partitions []int          `json:"partitions,omitempty"`
+
+	Repair *repairProgress `json:"repair,omitempty"`
 }
 
 const (
@@ -149,6 +151,10 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 		m.holdHere(q.Partition)
 	case serviceInquiry:
 		a.Serves = m.servesHere(q.Partition)
+	case repairInquiry:
+		err = m.beginRepair(q.Partition, q.Node)
+	case progressInquiry:
+		a.Repair = m.progressOfRepair(q.Partition)
 	case drainInquiry:
 		a.Partitions = m.drainHere()
 	default:

@@ -76,6 +76,8 @@ type machine struct {
 	comparableFrom atomic.Uint64
 
 	writing sync.Mutex
+	// exchanging is held during an exchange of the rows, which close must not overtake.
+	exchanging sync.Mutex
 
 	mu     sync.Mutex
 	record replicaRecord // changes under both locks
@@ -206,8 +208,10 @@ func (m *machine) openDB(record replicaRecord) (*persistence.DB, *ownedRegistere
 
 // close closes the DB. The group is closed before.
 func (m *machine) close() error {
-	m.background.Wait()
+	m.exchanging.Lock()
 	db := m.db.Swap(nil)
+	m.exchanging.Unlock()
+	m.background.Wait()
 	if db == nil {
 		return nil
 	}
@@ -549,32 +553,11 @@ func (m *machine) Restore(index uint64, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if err = m.stepDone(1); err == nil {
-		m.writing.Lock()
-		err = m.writeRecord(next)
-		m.writing.Unlock()
-	}
-	if err == nil {
-		err = m.stepDone(2)
-	}
-	if err != nil {
-		return errors.Join(err, db.Close())
-	}
-	former := m.db.Swap(db)
-	m.registerer.unregisterAll()
-	m.registerer = registerer
-	formerDir := m.generationFolder(next.Generation - 1)
-	m.background.Go(func() {
-		// A later Restore may be at work by then, or be done: no other folder is this goroutine's.
-		if err := errors.Join(former.Close(), os.RemoveAll(formerDir)); err != nil {
-			m.logger.Warn("the former rows of the replica stay until the next start", "err", err)
-		}
-	})
-	m.logger.Info("the rows were replaced by a copy of another replica", "entry", index)
-	if err := m.stepDone(3); err != nil {
+	if err := m.replaceRows(next, db, registerer); err != nil {
 		return err
 	}
-	return registerer.release()
+	m.logger.Info("the rows were replaced by a copy of another replica", "entry", index)
+	return nil
 }
 
 func (m *machine) stepDone(step int) error {

@@ -98,13 +98,14 @@ type Member struct {
 	announcer  *announcer          // nil with one partition
 	balancer   *balancer           // nil with one partition
 	metrics    *partitionCollector // nil until it is registered
-	background sync.WaitGroup      // seekAdmission, answers to inquiries
+	background sync.WaitGroup      // seekAdmission, answers to inquiries, copies and repairs
 
 	mu       sync.Mutex // a leaf
 	changes  chan struct{}
 	verdicts map[int]*PartitionVerdict // by partition
 	// heldUntil is until when balance leaves partitions on this node (transfer.go).
 	heldUntil map[int]time.Time
+	repairs   map[int]*repairProgress // by partition; each is constant
 
 	closeOnce sync.Once
 	closeErr  error
@@ -116,7 +117,7 @@ var _ Directory = (*Member)(nil)
 // cluster, or ctx ends; later ones do not wait for any other node. The error is a *RefusedError when the
 // node cannot be part of the cluster: its folder was lost, or the nodes disagree.
 func Open(ctx context.Context, config Config) (_ *Member, err error) {
-	m := &Member{config: config, changes: make(chan struct{}), verdicts: map[int]*PartitionVerdict{}, heldUntil: map[int]time.Time{}}
+	m := &Member{config: config, changes: make(chan struct{}), verdicts: map[int]*PartitionVerdict{}, heldUntil: map[int]time.Time{}, repairs: map[int]*repairProgress{}}
 	c := &m.config
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -175,6 +176,11 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		return nil, err
 	}
 	m.background.Go(func() { m.answerInquiries(inquiries) }) // the port closes the listener
+	copies, err := m.port.openListener(copyProtocol)
+	if err != nil {
+		return nil, err
+	}
+	m.background.Go(func() { m.sendCopies(copies) })
 	if m.identity.IsReplacement && !m.identity.IsAdmitted {
 		m.background.Go(m.seekAdmission)
 	}

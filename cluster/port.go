@@ -95,7 +95,7 @@ func openPort(c *Config) (*port, error) {
 	case c.Credentials != nil:
 		p.server = c.Credentials.Server(map[string]clustertls.Role{
 			raftlog.Protocol: clustertls.Node, formationProtocol: clustertls.Node, HTTPProtocol: clustertls.Node, WorkerProtocol: clustertls.Node, admissionProtocol: clustertls.Node,
-			announcementProtocol: clustertls.Node, inquiryProtocol: clustertls.Node})
+			announcementProtocol: clustertls.Node, inquiryProtocol: clustertls.Node, copyProtocol: clustertls.Node})
 	case c.Listener.Addr().Network() != "memory":
 		return nil, fmt.Errorf("listener %s without TLS: only a listener in memory may do without", c.Listener.Addr())
 	}

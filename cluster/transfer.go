@@ -41,7 +41,7 @@ const (
 	holdInquiry inquiryKind = "hold"
 	// serviceInquiry asks whether the engine of a partition serves on a node.
 	serviceInquiry inquiryKind = "service"
-	// drainInquiry tells a node to announce that it takes no leaderships, and asks which partitions it leads.
+	// drainInquiry tells a node to announce that others shall keep their leaderships, and asks which ones it has.
 	drainInquiry inquiryKind = "drain"
 )
 
@@ -121,8 +121,8 @@ func (m *Member) awaitService(ctx context.Context, partition int, node raftlog.N
 	}
 }
 
-// TransferAllLeads gives all leaderships of a node to others, and returns when those serve. From then on the node
-// gets none from others for holdTime, or until its restart. A problem with one partition does not keep the
+// TransferAllLeads gives all leaderships of a node to others, and returns when those serve. From then on others
+// keep theirs from the node for holdTime, or until its restart. A problem with one partition does not keep the
 // others.
 func (m *Member) TransferAllLeads(ctx context.Context, node string) (all []Transfer, err error) {
 	from, err := m.memberNode(node)
@@ -137,7 +137,7 @@ func (m *Member) TransferAllLeads(ctx context.Context, node string) (all []Trans
 		if p < 0 || p >= len(m.hosts) {
 			continue
 		}
-		// The node itself is asked: another leader has nothing to give away.
+		// The node itself is asked: another leader keeps its partition.
 		a, err := m.ask(ctx, from, &inquiry{Kind: transferInquiry, Partition: p})
 		if errors.Is(err, errNotLeader) {
 			continue // it was lost a moment ago

@@ -43,6 +43,9 @@ type Cluster interface {
 	// TransferAll does so for all partitions that a node leads. Errors are *messages.Error.
 	Transfer(ctx context.Context, partition uint64, to string) (LeaderTransfer, error)
 	TransferAll(ctx context.Context, from string) ([]LeaderTransfer, error)
+	// Repair replaces the rows of a node's replica by those of the partition's leader, and compares the replicas
+	// before and after. An error is a *messages.Error.
+	Repair(ctx context.Context, partition uint64, node string) (ReplicaRepair, error)
 }
 
 // partitionKey is the key of a context's partition.

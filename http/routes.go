@@ -35,6 +35,7 @@ const (
 	clusterPath        = "/v1/cluster"
 	verifyPath         = "/v1/cluster/verify"
 	transferPath       = "/v1/cluster/transfer"
+	repairPath         = "/v1/cluster/repair"
 	validatePath       = "/v1/dagrun/validate"
 	runPathPrefix      = "/v1/dagrun/"
 )
@@ -92,6 +93,7 @@ func (s *Server) routes() []route {
 		{"GET", clusterPath, access.Read, anyNode, noBody, (*Server).clusterStatus},
 		{"POST", verifyPath, access.Control, anyNode, noBody, (*Server).verifyCluster},
 		{"POST", transferPath, access.Control, anyNode, noBody, (*Server).transferLeaders},
+		{"POST", repairPath, access.Control, anyNode, noBody, (*Server).repairReplica},
 		{"GET", "/version", access.Read, anyNode, noBody, (*Server).version},
 		{"GET", "/metrics", access.Read, anyNode, noBody, (*Server).showMetrics},
 		{"GET", loginPath, publicRoute, anyNode, noBody, (*Server).loginPage},

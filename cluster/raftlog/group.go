@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -101,6 +102,8 @@ type Group struct {
 	current  *incarnation // nil after the end
 	err      error        // why the group has ended; nil while it runs, and after Close
 	restarts int64
+
+	held atomic.Int64 // calls of HoldLog that were not released
 
 	hints    chan struct{} // see Hints; holds one
 	again    chan error    // asks supervise for a restart of the library, with the reason; holds one

@@ -134,6 +134,16 @@ func (i *incarnation) awaitAnswer(future raft.Future) error {
 	return i.awaitError(context.Background(), answered)
 }
 
+// applyLog appends an entry, and returns what the applier says of it. A library that ends may leave entries
+// unanswered that it has passed on to the applier: the goroutine then stays (raftlogtest.LibraryLeaks).
+func (i *incarnation) applyLog(log raft.Log) (result any, err error) {
+	future := i.raft.ApplyLog(log, 0)
+	if err := future.Error(); err != nil {
+		return nil, err
+	}
+	return future.Response(), nil
+}
+
 // awaitTransfer is awaitAnswer for a transfer. A main loop that ends may leave one transfer unanswered, because
 // such a future does not end with the library: the goroutine then stays (raftlogtest.LibraryLeaks).
 func (i *incarnation) awaitTransfer(ctx context.Context, future raft.Future) error {

@@ -69,7 +69,9 @@ type applier struct {
 	busySince atomic.Int64
 	fenced    atomic.Int64 // entries whose rows were not written, since Open
 
-	// restoring excludes Sync and open snapshots during Restore.
+	// applying is held during each call of Apply, Verify and Restore, and during an exchange of the rows.
+	applying sync.Mutex
+	// restoring excludes Sync and open snapshots during Restore and an exchange of the rows.
 	restoring sync.RWMutex
 	snapshots *snapshotStore
 	// lastEntry returns the end of the log; restart stops the library, without waiting for it, and asks
@@ -108,9 +110,11 @@ func (a *applier) Apply(log *raft.Log) any {
 	if result.err = a.firstError(); result.err != nil {
 		return result
 	}
+	a.applying.Lock()
 	a.busySince.Store(max(a.clock(), 1))
 	wrote, fenced, err := a.applyByKind(log)
 	a.busySince.Store(0)
+	defer a.applying.Unlock() // the position belongs to the rows
 	if err != nil {
 		result.err = a.latchError(fmt.Errorf("apply entry %d: %w", log.Index, err))
 		return result
@@ -235,6 +239,8 @@ func (a *applier) Restore(r io.ReadCloser) error {
 	if err := a.firstError(); err != nil {
 		return err
 	}
+	a.applying.Lock()
+	defer a.applying.Unlock()
 	received := a.snapshots.receivedRecord()
 	a.snapshots.abortStreams() // they hold restoring, and their receiver asks again
 	a.restoring.Lock()

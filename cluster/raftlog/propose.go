@@ -83,13 +83,8 @@ func (g *Group) propose(inc *incarnation, kind entryKind, epoch uint64, body []b
 	done := make(chan outcome, 1)
 	log := raft.Log{Data: encodeEntry(kind, epoch, body)}
 	go func() { // it waits as long as the disk
-		future := inc.raft.ApplyLog(log, 0)
-		err := future.Error()
-		if err != nil {
-			done <- outcome{nil, err}
-			return
-		}
-		done <- outcome{future.Response(), nil}
+		result, err := inc.applyLog(log)
+		done <- outcome{result, err}
 	}()
 	select {
 	case o := <-done:

@@ -199,7 +199,7 @@ func (w *watch) findStuckFollower(g *Group, inc *incarnation, term uint64) (v ve
 }
 
 // snapshotIfDue starts a snapshot when enough was written, or long ago. It runs on a goroutine of its
-// own: the sync of the machine may take seconds.
+// own: the sync of the machine may take seconds. While the log is held it waits (Group.HoldLog).
 func (w *watch) snapshotIfDue(g *Group, inc *incarnation) {
 	if w.snapshotting != nil {
 		select {
@@ -208,6 +208,9 @@ func (w *watch) snapshotIfDue(g *Group, inc *incarnation) {
 		default:
 			return
 		}
+	}
+	if g.held.Load() > 0 {
+		return
 	}
 	written, now := g.logs.bytesWritten(), w.clock()
 	isDue := written-w.snapshotBytes >= w.settings.SnapshotBytes ||

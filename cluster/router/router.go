@@ -27,6 +27,8 @@ type Member interface {
 	// TransferLead and TransferAllLeads move leaderships for an operator.
 	TransferLead(ctx context.Context, partition int, node string) (cluster.Transfer, error)
 	TransferAllLeads(ctx context.Context, node string) ([]cluster.Transfer, error)
+	// RepairReplica replaces the rows of a replica.
+	RepairReplica(ctx context.Context, partition int, node string) (cluster.Repair, error)
 }
 
 var _ Member = (*cluster.Member)(nil)
@@ -110,14 +112,18 @@ func (r *Router) Status(context.Context) http.ClusterStatus {
 func (r *Router) Verify(ctx context.Context) ([]http.PartitionVerification, error) {
 	verdicts, err := r.member.VerifyReplicas(ctx)
 	var all []http.PartitionVerification
-	for _, v := range verdicts {
-		one := http.PartitionVerification{Index: v.Index, Equal: v.IsEqual(), Problem: v.Problem}
-		for _, d := range v.Replicas {
-			one.Replicas = append(one.Replicas, http.ReplicaVerification{Node: string(d.Node), Digest: d.Digest, Rows: d.Rows, Differs: d.Differs, Problem: d.Problem})
-		}
-		all = append(all, one)
+	for i := range verdicts {
+		all = append(all, verification(&verdicts[i]))
 	}
 	return all, err
+}
+
+func verification(v *cluster.PartitionVerdict) http.PartitionVerification {
+	one := http.PartitionVerification{Index: v.Index, Equal: v.IsEqual(), Problem: v.Problem}
+	for _, d := range v.Replicas {
+		one.Replicas = append(one.Replicas, http.ReplicaVerification{Node: string(d.Node), Digest: d.Digest, Rows: d.Rows, Differs: d.Differs, Problem: d.Problem})
+	}
+	return one
 }
 
 // Transfer makes a node the leader of a partition.
@@ -138,4 +144,10 @@ func (r *Router) TransferAll(ctx context.Context, from string) ([]http.LeaderTra
 
 func leaderTransfer(t *cluster.Transfer) http.LeaderTransfer {
 	return http.LeaderTransfer{Partition: uint64(t.Partition), From: string(t.From), To: string(t.To), Problem: t.Problem}
+}
+
+// Repair replaces the rows of a replica by those of the leader.
+func (r *Router) Repair(ctx context.Context, partition uint64, node string) (http.ReplicaRepair, error) {
+	done, err := r.member.RepairReplica(ctx, int(partition), node)
+	return http.ReplicaRepair{Partition: partition, Node: string(done.Node), Source: string(done.Source), Verification: verification(&done.Verdict)}, err
 }

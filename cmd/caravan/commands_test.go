@@ -56,8 +56,11 @@ func TestCommands(t *testing.T) {
 			`{"partition":1,"index":4,"equal":false,"replicas":[{"node":"n1-7","digest":"0123456789abcdef01","rows":5,"differs":true},{"node":"n2-1","problem":"it is away"}]},{"partition":2,"index":0,"equal":false,"replicas":[],"problem":"no leader"}]}`,
 		"POST /v1/cluster/transfer?partition=1&to=n2": `{"transfers":[{"partition":1,"from":"n1-7","to":"n2-1","problem":""}]}`,
 		"POST /v1/cluster/transfer?from=n1":           `{"transfers":[{"partition":0,"from":"n1-7","to":"n2-1","problem":""},{"partition":1,"from":"n1-7","to":"","problem":"nobody is heard"}]}`,
+		"POST /v1/cluster/repair?node=n2&partition=1": `{"node":"n2-1","source":"n1-7","verification":{"partition":1,"index":9,"equal":true,"replicas":[{"node":"n1-7","digest":"aa","rows":5},{"node":"n2-1","digest":"aa","rows":5}]}}`,
+		"POST /v1/cluster/repair?node=n2&partition=0": `{"node":"n2-1","source":"n1-7","verification":{"partition":0,"index":9,"problem":"no leader"}}`,
+		"POST /v1/cluster/repair?node=n1&partition=0": `409 {"error":"1 of 3 replicas are known to be right"}`,
 		"POST /v1/cluster/transfer?partition=0&to=n1": `409 {"error":"node n1 leads partition 0 already"}`,
-		"GET /v1/cluster":                             `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1"},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
+		"GET /v1/cluster": `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1"},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
 	}
 	for _, tc := range []struct {
 		name string
@@ -126,6 +129,13 @@ func TestCommands(t *testing.T) {
 		{"cluster transfer of what", "cluster transfer n1 --server $", 2, "", "~takes a partition and a node, not 1 argument", ""},
 		{"cluster transfer of none", "cluster transfer x n1 --server $", 2, "", "caravan: invalid partition \"x\": must be a non-negative integer\n", ""},
 		{"cluster transfer of both", "cluster transfer 0 n1 --all-from n1 --server $", 2, "", "~no arguments with --all-from, not 2", ""},
+		{"cluster repair", "cluster repair 1 n2 --server $", 0, "partition 1: the replica of n2 has the rows of n1\npartition 1: entry 9: 2 replicas are equal (5 rows)\n", "", ""},
+		{"cluster repair as json", "cluster repair 1 n2 -o json --server $", 0, "~\"source\": \"n1-7\"", "", ""},
+		{"cluster repair that cannot tell", "cluster repair 0 n2 --server $", 1, "partition 0: the replica of n2 has the rows of n1\npartition 0: entry 9: no leader\n",
+			"caravan: not all replicas were found equal\n", ""},
+		{"cluster repair that is refused", "cluster repair 0 n1 --server $", 1, "", "caravan: 1 of 3 replicas are known to be right\n", ""},
+		{"cluster repair of none", "cluster repair n1 --server $", 2, "", "~takes a partition and a node, not 1 argument", ""},
+		{"cluster repair of an odd one", "cluster repair -- -1 n1", 2, "", "~invalid partition \"-1\"", ""},
 		{"cluster", "cluster", 0, "~status", "", ""},
 		{"cluster command that is none", "cluster stats", 2, "", "~unknown command \"stats\": did you mean status?", ""},
 		{"cluster status of nobody", "cluster status --server NOWHERE", 7, "", "~no server answers", ""},

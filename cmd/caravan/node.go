@@ -386,6 +386,14 @@ func (s *startingCluster) TransferAll(ctx context.Context, from string) ([]http.
 	return nil, errStarting
 }
 
+// Repair replaces the rows of a replica.
+func (s *startingCluster) Repair(ctx context.Context, partition uint64, node string) (http.ReplicaRepair, error) {
+	if r := s.router.Load(); r != nil {
+		return r.Repair(ctx, partition, node)
+	}
+	return http.ReplicaRepair{}, errStarting
+}
+
 // Status returns the cluster as this node sees it; an empty one while the node has not joined.
 func (s *startingCluster) Status(ctx context.Context) http.ClusterStatus {
 	if r := s.router.Load(); r != nil {

@@ -1,8 +1,12 @@
 package e2e_test
 
 import (
+	"context"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/caravan-dag/caravan/client"
@@ -86,5 +90,126 @@ func TestLeadershipIsTransferred(t *testing.T) {
 	}
 	if text := begun(); len(text) != 2 || text[0] != "1" {
 		t.Errorf("attempts: %v", text)
+	}
+}
+
+// submitNoops submits runs at nodes in turn until end, and returns those that were accepted.
+func (c *testCluster) submitNoops(nodes ...*clusterNode) (accepted func() int, end func() []uint64) {
+	ctx, cancel := context.WithCancel(c.t.Context())
+	var lock sync.Mutex
+	var runs []uint64
+	var wait sync.WaitGroup
+	for _, n := range nodes {
+		api := c.client(n)
+		wait.Go(func() {
+			for ctx.Err() == nil {
+				run, err := api.Submit(ctx, []byte(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), client.SubmitOptions{})
+				if err == nil {
+					lock.Lock()
+					runs = append(runs, run)
+					lock.Unlock()
+				}
+			}
+		})
+	}
+	c.t.Cleanup(cancel)
+	accepted = func() int {
+		lock.Lock()
+		defer lock.Unlock()
+		return len(runs)
+	}
+	return accepted, func() []uint64 {
+		cancel()
+		wait.Wait()
+		return runs
+	}
+}
+
+// flipBits changes bytes in the blocks of each table of a node's rows, below a running server.
+func flipBits(t *testing.T, n *clusterNode) {
+	t.Helper()
+	tables, err := filepath.Glob(filepath.Join(n.config.Data, "cluster", "p", "0", "db-*", "*.sst"))
+	if err != nil || len(tables) == 0 {
+		t.Fatalf("tables of %s: %v, %v", n.name, tables, err)
+	}
+	for _, path := range tables {
+		file, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		info, err := file.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for part := range int64(5) { // the end of a table is its index
+			at, b := info.Size()*(part+1)/9, make([]byte, 1)
+			if _, err := file.ReadAt(b, at); err != nil {
+				t.Fatal(err)
+			}
+			b[0] ^= 0x55
+			if _, err := file.WriteAt(b, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestReplicaIsRepaired proves that a replica whose disk has lost bits is named by verify, and equal to the others
+// after a repair, under load, and that the node counts for the majority then.
+func TestReplicaIsRepaired(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	ctx := t.Context()
+	leads, bad := c.leader(c.nodes[0])
+	accepted, end := c.submitNoops(leads)
+	e2etest.Eventually(t, "runs are accepted", func() bool { return accepted() > 50 })
+	if code, _, err := bad.server.Stop(e2etest.Patience); code != 0 || err != nil {
+		t.Errorf("exit %d, %v", code, err)
+	}
+	c.launch(bad) // from here on its rows are in tables
+	if err := bad.server.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	flipBits(t, bad)
+	var out string
+	e2etest.Eventually(t, "verify names the replica", func() bool {
+		var ok bool
+		out, ok = c.operate(leads, "cluster", "verify")
+		return !ok && strings.Contains(out, "the replica of "+bad.name)
+	})
+	t.Log(out)
+	now := accepted()
+	e2etest.Eventually(t, "the replica is repaired", func() bool {
+		var ok bool
+		out, ok = c.operate(leads, "cluster", "repair", "0", bad.name)
+		t.Log(out)
+		return ok && strings.Contains(out, "partition 0: the replica of "+bad.name+" has the rows of ") && strings.Contains(out, "3 replicas are equal")
+	})
+	e2etest.Eventually(t, "runs are accepted", func() bool { return accepted() > now+20 })
+	e2etest.Eventually(t, "verify finds all equal", func() bool { _, ok := c.operate(bad, "cluster", "verify"); return ok })
+	runs := end()
+	if code, _, err := bad.server.Stop(e2etest.Patience); code != 0 || err != nil { // its next start reads all tables
+		t.Errorf("exit %d, %v", code, err)
+	}
+	c.launch(bad)
+	if err := bad.server.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	leads, _ = c.leader(bad)
+	if leads == bad {
+		leads = c.nodes[0]
+		if bad == leads {
+			leads = c.nodes[1]
+		}
+	}
+	leads.server.Kill()
+	leads.server = nil
+	api := c.client(bad)
+	for _, run := range runs {
+		e2etest.Eventually(t, "the run is COMPLETED", func() bool {
+			s, err := api.Summary(ctx, run)
+			return err == nil && s.State == client.Completed
+		})
 	}
 }
