@@ -38,7 +38,8 @@ type inquiry struct {
 	Runs []messages.RunID `json:"runs,omitempty"`
 
 	Verdict *PartitionVerdict `json:"verdict,omitempty"`
-	// Node is the next leader in a transferInquiry, and the one with the right rows in a repairInquiry.
+	// Node is the next leader in a transferInquiry, the one with the right rows in a repairInquiry,
+	// and the one that shall be removed.
 	Node raftlog.NodeID `json:"node,omitempty"`
 }
 
@@ -155,6 +156,10 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 		err = m.beginRepair(q.Partition, q.Node)
 	case progressInquiry:
 		a.Repair = m.progressOfRepair(q.Partition)
+	case removableInquiry:
+		_, err = m.checkRemoval(ctx, q.Partition, q.Node)
+	case removeInquiry:
+		err = m.removeHere(ctx, q.Partition, q.Node)
 	case drainInquiry:
 		a.Partitions = m.drainHere()
 	default:

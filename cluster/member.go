@@ -38,7 +38,10 @@ type Config struct {
 	// Replace lets a node with an empty folder take the place of the former node of its name, which has lost
 	// its folder and does not run any more. Without an effect on a folder that is in use.
 	Replace bool
-	Dir     string // made if missing; one process at a time
+	// RemovalSilence is how long a node must not have been heard before it is removed: for as long its tasks may go
+	// on without it.
+	RemovalSilence time.Duration
+	Dir            string // made if missing; one process at a time
 
 	// Listener accepts the connections of other nodes. The member closes it, also when Open fails.
 	Listener net.Listener
@@ -150,6 +153,9 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	if err := m.openReplicas(); err != nil {
 		return nil, err
 	}
+	if err := m.checkList(); err != nil {
+		return nil, err
+	}
 	if c.Registerer != nil {
 		m.metrics = newPartitionCollector(m)
 		if err := c.Registerer.Register(m.metrics); err != nil {
@@ -181,8 +187,15 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		return nil, err
 	}
 	m.background.Go(func() { m.sendCopies(copies) })
+	memberships, err := m.port.openListener(membershipProtocol)
+	if err != nil {
+		return nil, err
+	}
+	m.background.Go(func() { m.answerMemberships(memberships) })
 	if m.identity.IsReplacement && !m.identity.IsAdmitted {
-		m.background.Go(m.seekAdmission)
+		m.background.Go(func() { m.seekAdmission(); m.watchMembership() })
+	} else {
+		m.background.Go(m.watchMembership)
 	}
 	return m, nil
 }
@@ -263,7 +276,17 @@ func (i *identity) compareConfig(c *Config) error {
 	if i.Partitions != c.Partitions {
 		return fmt.Errorf("cluster %s has %d partitions, not %d: the number is fixed when it is formed", i.Cluster, i.Partitions, c.Partitions)
 	}
+	if i.Opened && i.coversList(c.Nodes) {
+		return nil // what it lacks may have been removed: Member.checkList
+	}
 	return i.compareList(c.Nodes)
+}
+
+// coversList reports whether all nodes of a list are known.
+func (i *identity) coversList(nodes []NodeAddress) bool {
+	return !slices.ContainsFunc(nodes, func(node NodeAddress) bool {
+		return !slices.ContainsFunc(i.Members, func(m memberName) bool { return m.Name == node.Name })
+	})
 }
 
 // compareList refuses a list of nodes that does not name those of the cluster.

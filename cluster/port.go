@@ -58,7 +58,8 @@ const (
 // and the server answers one byte. The greeting keeps two nodes apart that have had the same address: a
 // node that lost its folder, and the new node in its place. Without it the replicated log would count
 // the answers of the new one for those of the old one. The introductions of a formation name no cluster
-// and no node, because neither is known then; the requests of a replacement name no node.
+// and no node, because neither is known then; the requests of a replacement, and of a node that may have been removed,
+// name no node.
 //
 // Its lock is a leaf.
 type port struct {
@@ -95,7 +96,7 @@ func openPort(c *Config) (*port, error) {
 	case c.Credentials != nil:
 		p.server = c.Credentials.Server(map[string]clustertls.Role{
 			raftlog.Protocol: clustertls.Node, formationProtocol: clustertls.Node, HTTPProtocol: clustertls.Node, WorkerProtocol: clustertls.Node, admissionProtocol: clustertls.Node,
-			announcementProtocol: clustertls.Node, inquiryProtocol: clustertls.Node, copyProtocol: clustertls.Node})
+			announcementProtocol: clustertls.Node, inquiryProtocol: clustertls.Node, copyProtocol: clustertls.Node, membershipProtocol: clustertls.Node})
 	case c.Listener.Addr().Network() != "memory":
 		return nil, fmt.Errorf("listener %s without TLS: only a listener in memory may do without", c.Listener.Addr())
 	}
@@ -248,7 +249,7 @@ func (p *port) answerGreeting(raw net.Conn) (net.Conn, *protocolListener, error)
 	}
 	p.mu.Lock()
 	listener := p.listeners[protocol]
-	isHere := protocol == formationProtocol || cluster == p.cluster && (node == p.self || node == "" && protocol == admissionProtocol)
+	isHere := protocol == formationProtocol || cluster == p.cluster && (node == p.self || node == "" && (protocol == admissionProtocol || protocol == membershipProtocol))
 	p.mu.Unlock()
 	answer := byte(greetingAccepted)
 	switch {

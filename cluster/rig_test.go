@@ -123,8 +123,10 @@ type testCluster struct {
 	partitions int
 	settings   raftlog.Settings
 	steadyTime time.Duration // of the balancers; an hour unless the test is about them
-	nodes      []*testNode
-	log        io.Writer // nil: discard
+	// removalSilence is Config.RemovalSilence of all nodes.
+	removalSilence time.Duration
+	nodes          []*testNode
+	log            io.Writer // nil: discard
 	// damagedLeadPause is that of all nodes, in nanoseconds.
 	damagedLeadPause atomic.Int64
 }
@@ -207,7 +209,7 @@ func (n *testNode) config() Config {
 	n.registry = prometheus.NewRegistry()
 	logger := c.logger()
 	config := Config{
-		Name: n.name, Nodes: c.list(), Partitions: c.partitions, Dir: n.dir, Replace: n.replace,
+		Name: n.name, Nodes: c.list(), Partitions: c.partitions, Dir: n.dir, Replace: n.replace, RemovalSilence: c.removalSilence,
 		Listener: c.network.Listen(raftlog.NodeID(n.name)), Dial: c.network.Dial(raftlog.NodeID(n.name)),
 		Engine: func(EngineTerm) actors.Config {
 			return actors.Config{

@@ -46,6 +46,9 @@ type Cluster interface {
 	// Repair replaces the rows of a node's replica by those of the partition's leader, and compares the replicas
 	// before and after. An error is a *messages.Error.
 	Repair(ctx context.Context, partition uint64, node string) (ReplicaRepair, error)
+	// Remove takes a node that does not run out of the cluster, and returns its ID. An error is a
+	// *messages.Error.
+	Remove(ctx context.Context, node string) (id string, err error)
 }
 
 // partitionKey is the key of a context's partition.

@@ -36,6 +36,7 @@ const (
 	verifyPath         = "/v1/cluster/verify"
 	transferPath       = "/v1/cluster/transfer"
 	repairPath         = "/v1/cluster/repair"
+	removePath         = "/v1/cluster/remove"
 	validatePath       = "/v1/dagrun/validate"
 	runPathPrefix      = "/v1/dagrun/"
 )
@@ -94,6 +95,7 @@ func (s *Server) routes() []route {
 		{"POST", verifyPath, access.Control, anyNode, noBody, (*Server).verifyCluster},
 		{"POST", transferPath, access.Control, anyNode, noBody, (*Server).transferLeaders},
 		{"POST", repairPath, access.Control, anyNode, noBody, (*Server).repairReplica},
+		{"POST", removePath, access.Control, anyNode, noBody, (*Server).removeNode},
 		{"GET", "/version", access.Read, anyNode, noBody, (*Server).version},
 		{"GET", "/metrics", access.Read, anyNode, noBody, (*Server).showMetrics},
 		{"GET", loginPath, publicRoute, anyNode, noBody, (*Server).loginPage},

@@ -340,6 +340,9 @@ type Status struct {
 	SnapshotsGotten int64
 	// Match is, for the leader, the last entry that each other member has confirmed in this term.
 	Match map[NodeID]uint64
+	// Silent is, for the leader, for how long it has heard no answer of each other member, by a clock that stands
+	// still while the process does not run. It begins with the term.
+	Silent map[NodeID]time.Duration
 }
 
 // Status returns the state of the replica. After the end of the group it has the counters only.
@@ -359,8 +362,14 @@ func (g *Group) Status() Status {
 	s.Last, s.Committed = inc.raft.LastIndex(), inc.raft.CommitIndex()
 	s.First, _ = g.logs.FirstIndex()
 	if s.Leads {
-		s.Match = map[NodeID]uint64{}
-		inc.followers.forEach(s.Term, inc.members().others(g.config.Node), func(node NodeID, n followerProgress) { s.Match[node] = n.match })
+		s.Match, s.Silent = map[NodeID]uint64{}, map[NodeID]time.Duration{}
+		now := g.watch.clock()
+		inc.followers.forEach(s.Term, inc.members().others(g.config.Node), func(node NodeID, n followerProgress) {
+			s.Match[node] = n.match
+			if n.heard > 0 {
+				s.Silent[node] = time.Duration(now - n.heard)
+			}
+		})
 	}
 	return s
 }

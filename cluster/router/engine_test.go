@@ -105,6 +105,9 @@ func (d *directory) TransferAllLeads(ctx context.Context, from string) ([]cluste
 func (d *directory) RepairReplica(_ context.Context, p int, node string) (cluster.Repair, error) {
 	return cluster.Repair{Node: raftlog.NodeID(node), Source: "n1", Verdict: d.verdict()}, nil
 }
+func (d *directory) RemoveNode(_ context.Context, node string) (raftlog.NodeID, error) {
+	return raftlog.NodeID(node), nil
+}
 func (d *directory) verdict() cluster.PartitionVerdict {
 	return cluster.PartitionVerdict{Index: 12, Replicas: []cluster.ReplicaDigest{{Node: "n1", Digest: "aa", Rows: 3}, {Node: "n2", Digest: "ab", Rows: 3, Differs: true}}}
 }

@@ -29,6 +29,8 @@ type Member interface {
 	TransferAllLeads(ctx context.Context, node string) ([]cluster.Transfer, error)
 	// RepairReplica replaces the rows of a replica.
 	RepairReplica(ctx context.Context, partition int, node string) (cluster.Repair, error)
+	// RemoveNode takes a node out of all partitions.
+	RemoveNode(ctx context.Context, node string) (raftlog.NodeID, error)
 }
 
 var _ Member = (*cluster.Member)(nil)
@@ -150,4 +152,10 @@ func leaderTransfer(t *cluster.Transfer) http.LeaderTransfer {
 func (r *Router) Repair(ctx context.Context, partition uint64, node string) (http.ReplicaRepair, error) {
 	done, err := r.member.RepairReplica(ctx, int(partition), node)
 	return http.ReplicaRepair{Partition: partition, Node: string(done.Node), Source: string(done.Source), Verification: verification(&done.Verdict)}, err
+}
+
+// Remove takes a node out of the cluster.
+func (r *Router) Remove(ctx context.Context, node string) (string, error) {
+	id, err := r.member.RemoveNode(ctx, node)
+	return string(id), err
 }

@@ -59,8 +59,10 @@ func TestCommands(t *testing.T) {
 		"POST /v1/cluster/repair?node=n2&partition=1": `{"node":"n2-1","source":"n1-7","verification":{"partition":1,"index":9,"equal":true,"replicas":[{"node":"n1-7","digest":"aa","rows":5},{"node":"n2-1","digest":"aa","rows":5}]}}`,
 		"POST /v1/cluster/repair?node=n2&partition=0": `{"node":"n2-1","source":"n1-7","verification":{"partition":0,"index":9,"problem":"no leader"}}`,
 		"POST /v1/cluster/repair?node=n1&partition=0": `409 {"error":"1 of 3 replicas are known to be right"}`,
+		"POST /v1/cluster/remove?node=n2":             `{"removed":"n2-1"}`,
+		"POST /v1/cluster/remove?node=n1":             `409 {"error":"node n1 runs: stop it first"}`,
 		"POST /v1/cluster/transfer?partition=0&to=n1": `409 {"error":"node n1 leads partition 0 already"}`,
-		"GET /v1/cluster": `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1"},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
+		"GET /v1/cluster":                             `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1"},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
 	}
 	for _, tc := range []struct {
 		name string
@@ -136,6 +138,10 @@ func TestCommands(t *testing.T) {
 		{"cluster repair that is refused", "cluster repair 0 n1 --server $", 1, "", "caravan: 1 of 3 replicas are known to be right\n", ""},
 		{"cluster repair of none", "cluster repair n1 --server $", 2, "", "~takes a partition and a node, not 1 argument", ""},
 		{"cluster repair of an odd one", "cluster repair -- -1 n1", 2, "", "~invalid partition \"-1\"", ""},
+		{"cluster remove", "cluster remove n2 --server $", 0, "n2-1 was removed\n", "", "POST /v1/cluster/remove?node=n2"},
+		{"cluster remove as json", "cluster remove n2 -o json --server $", 0, "{\n  \"removed\": \"n2-1\"\n}\n", "", ""},
+		{"cluster remove that is refused", "cluster remove n1 --server $", 1, "", "caravan: node n1 runs: stop it first\n", ""},
+		{"cluster remove of none", "cluster remove --server $", 2, "", "~takes a node, not 0 arguments", ""},
 		{"cluster", "cluster", 0, "~status", "", ""},
 		{"cluster command that is none", "cluster stats", 2, "", "~unknown command \"stats\": did you mean status?", ""},
 		{"cluster status of nobody", "cluster status --server NOWHERE", 7, "", "~no server answers", ""},

@@ -18,6 +18,7 @@ import (
 	"github.com/caravan-dag/caravan/cluster/router"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/fleet"
+	"github.com/caravan-dag/caravan/executor/lease"
 	workers "github.com/caravan-dag/caravan/executor/remote"
 	"github.com/caravan-dag/caravan/http"
 	"github.com/caravan-dag/caravan/internal/clustertls"
@@ -129,7 +130,7 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	undo = append(undo, n.processes.Detach)
 
 	n.member, err = cluster.Open(ctx, cluster.Config{
-		Name: c.Node, Nodes: c.Nodes, Partitions: c.Partitions, Replace: c.Replace, Dir: n.folder.Cluster(),
+		Name: c.Node, Nodes: c.Nodes, Partitions: c.Partitions, Replace: c.Replace, Dir: n.folder.Cluster(), RemovalSilence: lease.Silence(c.WorkerLease),
 		Listener: port, Credentials: credentials,
 		Engine: func(term cluster.EngineTerm) actors.Config {
 			engine := engineConfig(c, limits, garbage, log)
@@ -392,6 +393,14 @@ func (s *startingCluster) Repair(ctx context.Context, partition uint64, node str
 		return r.Repair(ctx, partition, node)
 	}
 	return http.ReplicaRepair{}, errStarting
+}
+
+// Remove takes a node out of the cluster.
+func (s *startingCluster) Remove(ctx context.Context, node string) (string, error) {
+	if r := s.router.Load(); r != nil {
+		return r.Remove(ctx, node)
+	}
+	return "", errStarting
 }
 
 // Status returns the cluster as this node sees it; an empty one while the node has not joined.

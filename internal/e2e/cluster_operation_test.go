@@ -11,6 +11,7 @@ import (
 
 	"github.com/caravan-dag/caravan/client"
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // operate runs a command of an operator at a node, and returns what it prints and whether it has succeeded.
@@ -206,6 +207,64 @@ func TestReplicaIsRepaired(t *testing.T) {
 	leads.server.Kill()
 	leads.server = nil
 	api := c.client(bad)
+	for _, run := range runs {
+		e2etest.Eventually(t, "the run is COMPLETED", func() bool {
+			s, err := api.Summary(ctx, run)
+			return err == nil && s.State == client.Completed
+		})
+	}
+}
+
+// TestNodeIsRemoved proves that a node of four can be taken out once it is stopped and the lease of its tasks is over,
+// that it ends with the reason when it comes back, and that the other three survive the loss of one more.
+func TestNodeIsRemoved(t *testing.T) {
+	t.Parallel()
+	c := prepareNodes(t, 4, "--worker-lease", "5s")
+	c.start()
+	ctx := t.Context()
+	gone, asked := c.nodes[3], c.nodes[0]
+	accepted, end := c.submitNoops(asked)
+	e2etest.Eventually(t, "runs are accepted", func() bool { return accepted() > 10 })
+	if out, ok := c.operate(asked, "cluster", "remove", gone.name); ok || !strings.Contains(out, "node n4 runs: stop it first") {
+		t.Errorf("a node that runs: %q", out)
+	}
+	if code, _, err := gone.server.Stop(e2etest.Patience); code != 0 || err != nil {
+		t.Errorf("exit %d, %v", code, err)
+	}
+	gone.server = nil
+	e2etest.Eventually(t, "it waits for the tasks of the node", func() bool {
+		out, ok := c.operate(asked, "cluster", "remove", gone.name)
+		if ok {
+			t.Fatal("the node was removed at once")
+		}
+		return strings.Contains(out, "tasks of node n4 may run on without it")
+	})
+	var out string
+	testenv.EventuallyWithin(t, 3*e2etest.Patience, "the node is removed", func() bool {
+		var ok bool
+		out, ok = c.operate(asked, "cluster", "remove", gone.name)
+		return ok
+	})
+	if !strings.HasPrefix(out, "n4-") || !strings.HasSuffix(out, " was removed\n") {
+		t.Errorf("it prints %q", out)
+	}
+	now := accepted()
+	e2etest.Eventually(t, "runs are accepted", func() bool { return accepted() > now+10 })
+	runs := end()
+
+	c.launch(gone)
+	e2etest.Eventually(t, "the removed node says why it ends", func() bool {
+		return strings.Contains(gone.server.Log(), "it was removed from the cluster as n4-")
+	})
+	<-gone.server.Ended()
+	if code := gone.server.ExitCode(); code != 1 {
+		t.Errorf("exit %d", code)
+	}
+	gone.server = nil
+
+	c.nodes[1].server.Kill()
+	c.nodes[1].server = nil
+	api := c.client(c.nodes[2])
 	for _, run := range runs {
 		e2etest.Eventually(t, "the run is COMPLETED", func() bool {
 			s, err := api.Summary(ctx, run)

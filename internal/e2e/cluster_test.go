@@ -28,7 +28,7 @@ type clusterNode struct {
 	server *testenv.Server // nil while it is down
 }
 
-// testCluster is three nodes of the real binary on the loopback interface, with certificates that the
+// testCluster is three nodes, or as many as a test prepares, of the real binary on the loopback interface, with certificates that the
 // command line has made.
 type testCluster struct {
 	t     *testing.T
@@ -46,15 +46,21 @@ func startCluster(t *testing.T, options ...string) *testCluster {
 // prepareCluster is startCluster without the start.
 func prepareCluster(t *testing.T, options ...string) *testCluster {
 	t.Helper()
+	return prepareNodes(t, 3, options...)
+}
+
+// prepareNodes prepares a cluster of more than three nodes.
+func prepareNodes(t *testing.T, count int, options ...string) *testCluster {
+	t.Helper()
 	c := &testCluster{t: t}
 	dir := t.TempDir()
 	ca := filepath.Join(dir, "ca")
 	command(t, "tls", "init", "--ca-dir", ca)
 	var list []string
-	for i := range 3 {
+	for i := range count {
 		list = append(list, fmt.Sprintf("n%d=%s", i+1, freeAddress(t)))
 	}
-	for i := range 3 {
+	for i := range count {
 		n := &clusterNode{name: fmt.Sprintf("n%d", i+1)}
 		certificates := filepath.Join(dir, n.name+"-tls")
 		command(t, "tls", "node", n.name, "--ca-dir", ca, "--tls-dir", certificates)

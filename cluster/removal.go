@@ -1,0 +1,244 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/clustertls"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// An operator takes a node that does not run any more out of the cluster with RemoveNode: the leader of each
+// partition removes the replica of that node from its members. Each leader refuses
+//
+//   - a node that answers at its address: its tasks may run. The operator stops it first;
+//   - a node that was heard within Config.RemovalSilence, in this term or perhaps just before it: until then its
+//     tasks may go on without it, and the next leader would not know that there is a node to wait for;
+//   - a removal that leaves fewer than minReplicas replicas that are heard and have nearly all of the log.
+//
+// All leaders are asked before the first one acts. A removal that breaks off is safe, because each partition is
+// changed by one entry of its log, and another call does the rest.
+//
+// A node that was removed and runs again hears no leader. It asks the others whether it is a member, and ends when
+// a leader says no. An empty folder may take its place in the list again (Config.Replace).
+
+const (
+	// minReplicas is how many replicas of a partition a removal leaves at least.
+	minReplicas = 3
+	// membershipPause is between two looks for a leader, and between two questions without one.
+	membershipPause = time.Second
+)
+
+// Questions of a removal, to the leader of a partition.
+const (
+	// removableInquiry asks whether a node can be removed, and why it cannot.
+	removableInquiry inquiryKind = "removable"
+	// removeInquiry asks to remove it.
+	removeInquiry inquiryKind = "remove"
+)
+
+// RemoveNode takes a node, given by its name or ID, out of all partitions. It may be called on any other node. An
+// error is a *messages.Error; after one with the code Unavailable the node may be removed from some of them.
+func (m *Member) RemoveNode(ctx context.Context, name string) (raftlog.NodeID, error) {
+	node, err := m.memberNode(name)
+	if err != nil {
+		return "", err
+	}
+	if node == m.Self() {
+		return "", refuse(messages.Conflict, "node %s is the one that you ask, and it runs: stop it and ask another one", m.config.Name)
+	}
+	for _, kind := range []inquiryKind{removableInquiry, removeInquiry} {
+		// The first partition comes last: a node is known by it (Nodes), and an interrupted removal is repeated.
+		for p := range slices.Backward(m.hosts) {
+			if _, err := m.askLeader(ctx, &inquiry{Kind: kind, Partition: p, Node: node}); err != nil {
+				return "", asUnavailable(err)
+			}
+		}
+	}
+	return node, nil
+}
+
+// checkRemoval says why a node cannot be removed from a partition, which this node leads. isMember is false if it was
+// removed before.
+func (m *Member) checkRemoval(ctx context.Context, partition int, node raftlog.NodeID) (isMember bool, err error) {
+	if !m.servesHere(partition) {
+		return false, errNotLeader
+	}
+	group, name := m.hosts[partition].group, nameOfID(node)
+	members := group.Members()
+	if !slices.Contains(slices.Concat(members.Voters, members.Learners), node) {
+		return false, nil
+	}
+	if m.isReachable(ctx, node) {
+		return true, refuse(messages.Conflict, "node %s runs: stop it first", name)
+	}
+	if silent := group.Status().Silent[node]; silent < m.config.RemovalSilence {
+		return true, refuse(messages.Conflict, "tasks of node %s may run on without it: partition %d has waited %s of %s for their end",
+			name, partition, silent.Truncate(time.Second), m.config.RemovalSilence)
+	}
+	remaining := 1 // this one
+	for _, id := range group.CaughtUpVoters() {
+		if id != node {
+			remaining++
+		}
+	}
+	if remaining < minReplicas {
+		return true, refuse(messages.Conflict, "partition %d would have %d replicas with nearly all of the log, and needs %d: start node %s, or replace it",
+			partition, remaining, minReplicas, name)
+	}
+	return true, nil
+}
+
+// removeHere removes a node from a partition, if this node leads it.
+func (m *Member) removeHere(ctx context.Context, partition int, node raftlog.NodeID) error {
+	isMember, err := m.checkRemoval(ctx, partition, node)
+	if err != nil || !isMember {
+		return err
+	}
+	h := m.hosts[partition]
+	want := h.group.Members()
+	isNode := func(id raftlog.NodeID) bool { return id == node }
+	want.Voters = slices.DeleteFunc(slices.Clone(want.Voters), isNode)
+	want.Learners = slices.DeleteFunc(slices.Clone(want.Learners), isNode)
+	if err := h.group.Change(want); err != nil {
+		return refuse(messages.Unavailable, "partition %d: node %s is not removed yet: %v", partition, nameOfID(node), err)
+	}
+	h.logger.Warn("a node was removed from the partition by an operator", "removed", node, "voters", want.Voters)
+	return nil
+}
+
+// checkList refuses a list of nodes that lacks a member. The list may lack nodes that were removed, which only the
+// groups know.
+func (m *Member) checkList() error {
+	names := m.nodeNames()
+	for p, h := range m.hosts {
+		members := h.group.Members()
+		for _, id := range slices.Concat(members.Voters, members.Learners) {
+			if !slices.Contains(names, nameOfID(id)) {
+				return fmt.Errorf("the list of nodes lacks %s, which is a member of partition %d as far as this node knows: add it, and if it was removed start once with the former list",
+					nameOfID(id), p)
+			}
+		}
+	}
+	return nil
+}
+
+// membershipAnswer says whether a node is a member of a partition.
+type membershipAnswer struct {
+	Leads    bool `json:"leads"` // the node that answers leads the partition, and is sure to
+	IsMember bool `json:"isMember"`
+}
+
+// membershipProtocol carries the question whether a node is a member: an admissionRequest, and a membershipAnswer.
+const membershipProtocol = "caravan-membership/1"
+
+// answerMemberships answers until the listener closes.
+func (m *Member) answerMemberships(listener net.Listener) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		m.background.Go(func() {
+			if err := m.answerMembership(conn); err != nil {
+				m.config.Logger.Info("question of a node whether it is a member", "err", err)
+			}
+		})
+	}
+}
+
+func (m *Member) answerMembership(conn net.Conn) error {
+	defer conn.Close()
+	defer context.AfterFunc(m.port.ctx, func() { conn.Close() })()
+	if err := conn.SetDeadline(time.Now().Add(inquiryLimit)); err != nil {
+		return err
+	}
+	var request admissionRequest
+	if err := readJSONLine(conn, &request); err != nil {
+		return err
+	}
+	if secure, ok := conn.(*tls.Conn); ok {
+		peer, err := clustertls.PeerOf(secure.ConnectionState())
+		if err != nil {
+			return err
+		}
+		if peer.Name != request.Name {
+			return fmt.Errorf("%s asks for node %s", peer, request.Name)
+		}
+	}
+	if err := m.checkPartition(request.Partition); err != nil {
+		return err
+	}
+	members := m.hosts[request.Partition].group.Members()
+	a := membershipAnswer{IsMember: slices.Contains(slices.Concat(members.Voters, members.Learners), request.ID)}
+	a.Leads = m.servesHere(request.Partition) // after the look at the members
+	return writeJSONLine(conn, a)
+}
+
+// watchMembership ends this node if it was removed: it hears no leader of a partition, and another node that leads
+// it says twice that this one is not a member. The list that it goes by the first time need not be committed.
+func (m *Member) watchMembership() {
+	removed := map[int]bool{}
+	for {
+		select {
+		case <-m.port.ctx.Done():
+			return
+		case <-time.After(membershipPause):
+		}
+		for p, h := range m.hosts {
+			if _, _, ok := h.group.Leader(); ok {
+				delete(removed, p)
+				continue
+			}
+			isMember, err := m.askMembership(p)
+			switch {
+			case err != nil: // it is not known
+			case isMember:
+				delete(removed, p)
+			case removed[p]:
+				m.config.Fatal(refusedBecause("it was removed from the cluster as %s: an empty folder can join with --replace", m.Self()))
+				return
+			default:
+				removed[p] = true
+			}
+		}
+	}
+}
+
+// askMembership asks the other nodes whether this one is a member of a partition, until its leader answers.
+func (m *Member) askMembership(partition int) (isMember bool, err error) {
+	err = errNotLeader
+	for _, node := range m.config.Nodes {
+		if node.Name == m.config.Name {
+			continue
+		}
+		a, aerr := m.askMembershipOf(node, partition)
+		if aerr == nil && a.Leads {
+			return a.IsMember, nil
+		}
+		err = errors.Join(err, aerr)
+	}
+	return false, err
+}
+
+func (m *Member) askMembershipOf(node NodeAddress, partition int) (a membershipAnswer, err error) {
+	ctx, cancel := context.WithTimeout(m.port.ctx, 2*inquiryLimit)
+	defer cancel()
+	conn, err := m.port.dialNode(ctx, node, membershipProtocol, m.cluster, "") // its present ID is not known
+	if err != nil {
+		return a, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	err = writeJSONLine(conn, admissionRequest{Partition: partition, Name: m.config.Name, ID: m.Self()})
+	if err == nil {
+		err = readJSONLine(conn, &a)
+	}
+	return a, err
+}

@@ -1,0 +1,148 @@
+package cluster
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// awaitRefusedRemoval removes a node, asked at another one, and waits until that is refused for a reason.
+func (c *testCluster) awaitRefusedRemoval(at *testNode, name string, code messages.ErrorCode, text string) {
+	c.t.Helper()
+	var err error
+	isRefused := testenv.Poll(patience, func() bool {
+		_, err = at.running().RemoveNode(c.t.Context(), name)
+		e, ok := errors.AsType[*messages.Error](err)
+		return ok && e.Code == code && strings.Contains(e.Text, text)
+	})
+	if !isRefused {
+		c.t.Fatalf("removal of %s: %v, want %s", name, err, text)
+	}
+}
+
+// TestNodeIsRemoved: of four nodes one that was stopped is removed, under load, and the other three are a cluster
+// that survives the loss of one more. The removed node is refused when it comes back, and so is its name in the list
+// from then on optional. With an empty folder it joins again.
+func TestNodeIsRemoved(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, 4, 2)
+	c.removalSilence = 500 * time.Millisecond
+	c.each((*testNode).start)
+	gone, asked := c.nodes[3], c.nodes[0]
+	load := c.startLoad(4)
+	for p := range 2 {
+		load.awaitAccepted(p, 10)
+	}
+	id := gone.running().Self()
+	c.awaitRefusedRemoval(asked, gone.name, messages.Conflict, "node n4 runs: stop it first")
+	c.awaitRefusedRemoval(gone, gone.name, messages.Conflict, "node n4 is the one that you ask")
+	gone.close()
+	var err error
+	testenv.EventuallyWithin(t, 2*patience, "the node is removed", func() bool {
+		if _, err = asked.running().RemoveNode(t.Context(), gone.name); err != nil {
+			t.Log(err)
+		}
+		return err == nil
+	})
+	for _, n := range c.others(gone) {
+		testenv.EventuallyWithin(t, patience, n.name+" knows three nodes", func() bool {
+			for _, h := range n.running().hosts {
+				if len(h.group.Members().Voters) != 3 {
+					return false
+				}
+			}
+			return len(n.running().Nodes()) == 3
+		})
+	}
+	c.awaitRefusedRemoval(asked, gone.name, messages.NotFound, `unknown node "n4": the cluster has [n1 n2 n3]`)
+	for p := range 2 {
+		load.awaitAccepted(p, 5)
+	}
+	accepted := load.stop()
+
+	gone.start()
+	testenv.EventuallyWithin(t, patience, "the removed node ends", func() bool { return len(gone.fatals()) > 0 })
+	for _, err := range gone.forgetFatals() {
+		if _, ok := errors.AsType[*RefusedError](err); !ok || !strings.Contains(err.Error(), "it was removed from the cluster as "+string(id)) {
+			t.Error(err)
+		}
+	}
+	gone.close()
+	gone.forgetFatals()
+
+	all := c.nodes
+	c.nodes = all[:3]
+	for _, n := range c.nodes { // with the list of three
+		n.close()
+		n.start()
+	}
+	c.checkRuns(accepted)
+	c.checkReplicas()
+	leader, _ := c.leaderOf(0)
+	leader.close()
+	accepted[0] = append(accepted[0], c.mustSubmit(0, 3)...)
+	accepted[1] = append(accepted[1], c.mustSubmit(1, 3)...)
+	leader.start()
+
+	c.nodes = all
+	for _, n := range c.nodes[:3] {
+		n.close()
+		n.start()
+	}
+	gone.wipe()
+	gone.replace = true
+	gone.start()
+	gone.awaitAdmission()
+	c.checkRuns(accepted)
+	c.checkReplicas()
+}
+
+// TestRemovalIsRefused while tasks of the node may run, and when too few replicas would remain.
+func TestRemovalIsRefused(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, 3, 1)
+	c.removalSilence = time.Hour
+	c.each((*testNode).start)
+	c.mustSubmit(0, 1)
+	leader, _ := c.leaderOf(0)
+	gone := c.others(leader)[0]
+	c.awaitRefusedRemoval(leader, "n9", messages.NotFound, `unknown node "n9"`)
+	gone.close()
+	c.awaitRefusedRemoval(c.others(gone)[0], gone.name, messages.Conflict, "tasks of node "+gone.name+" may run on without it: partition 0 has waited")
+	for _, n := range c.others(gone) {
+		n.running().config.RemovalSilence = 0
+	}
+	c.awaitRefusedRemoval(c.others(gone)[1], gone.name, messages.Conflict, "partition 0 would have 2 replicas with nearly all of the log, and needs 3: start node "+gone.name+", or replace it")
+	gone.start()
+	leader, _ = c.leaderOf(0)
+	if voters := leader.running().hosts[0].group.Members().Voters; len(voters) != 3 {
+		t.Errorf("the voters are %v", voters)
+	}
+}
+
+// TestListLacksAMember: a node does not start with a list that lacks a member of its groups.
+func TestListLacksAMember(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	n := c.nodes[0]
+	n.close()
+	config := n.config()
+	config.Nodes = config.Nodes[:2]
+	if m, err := Open(t.Context(), config); err == nil || !strings.Contains(err.Error(), "the list of nodes lacks n3, which is a member of partition 0") {
+		t.Errorf("it starts: %v", err)
+		if err == nil {
+			n.setRunning(m)
+			n.close()
+		}
+	}
+	config = n.config()
+	config.Nodes = append(config.Nodes, NodeAddress{Name: "n7", Address: "n7"})
+	if _, err := Open(t.Context(), config); err == nil || !strings.Contains(err.Error(), "and the list has") {
+		t.Errorf("it starts with a further node: %v", err)
+	}
+	n.start()
+}
