@@ -38,9 +38,10 @@ type inquiry struct {
 	Runs []messages.RunID `json:"runs,omitempty"`
 
 	Verdict *PartitionVerdict `json:"verdict,omitempty"`
-	// Node is the next leader in a transferInquiry, the one with the right rows in a repairInquiry,
-	// and the one that shall be removed.
+	// Node is the next leader in a transferInquiry, the one with the right rows in a repairInquiry.
+	// Name is that of the node that shall be removed.
 	Node raftlog.NodeID `json:"node,omitempty"`
+	Name string         `json:"name,omitempty"`
 }
 
 // limit bounds the work for an answer.
@@ -148,6 +149,8 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 	case transferInquiry:
 		a.From = m.Self()
 		a.Node, err = m.transferHere(ctx, q.Partition, q.Node)
+	case readyInquiry:
+		err = m.readyHere(q.Partition)
 	case holdInquiry:
 		m.holdHere(q.Partition)
 	case serviceInquiry:
@@ -157,9 +160,9 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 	case progressInquiry:
 		a.Repair = m.progressOfRepair(q.Partition)
 	case removableInquiry:
-		_, err = m.checkRemoval(ctx, q.Partition, q.Node)
+		_, err = m.checkRemoval(ctx, q.Partition, q.Name)
 	case removeInquiry:
-		err = m.removeHere(ctx, q.Partition, q.Node)
+		err = m.removeHere(ctx, q.Partition, q.Name)
 	case drainInquiry:
 		a.Partitions = m.drainHere()
 	default:

@@ -234,14 +234,18 @@ func (m *machine) openRows() (*persistence.DB, error) {
 	return nil, persistence.ErrClosed
 }
 
-// damage returns the first damage that was found in the DB, nil without damage.
+// damage returns the first damage that was found in the DB, nil without damage. After close it is errStopped.
 func (m *machine) damage() error {
 	if m.findDamage != nil {
 		if err := m.findDamage(); err != nil {
 			return err
 		}
 	}
-	return m.db.Load().Damaged()
+	db := m.db.Load()
+	if db == nil {
+		return errStopped
+	}
+	return db.Damaged()
 }
 
 // View returns the rows as of the newest moment. The error is errReplaced when a copy of another replica

@@ -41,7 +41,10 @@ type Config struct {
 	// RemovalSilence is how long a node must not have been heard before it is removed: for as long its tasks may go
 	// on without it.
 	RemovalSilence time.Duration
-	Dir            string // made if missing; one process at a time
+	// WorkersHeard returns when the workers of a node were heard last, by this node as a leader; the zero time for
+	// never. Nil: only the log says.
+	WorkersHeard func(node raftlog.NodeID) time.Time
+	Dir          string // made if missing; one process at a time
 
 	// Listener accepts the connections of other nodes. The member closes it, also when Open fails.
 	Listener net.Listener
@@ -276,7 +279,7 @@ func (i *identity) compareConfig(c *Config) error {
 	if i.Partitions != c.Partitions {
 		return fmt.Errorf("cluster %s has %d partitions, not %d: the number is fixed when it is formed", i.Cluster, i.Partitions, c.Partitions)
 	}
-	if i.Opened && i.coversList(c.Nodes) {
+	if (i.Opened || i.IsReplacement) && i.coversList(c.Nodes) {
 		return nil // what it lacks may have been removed: Member.checkList
 	}
 	return i.compareList(c.Nodes)

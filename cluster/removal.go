@@ -18,8 +18,9 @@ import (
 // partition removes the replica of that node from its members. Each leader refuses
 //
 //   - a node that answers at its address: its tasks may run. The operator stops it first;
-//   - a node that was heard within Config.RemovalSilence, in this term or perhaps just before it: until then its
-//     tasks may go on without it, and the next leader would not know that there is a node to wait for;
+//   - a node that was heard within Config.RemovalSilence, in this term or perhaps just before it, by the log or by
+//     the link to its workers: until then its tasks may go on, and the next leader would not know that there is a
+//     node to wait for;
 //   - a removal that leaves fewer than minReplicas replicas that are heard and have nearly all of the log.
 //
 // All leaders are asked before the first one acts. A removal that breaks off is safe, because each partition is
@@ -43,73 +44,90 @@ const (
 	removeInquiry inquiryKind = "remove"
 )
 
-// RemoveNode takes a node, given by its name or ID, out of all partitions. It may be called on any other node. An
-// error is a *messages.Error; after one with the code Unavailable the node may be removed from some of them.
-func (m *Member) RemoveNode(ctx context.Context, name string) (raftlog.NodeID, error) {
-	node, err := m.memberNode(name)
+// RemoveNode takes a node, given by its name or ID, out of all partitions, under every ID that it has there: one that
+// was taking the place of a former node may have two. It may be called on any other node. An error is a
+// *messages.Error; after one with the code Unavailable the node may be removed from some partitions.
+func (m *Member) RemoveNode(ctx context.Context, node string) (raftlog.NodeID, error) {
+	id, err := m.memberNode(node, 0)
 	if err != nil {
 		return "", err
 	}
-	if node == m.Self() {
-		return "", refuse(messages.Conflict, "node %s is the one that you ask, and it runs: stop it and ask another one", m.config.Name)
+	name := nameOfID(id)
+	if name == m.config.Name {
+		return "", refuse(messages.Conflict, "node %s is the one that you ask, and it runs: stop it and ask another one", name)
 	}
 	for _, kind := range []inquiryKind{removableInquiry, removeInquiry} {
-		// The first partition comes last: a node is known by it (Nodes), and an interrupted removal is repeated.
+		// The first partition comes last: Nodes has the members of it, and an interrupted removal is repeated.
 		for p := range slices.Backward(m.hosts) {
-			if _, err := m.askLeader(ctx, &inquiry{Kind: kind, Partition: p, Node: node}); err != nil {
+			if _, err := m.askLeader(ctx, &inquiry{Kind: kind, Partition: p, Name: name}); err != nil {
 				return "", asUnavailable(err)
 			}
 		}
 	}
-	return node, nil
+	return id, nil
 }
 
-// checkRemoval says why a node cannot be removed from a partition, which this node leads. isMember is false if it was
-// removed before.
-func (m *Member) checkRemoval(ctx context.Context, partition int, node raftlog.NodeID) (isMember bool, err error) {
+// checkRemoval says why a node cannot be removed from a partition, which this node leads. It returns the IDs under
+// which the node is a member of it.
+func (m *Member) checkRemoval(ctx context.Context, partition int, name string) (ids []raftlog.NodeID, err error) {
 	if !m.servesHere(partition) {
-		return false, errNotLeader
+		return nil, errNotLeader
 	}
-	group, name := m.hosts[partition].group, nameOfID(node)
+	group := m.hosts[partition].group
 	members := group.Members()
-	if !slices.Contains(slices.Concat(members.Voters, members.Learners), node) {
-		return false, nil
+	for _, id := range slices.Concat(members.Voters, members.Learners) {
+		if nameOfID(id) == name {
+			ids = append(ids, id)
+		}
 	}
-	if m.isReachable(ctx, node) {
-		return true, refuse(messages.Conflict, "node %s runs: stop it first", name)
+	for _, id := range ids {
+		if m.isReachable(ctx, id) {
+			return nil, refuse(messages.Conflict, "node %s runs: stop it first", name)
+		}
+		silent := group.Status().Silent[id]
+		if m.config.WorkersHeard != nil {
+			if at := m.config.WorkersHeard(id); !at.IsZero() {
+				silent = min(silent, time.Since(at))
+			}
+		}
+		if silent < m.config.RemovalSilence {
+			return nil, refuse(messages.Conflict, "tasks of node %s may run on without it: partition %d has waited %s of %s for their end",
+				name, partition, silent.Truncate(time.Second), m.config.RemovalSilence)
+		}
 	}
-	if silent := group.Status().Silent[node]; silent < m.config.RemovalSilence {
-		return true, refuse(messages.Conflict, "tasks of node %s may run on without it: partition %d has waited %s of %s for their end",
-			name, partition, silent.Truncate(time.Second), m.config.RemovalSilence)
+	if len(ids) == 0 {
+		return nil, nil
 	}
 	remaining := 1 // this one
 	for _, id := range group.CaughtUpVoters() {
-		if id != node {
+		if nameOfID(id) != name {
 			remaining++
 		}
 	}
 	if remaining < minReplicas {
-		return true, refuse(messages.Conflict, "partition %d would have %d replicas with nearly all of the log, and needs %d: start node %s, or replace it",
+		return nil, refuse(messages.Conflict, "partition %d would have %d replicas with nearly all of the log, and needs %d: start node %s, or replace it",
 			partition, remaining, minReplicas, name)
 	}
-	return true, nil
+	return ids, nil
 }
 
-// removeHere removes a node from a partition, if this node leads it.
-func (m *Member) removeHere(ctx context.Context, partition int, node raftlog.NodeID) error {
-	isMember, err := m.checkRemoval(ctx, partition, node)
-	if err != nil || !isMember {
+// removeHere removes a node from a partition, if this node leads it: one change for each of its IDs.
+func (m *Member) removeHere(ctx context.Context, partition int, name string) error {
+	ids, err := m.checkRemoval(ctx, partition, name)
+	if err != nil {
 		return err
 	}
 	h := m.hosts[partition]
-	want := h.group.Members()
-	isNode := func(id raftlog.NodeID) bool { return id == node }
-	want.Voters = slices.DeleteFunc(slices.Clone(want.Voters), isNode)
-	want.Learners = slices.DeleteFunc(slices.Clone(want.Learners), isNode)
-	if err := h.group.Change(want); err != nil {
-		return refuse(messages.Unavailable, "partition %d: node %s is not removed yet: %v", partition, nameOfID(node), err)
+	for _, id := range ids {
+		want := h.group.Members()
+		isNode := func(other raftlog.NodeID) bool { return other == id }
+		want.Voters = slices.DeleteFunc(slices.Clone(want.Voters), isNode)
+		want.Learners = slices.DeleteFunc(slices.Clone(want.Learners), isNode)
+		if err := h.group.Change(want); err != nil {
+			return refuse(messages.Unavailable, "partition %d: node %s is not removed yet: %v", partition, id, err)
+		}
+		h.logger.Warn("a node was removed from the partition by an operator", "removed", id, "voters", want.Voters)
 	}
-	h.logger.Warn("a node was removed from the partition by an operator", "removed", node, "voters", want.Voters)
 	return nil
 }
 
@@ -185,30 +203,62 @@ func (m *Member) answerMembership(conn net.Conn) error {
 // it says twice that this one is not a member. The list that it goes by the first time need not be committed.
 func (m *Member) watchMembership() {
 	removed := map[int]bool{}
-	for {
-		select {
-		case <-m.port.ctx.Done():
-			return
-		case <-time.After(membershipPause):
-		}
-		for p, h := range m.hosts {
-			if _, _, ok := h.group.Leader(); ok {
-				delete(removed, p)
-				continue
-			}
-			isMember, err := m.askMembership(p)
-			switch {
+	for m.pauseMembership() {
+		for p := range m.hosts {
+			switch isMember, err := m.isMemberOf(p); {
 			case err != nil: // it is not known
 			case isMember:
 				delete(removed, p)
 			case removed[p]:
-				m.config.Fatal(refusedBecause("it was removed from the cluster as %s: an empty folder can join with --replace", m.Self()))
+				m.failAsRemoved()
 				return
 			default:
 				removed[p] = true
 			}
 		}
 	}
+}
+
+// confirmMembership waits until this node knows whether it is a member of a partition, which has admitted it. It
+// reports whether the node goes on.
+func (m *Member) confirmMembership(partition int) bool {
+	for removed := false; ; {
+		switch isMember, err := m.isMemberOf(partition); {
+		case err != nil:
+		case isMember:
+			return true
+		case removed:
+			m.failAsRemoved()
+			return false
+		default:
+			removed = true
+		}
+		if !m.pauseMembership() {
+			return false
+		}
+	}
+}
+
+// pauseMembership waits, and reports whether this node goes on.
+func (m *Member) pauseMembership() bool {
+	select {
+	case <-m.port.ctx.Done():
+		return false
+	case <-time.After(membershipPause):
+		return true
+	}
+}
+
+func (m *Member) failAsRemoved() {
+	m.config.Fatal(refusedBecause("it was removed from the cluster as %s: an empty folder can join with --replace", m.Self()))
+}
+
+// isMemberOf reports whether this node is a member of a partition: it hears a leader, or one says so.
+func (m *Member) isMemberOf(partition int) (isMember bool, err error) {
+	if _, _, ok := m.hosts[partition].group.Leader(); ok {
+		return true, nil
+	}
+	return m.askMembership(partition)
 }
 
 // askMembership asks the other nodes whether this one is a member of a partition, until its leader answers.

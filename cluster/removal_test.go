@@ -2,11 +2,14 @@ package cluster
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -41,6 +44,18 @@ func TestNodeIsRemoved(t *testing.T) {
 	c.awaitRefusedRemoval(asked, gone.name, messages.Conflict, "node n4 runs: stop it first")
 	c.awaitRefusedRemoval(gone, gone.name, messages.Conflict, "node n4 is the one that you ask")
 	gone.close()
+	c.areWorkersHeard.Store(true) // the log is not the only way to the node
+	testenv.EventuallyWithin(t, patience, "the leaders have waited", func() bool {
+		for p := range 2 {
+			leader, _ := c.findLeader(p)
+			if leader == nil || leader.running().Status(p).Silent[id] < 2*c.removalSilence {
+				return false
+			}
+		}
+		return true
+	})
+	c.awaitRefusedRemoval(asked, gone.name, messages.Conflict, "tasks of node n4 may run on without it")
+	c.areWorkersHeard.Store(false)
 	var err error
 	testenv.EventuallyWithin(t, 2*patience, "the node is removed", func() bool {
 		if _, err = asked.running().RemoveNode(t.Context(), gone.name); err != nil {
@@ -82,6 +97,11 @@ func TestNodeIsRemoved(t *testing.T) {
 	}
 	c.checkRuns(accepted)
 	c.checkReplicas()
+	lost := c.nodes[1]
+	lost.wipe()
+	lost.replace = true
+	lost.start()
+	lost.awaitAdmission()
 	leader, _ := c.leaderOf(0)
 	leader.close()
 	accepted[0] = append(accepted[0], c.mustSubmit(0, 3)...)
@@ -145,4 +165,82 @@ func TestListLacksAMember(t *testing.T) {
 		t.Errorf("it starts with a further node: %v", err)
 	}
 	n.start()
+}
+
+// TestNodeOfTwoIDsIsRemoved: a node that was taking the place of a former one is a member of some partitions under
+// another ID. All of its IDs are removed, and it does not ask for admission when it comes back.
+func TestNodeOfTwoIDsIsRemoved(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, 4, 2)
+	c.each((*testNode).start)
+	for p := range 2 {
+		c.mustSubmit(p, 1)
+	}
+	gone := c.nodes[3]
+	gone.close()
+	var id identity
+	if err := readJSON(vfs.OS{}, gone.dir+"/"+identityFile, &id); err != nil {
+		t.Fatal(err)
+	}
+	id.IsReplacement, id.AdmittedTo = true, []int{0} // partition 1 had not admitted it
+	if err := writeJSON(vfs.OS{}, gone.dir, identityFile, &id); err != nil {
+		t.Fatal(err)
+	}
+	const former = raftlog.NodeID("n4-0123456789abcdef")
+	change := func(p int, change func(*raftlog.Membership)) {
+		t.Helper()
+		testenv.EventuallyWithin(t, patience, "the members change", func() bool {
+			leader, _ := c.findLeader(p)
+			if leader == nil {
+				return false
+			}
+			group := leader.running().hosts[p].group
+			want := group.Members()
+			want = raftlog.Membership{Voters: slices.Clone(want.Voters), Learners: slices.Clone(want.Learners)}
+			change(&want)
+			return group.Change(want) == nil
+		})
+	}
+	change(1, func(m *raftlog.Membership) {
+		if !slices.Contains(m.Learners, former) {
+			m.Learners = append(m.Learners, former)
+		}
+	})
+	change(0, func(m *raftlog.Membership) { // partition 0 does not know the ID of now
+		if !slices.Contains(m.Learners, former) {
+			m.Learners = append(m.Learners, former)
+		}
+	})
+	change(0, func(m *raftlog.Membership) {
+		m.Voters = slices.DeleteFunc(m.Voters, func(other raftlog.NodeID) bool { return other == id.ID })
+	})
+	areGone := func() bool {
+		for p := range 2 {
+			leader, _ := c.findLeader(p)
+			if leader == nil {
+				return false
+			}
+			members := leader.running().hosts[p].group.Members()
+			if len(members.Voters) != 3 || len(members.Learners) != 0 {
+				return false
+			}
+		}
+		return true
+	}
+	testenv.EventuallyWithin(t, 2*patience, "all IDs of the node are removed", func() bool {
+		if _, err := c.nodes[0].running().RemoveNode(t.Context(), gone.name); err != nil {
+			t.Log(err)
+		}
+		return areGone()
+	})
+	gone.start()
+	testenv.EventuallyWithin(t, patience, "the removed node ends", func() bool { return len(gone.fatals()) > 0 })
+	for _, err := range gone.forgetFatals() {
+		if !strings.Contains(err.Error(), "it was removed from the cluster") {
+			t.Error(err)
+		}
+	}
+	gone.close()
+	gone.forgetFatals()
+	testenv.EventuallyWithin(t, patience, "it is a member of no partition", areGone)
 }

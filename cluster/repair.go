@@ -18,9 +18,10 @@ import (
 
 // A replica whose rows differ from those of the others, or are damaged, gets a copy of the leader's rows. Its log
 // and its vote are not in doubt: they have checksums of their own, and Open refuses a replica without them. So the
-// replica keeps them and its ID, and goes on confirming entries while the copy arrives: the partition never has a
-// voter less, and every entry that the replica has confirmed is still in its log. A new ID would take a voter away
-// for as long as the copy takes. (A node that lost its folder has lost the log, and gets one: replacement.go.)
+// replica keeps them and its ID, and goes on confirming entries while the copy arrives: every entry that it has
+// confirmed is in its log throughout. It stands still only for the exchange, in which it opens the copy and applies
+// the entries that came since; in that time it neither confirms nor votes. A new ID would take a voter away for as
+// long as the copy takes. (A node that lost its folder has lost the log, and gets one: replacement.go.)
 //
 //	node that is asked  compares the replicas: the leader must agree with most of all. If the replica leads, the
 //	                    leadership goes to another one first
@@ -80,7 +81,7 @@ func (m *Member) RepairReplica(ctx context.Context, partition int, name string) 
 	if err := m.checkPartition(partition); err != nil {
 		return r, err
 	}
-	if r.Node, err = m.memberNode(name); err != nil {
+	if r.Node, err = m.memberNode(name, partition); err != nil {
 		return r, err
 	}
 	before := m.verifyPartition(ctx, partition)
@@ -92,7 +93,7 @@ func (m *Member) RepairReplica(ctx context.Context, partition int, name string) 
 	if err != nil {
 		return r, err
 	}
-	if r.Source, err = m.leadOther(ctx, partition, r.Node); err != nil {
+	if r.Source, err = m.leadOther(ctx, partition, r.Node, right); err != nil {
 		return r, err
 	}
 	if !slices.Contains(right, r.Source) {
@@ -142,14 +143,18 @@ func namesOfIDs(ids []raftlog.NodeID) string {
 	return strings.Join(names, " or ")
 }
 
-// leadOther returns the leader of a partition. If that is the given node, another one leads first.
-func (m *Member) leadOther(ctx context.Context, partition int, but raftlog.NodeID) (raftlog.NodeID, error) {
+// leadOther returns the leader of a partition. If that is the given node, one of the right ones leads first.
+func (m *Member) leadOther(ctx context.Context, partition int, but raftlog.NodeID, right []raftlog.NodeID) (raftlog.NodeID, error) {
 	if l, ok := m.Leader(partition); ok && l.Node == but {
-		t, err := m.transferLead(ctx, partition, "")
-		if err != nil {
-			return "", err
+		var last error
+		for _, to := range right {
+			t, err := m.transferLead(ctx, partition, to)
+			if err == nil {
+				return t.To, nil
+			}
+			last = err
 		}
-		return t.To, nil
+		return "", last
 	}
 	l, ok := m.Leader(partition)
 	if !ok {

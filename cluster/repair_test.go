@@ -68,7 +68,7 @@ func TestReplicaIsRepaired(t *testing.T) {
 			t.Errorf("its status shows %+v", v)
 		}
 	}
-	if files, err := filepath.Glob(filepath.Join(bad.dir, "p", "0", copyFolder+"*")); err != nil || len(files) > 0 {
+	if files, err := filepath.Glob(filepath.Join(bad.dir, "p", "0", receivedRows+"*")); err != nil || len(files) > 0 {
 		t.Errorf("left: %v, %v", files, err)
 	}
 	bad.kill()
@@ -101,12 +101,21 @@ func TestDamagedReplicaIsRepaired(t *testing.T) {
 	if _, _, err := m.viewForCopy(&copyRequest{}); !errors.Is(err, damage) {
 		t.Errorf("a damaged replica is copied: %v", err)
 	}
+	var none error
+	bad.damage.Store(&none)
+	third := c.others(leader, bad)[0]
+	stopped := third.running()
+	third.close()
+	if _, _, err := stopped.viewForCopy(&copyRequest{}); !errors.Is(err, errStopped) {
+		t.Errorf("a copy of a node that has stopped: %v", err)
+	}
+	third.start()
+	bad.damage.Store(&damage)
 	former := m.hosts[0].machine.db.Load()
 	c.repair(leader, bad)
 	if now := m.hosts[0].machine.db.Load(); now == former {
 		t.Error("it has the former rows")
 	}
-	var none error
 	bad.damage.Store(&none)
 	c.checkRuns(accepted)
 	c.checkReplicas()

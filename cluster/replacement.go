@@ -86,8 +86,8 @@ func decideReplacement(self *introduction, others map[string]*introduction) (*id
 	if at < 0 {
 		return nil, refusedBecause("node %s is in cluster %s without a node %s", known.Name, known.Cluster, self.Name)
 	}
-	if err := known.compareList(self.Nodes); err != nil {
-		return nil, refusedBecause("%v", err)
+	if !known.coversList(self.Nodes) { // it may lack nodes that were removed
+		return nil, refusedBecause("%v", known.compareList(self.Nodes))
 	}
 	formed := self.identity
 	formed.Cluster, formed.Partitions, formed.Members = known.Cluster, known.Partitions, slices.Clone(known.Members)
@@ -231,6 +231,11 @@ func (m *Member) seekAdmission() {
 	for p := range m.hosts {
 		if !slices.Contains(admitted.AdmittedTo, p) {
 			pending[p] = true
+		}
+	}
+	for _, p := range admitted.AdmittedTo { // it may have been removed since
+		if !m.confirmMembership(p) {
+			return
 		}
 	}
 	logged := ""

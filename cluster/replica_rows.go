@@ -48,14 +48,14 @@ func (m *machine) replaceRows(next replicaRecord, db *persistence.DB, registerer
 //  2. exchangeRows, while no entry is applied, gives it the name of the next generation and opens it,
 //  3. applies the entries to it that the replica has applied since the copy,
 //  4. and does the steps of a Restore from replica.json on.
-const copyFolder = "db-copy"
+const receivedRows = "db-copy"
 
 // copyCheckBytes of a copy arrive between two checks of the space.
 const copyCheckBytes = 16 << 20
 
 // receiveCopy makes rows of a copy, and returns their moment. dropCopy takes them back.
 func (m *machine) receiveCopy(r io.Reader) (moment uint64, err error) {
-	dir := filepath.Join(m.dir, copyFolder)
+	dir := filepath.Join(m.dir, receivedRows)
 	if err := os.RemoveAll(dir); err != nil {
 		return 0, err
 	}
@@ -64,7 +64,7 @@ func (m *machine) receiveCopy(r io.Reader) (moment uint64, err error) {
 
 // dropCopy removes what receiveCopy has left, and gives its space back.
 func (m *machine) dropCopy() {
-	if err := os.RemoveAll(filepath.Join(m.dir, copyFolder)); err != nil {
+	if err := os.RemoveAll(filepath.Join(m.dir, receivedRows)); err != nil {
 		m.logger.Warn("the copy of another replica stays until the next start", "err", err)
 	}
 	m.releaseSpace()
@@ -112,7 +112,7 @@ func (m *machine) exchangeRows(index, moment uint64, replay raftlog.Replay) erro
 	dir := m.generationFolder(next.Generation)
 	err := os.RemoveAll(dir)
 	if err == nil {
-		err = m.fsys.Rename(filepath.Join(m.dir, copyFolder), dir)
+		err = m.fsys.Rename(filepath.Join(m.dir, receivedRows), dir)
 	}
 	if err == nil {
 		err = m.fsys.SyncDir(m.dir)

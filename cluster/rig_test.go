@@ -125,8 +125,10 @@ type testCluster struct {
 	steadyTime time.Duration // of the balancers; an hour unless the test is about them
 	// removalSilence is Config.RemovalSilence of all nodes.
 	removalSilence time.Duration
-	nodes          []*testNode
-	log            io.Writer // nil: discard
+	// areWorkersHeard says that the workers of all nodes have been heard a moment ago.
+	areWorkersHeard atomic.Bool
+	nodes           []*testNode
+	log             io.Writer // nil: discard
 	// damagedLeadPause is that of all nodes, in nanoseconds.
 	damagedLeadPause atomic.Int64
 }
@@ -210,6 +212,12 @@ func (n *testNode) config() Config {
 	logger := c.logger()
 	config := Config{
 		Name: n.name, Nodes: c.list(), Partitions: c.partitions, Dir: n.dir, Replace: n.replace, RemovalSilence: c.removalSilence,
+		WorkersHeard: func(raftlog.NodeID) (at time.Time) {
+			if c.areWorkersHeard.Load() {
+				at = time.Now()
+			}
+			return at
+		},
 		Listener: c.network.Listen(raftlog.NodeID(n.name)), Dial: c.network.Dial(raftlog.NodeID(n.name)),
 		Engine: func(EngineTerm) actors.Config {
 			return actors.Config{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -37,6 +38,8 @@ const (
 	// transferInquiry asks the leader of a partition to give its leadership to another node (inquiry.Node), or
 	// to one that it chooses. The answer has the node.
 	transferInquiry inquiryKind = "transfer"
+	// readyInquiry asks a node whether it may lead a partition.
+	readyInquiry inquiryKind = "ready"
 	// holdInquiry tells the next leader of a partition that an operator wants it there.
 	holdInquiry inquiryKind = "hold"
 	// serviceInquiry asks whether the engine of a partition serves on a node.
@@ -50,16 +53,20 @@ func refuse(code messages.ErrorCode, format string, args ...any) error {
 	return &messages.Error{Code: code, Text: fmt.Sprintf(format, args...)}
 }
 
-// memberNode returns the ID of a node, given by its name or its ID.
-func (m *Member) memberNode(node string) (raftlog.NodeID, error) {
-	var names []string
-	for _, n := range m.Nodes() {
-		if n.Name == node || string(n.ID) == node {
-			return n.ID, nil
+// memberNode returns the ID under which a node is a member of a partition, or else of another one. The node is given
+// by its name or its ID. A node that takes the place of another one has two IDs in the cluster for a while.
+func (m *Member) memberNode(node string, partition int) (raftlog.NodeID, error) {
+	names := map[string]bool{}
+	for _, h := range append([]*host{m.hosts[partition]}, m.hosts...) {
+		members := h.group.Members()
+		for _, id := range slices.Concat(members.Voters, members.Learners) {
+			if nameOfID(id) == node || string(id) == node {
+				return id, nil
+			}
+			names[nameOfID(id)] = true
 		}
-		names = append(names, n.Name)
 	}
-	return "", refuse(messages.NotFound, "unknown node %q: the cluster has %s", node, names)
+	return "", refuse(messages.NotFound, "unknown node %q: the cluster has %s", node, slices.Sorted(maps.Keys(names)))
 }
 
 // checkPartition refuses a partition that the cluster does not have.
@@ -77,7 +84,7 @@ func (m *Member) TransferLead(ctx context.Context, partition int, node string) (
 	if err := m.checkPartition(partition); err != nil {
 		return t, err
 	}
-	to, err := m.memberNode(node)
+	to, err := m.memberNode(node, partition)
 	if err != nil {
 		return t, err
 	}
@@ -125,7 +132,7 @@ func (m *Member) awaitService(ctx context.Context, partition int, node raftlog.N
 // keep theirs from the node for holdTime, or until its restart. A problem with one partition does not keep the
 // others.
 func (m *Member) TransferAllLeads(ctx context.Context, node string) (all []Transfer, err error) {
-	from, err := m.memberNode(node)
+	from, err := m.memberNode(node, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -160,30 +167,69 @@ func (m *Member) TransferAllLeads(ctx context.Context, node string) (all []Trans
 // transferHere gives the leadership of a partition to a node, if this node leads it. It returns the node.
 func (m *Member) transferHere(ctx context.Context, partition int, to raftlog.NodeID) (raftlog.NodeID, error) {
 	h := m.hosts[partition]
-	if _, _, ok := m.Engine(partition); !ok {
-		return "", errNotLeader
+	ctx, cancel := context.WithTimeout(ctx, moveLimit)
+	defer cancel()
+	if err := m.awaitEngine(ctx, partition); err != nil {
+		return "", err
 	}
 	if to == m.Self() {
 		return "", refuse(messages.Conflict, "node %s leads partition %d already", nameOfID(to), partition)
 	}
 	if to == "" {
 		if to = m.nextLeader(partition); to == "" {
-			return "", refuse(messages.Conflict, "partition %d: no other node is heard and has nearly all of the log", partition)
+			return "", refuse(messages.Conflict, "partition %d: no other node is heard, has nearly all of the log and does not differ", partition)
 		}
 	} else if err := m.checkNextLeader(ctx, partition, to); err != nil {
 		return "", err
 	}
-	if _, err := m.ask(ctx, to, &inquiry{Kind: holdInquiry, Partition: partition}); err != nil {
-		return "", refuse(messages.Conflict, "node %s cannot lead partition %d: it does not answer: %v", nameOfID(to), partition, err)
+	if _, err := m.ask(ctx, to, &inquiry{Kind: readyInquiry, Partition: partition}); err != nil {
+		return "", refuse(messages.Conflict, "node %s cannot lead partition %d: %v", nameOfID(to), partition, err)
 	}
-	m.holdLead(partition, 0)
-	ctx, cancel := context.WithTimeout(ctx, moveLimit)
-	defer cancel()
-	if err := h.moveLead(ctx, to); err != nil {
+	if err := h.moveLead(ctx, to); errors.Is(err, errNotLeader) {
+		return "", err
+	} else if err != nil {
 		return "", refuse(messages.Unavailable, "the leadership of partition %d does not go to node %s: %v", partition, nameOfID(to), err)
 	}
 	h.logger.Info("the partition was moved by an operator", "to", to)
+	m.holdLead(partition, 0)
+	// Balance looks at a leadership only when it is steadyTime old.
+	if _, err := m.ask(ctx, to, &inquiry{Kind: holdInquiry, Partition: partition}); err != nil {
+		h.logger.Warn("balance may move the partition again: its leader was not told to hold it", "err", err)
+	}
 	return to, nil
+}
+
+// awaitEngine waits while this node leads a partition and its engine starts.
+func (m *Member) awaitEngine(ctx context.Context, partition int) error {
+	for {
+		changed := m.Changed()
+		if _, _, ok := m.Engine(partition); ok {
+			return nil
+		}
+		if node, _, ok := m.hosts[partition].group.Leader(); !ok || node != m.Self() {
+			return errNotLeader
+		}
+		select {
+		case <-ctx.Done():
+			return refuse(messages.Unavailable, "the engine of partition %d does not start: %v", partition, context.Cause(ctx))
+		case <-changed:
+		case <-time.After(inquiryPause):
+		}
+	}
+}
+
+// differs reports whether the newest verdict that this node was told says that a replica is different.
+func (m *Member) differs(partition int, node raftlog.NodeID) bool {
+	v, _ := m.Verdict(partition)
+	return slices.ContainsFunc(v.Replicas, func(r ReplicaDigest) bool { return r.Node == node && r.Differs })
+}
+
+// readyHere answers a readyInquiry.
+func (m *Member) readyHere(partition int) error {
+	if err := m.hosts[partition].machine.damage(); err != nil {
+		return fmt.Errorf("its rows are damaged: %w", err)
+	}
+	return nil
 }
 
 // checkNextLeader says why a node cannot lead a partition, which this one leads. It waits a moment for one of
@@ -192,6 +238,9 @@ func (m *Member) checkNextLeader(ctx context.Context, partition int, to raftlog.
 	group := m.hosts[partition].group
 	if !slices.Contains(group.Members().Voters, to) {
 		return refuse(messages.Conflict, "node %s has no replica of partition %d that may lead", nameOfID(to), partition)
+	}
+	if m.differs(partition, to) {
+		return refuse(messages.Conflict, "node %s cannot lead partition %d: its rows differ from those of the others; repair it first", nameOfID(to), partition)
 	}
 	for began := time.Now(); ; {
 		if slices.Contains(group.CaughtUpVoters(), to) {
@@ -221,7 +270,7 @@ func lagProblem(match, last uint64) string {
 // nextLeader returns the node that shall lead a partition in place of this one: of those that can, the one that
 // the partition prefers. "" = no other node can.
 func (m *Member) nextLeader(partition int) (next raftlog.NodeID) {
-	voters := m.hosts[partition].group.CaughtUpVoters()
+	voters := slices.DeleteFunc(m.hosts[partition].group.CaughtUpVoters(), func(id raftlog.NodeID) bool { return m.differs(partition, id) })
 	var names []string
 	for _, id := range voters {
 		names = append(names, nameOfID(id))
@@ -281,7 +330,7 @@ func (m *Member) drainHere() (leads []int) {
 	}
 	for p := range m.hosts {
 		m.holdLead(p, 0)
-		if _, _, ok := m.Engine(p); ok {
+		if node, _, ok := m.hosts[p].group.Leader(); ok && node == m.Self() { // its engine may be starting
 			leads = append(leads, p)
 		}
 	}

@@ -145,6 +145,28 @@ func TestTransferIsRefused(t *testing.T) {
 		t.Error(err)
 	}
 	check(0, leader.name, messages.Conflict, "node "+leader.name+" leads partition 0 already")
+	damage := errors.New("a block does not have its checksum")
+	down.damage.Store(&damage)
+	check(0, down.name, messages.Conflict, "node "+down.name+" cannot lead partition 0: node "+string(down.running().Self())+": its rows are damaged")
+	if down.running().isLeadHeld(0) {
+		t.Error("a node that does not lead holds the partition")
+	}
+	var none error
+	down.damage.Store(&none)
+	wrong := &PartitionVerdict{Index: 1 << 40, Replicas: []ReplicaDigest{{Node: down.running().Self(), Differs: true}}}
+	for _, n := range c.nodes {
+		n.running().noteVerdict(wrong)
+	}
+	check(0, down.name, messages.Conflict, "node "+down.name+" cannot lead partition 0: its rows differ")
+	if leader, _ := c.leaderOf(0); leader != down {
+		if next := leader.running().nextLeader(0); next == down.running().Self() {
+			t.Error("a replica that differs shall lead next")
+		}
+	}
+	right := &PartitionVerdict{Index: wrong.Index + 1}
+	for _, n := range c.nodes {
+		n.running().noteVerdict(right)
+	}
 	down.close()
 	testenv.EventuallyWithin(t, patience, "the leader is the same", func() bool { n, _ := c.findLeader(0); leader = n; return n != nil })
 	if leader == asked {
@@ -168,4 +190,35 @@ func TestTransferProblems(t *testing.T) {
 			t.Errorf("%v: %q", at, got)
 		}
 	}
+}
+
+// TestStartingEngineIsDrained: a partition whose engine is starting on the node goes with the others.
+func TestStartingEngineIsDrained(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	c.mustSubmit(0, 1)
+	testenv.EventuallyWithin(t, 2*patience, "the node leads nothing", func() bool {
+		leader, _ := c.leaderOf(0)
+		m := leader.running()
+		h := m.hosts[0]
+		l := h.blockEngines()
+		if l != nil {
+			l.retire()
+			<-l.ended
+		}
+		leads := m.drainHere()
+		moved := make(chan []Transfer, 1)
+		go func() {
+			all, err := m.TransferAllLeads(t.Context(), leader.name)
+			if err != nil {
+				t.Error(err)
+			}
+			moved <- all
+		}()
+		h.unblockEngines()
+		all := testenv.ReceiveWithin(t, patience, "the transfers", moved)
+		now, _ := c.leaderOf(0)
+		t.Log(leads, all)
+		return slices.Equal(leads, []int{0}) && len(all) == 1 && all[0].Problem == "" && now != leader
+	})
 }

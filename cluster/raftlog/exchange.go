@@ -12,7 +12,7 @@ import (
 //
 //	HoldLog    the log is not trimmed from here on. The copy must have the rows of the entry that it returns
 //	…          the copy arrives, and this machine goes on. It must have the entry of the copy at last
-//	Exchange   no entry is applied meanwhile. The caller applies the later ones, which it gets from the log,
+//	Exchange   no entry is applied meanwhile, and after some batches the library answers no request. The caller applies the later ones, which it gets from the log,
 //	           to the copy, and puts it in place of the machine's rows
 
 // ErrNotReplayable is the error of an Exchange with a copy that is too old: the log, or a snapshot that came in the

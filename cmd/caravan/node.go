@@ -131,7 +131,8 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 
 	n.member, err = cluster.Open(ctx, cluster.Config{
 		Name: c.Node, Nodes: c.Nodes, Partitions: c.Partitions, Replace: c.Replace, Dir: n.folder.Cluster(), RemovalSilence: lease.Silence(c.WorkerLease),
-		Listener: port, Credentials: credentials,
+		WorkersHeard: func(node raftlog.NodeID) time.Time { return n.workers.Heard(string(node)) },
+		Listener:     port, Credentials: credentials,
 		Engine: func(term cluster.EngineTerm) actors.Config {
 			engine := engineConfig(c, limits, garbage, log)
 			engine.Outputs, engine.ClusterOutputs = n.outputs, everywhere

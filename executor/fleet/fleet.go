@@ -78,6 +78,7 @@ type Fleet struct {
 	leads       []*lead                       // by partition; nil where it is not led here
 	links       map[string]*leaderLink        // by node, while it is connected and has said hello
 	connecting  map[string]context.CancelFunc // by node: ends its goroutine
+	heard       map[string]time.Time          // by node: its last frame
 	lastSession uint64
 	undelivered []executor.Report // see unlockAndDeliver
 	delivering  bool
@@ -106,7 +107,7 @@ func Open(config Config, open func(executor.Sink) (Workers, error)) (*Fleet, err
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	f := &Fleet{config: config, log: config.Logger, agent: newAgent(&config), leads: make([]*lead, config.Partitions),
-		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}, logLimit: logWait}
+		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}, heard: map[string]time.Time{}, logLimit: logWait}
 	f.delivered = sync.NewCond(&f.mu)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	sink := f.agent.takeReports
@@ -126,6 +127,13 @@ func Open(config Config, open func(executor.Sink) (Workers, error)) (*Fleet, err
 		f.agent.workers = f.copying
 	}
 	return f, nil
+}
+
+// Heard returns when the workers of a node were heard last, the zero time for never.
+func (f *Fleet) Heard(node string) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.heard[node]
 }
 
 // SetNode says which node this is. It comes before the first order.

@@ -490,3 +490,22 @@ func TestNodeThatDoesNotAnswerForOutput(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestHeardIsTheLastFrame of the workers of a node, also after their link has ended.
+func TestHeardIsTheLastFrame(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	a.lead(4)
+	eventually(t, "the other node is heard", func() bool { return b.workers.leaseOf(1) != 0 && !a.Heard("b").IsZero() })
+	b.stop()
+	isLinked := func() bool {
+		a.Fleet.mu.Lock()
+		defer a.Fleet.mu.Unlock()
+		return a.links["b"] != nil
+	}
+	eventually(t, "the link has ended", func() bool { return !isLinked() })
+	if at := a.Heard("b"); at.IsZero() || at.After(time.Now()) || !a.Heard("c").IsZero() {
+		t.Errorf("heard at %v, and an unknown node at %v", at, a.Heard("c"))
+	}
+	b.start()
+}

@@ -151,6 +151,7 @@ func (f *Fleet) handleFrame(l *leaderLink, frame *workerpb.WorkerFrame) error {
 		}
 	}
 	defer f.unlockAndDeliver()
+	f.heard[l.node] = time.Now()
 	if h := frame.Hello; h != nil {
 		if string(h.Name) != l.node {
 			return fmt.Errorf("node %q answers for %q", h.Name, l.node)

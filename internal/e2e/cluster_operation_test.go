@@ -160,7 +160,7 @@ func flipBits(t *testing.T, n *clusterNode) {
 // after a repair, under load, and that the node counts for the majority then.
 func TestReplicaIsRepaired(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t)
+	c := startCluster(t, "--partitions", "1")
 	ctx := t.Context()
 	leads, bad := c.leader(c.nodes[0])
 	accepted, end := c.submitNoops(leads)
