@@ -39,6 +39,8 @@ func checkRequest(request *workerpb.OutputRequest) error {
 		err = errNoAttempt
 	case request.From < 0:
 		err = fmt.Errorf("a part begins at %d", request.From)
+	case request.Verify && request.Length == 0:
+		err = errors.New("there is nothing to verify")
 	}
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "read of output: %v", err)
@@ -68,7 +70,7 @@ func checkCopy(open *workerpb.KeepOpen) error {
 var errNoAttempt = errors.New("attempts are numbered from 1")
 
 // Read implements workerpb.OutputsServer.
-func (o *outputServer) Read(_ context.Context, request *workerpb.OutputRequest) (*workerpb.OutputReply, error) {
+func (o *outputServer) Read(ctx context.Context, request *workerpb.OutputRequest) (*workerpb.OutputReply, error) {
 	if err := checkRequest(request); err != nil {
 		return nil, err
 	}
@@ -82,14 +84,47 @@ func (o *outputServer) Read(_ context.Context, request *workerpb.OutputRequest) 
 	}
 	defer section.Close()
 	if request.Verify {
-		return &workerpb.OutputReply{Error: workerpb.NewOutputError(section.Verify(request.From))}, nil
+		return &workerpb.OutputReply{Error: workerpb.NewOutputError(verifyPart(ctx, section, request.From, int64(request.Length)))}, ctx.Err()
 	}
 	data := make([]byte, min(request.Length, maxOutputRead))
-	n, err := section.ReadAt(data, request.From)
+	n, err := readBlocks(ctx, section, data, request.From)
 	if n > 0 || err == io.EOF { // the next request meets the same error
 		err = nil
 	}
-	return &workerpb.OutputReply{Data: data[:n], Error: workerpb.NewOutputError(err)}, nil
+	return &workerpb.OutputReply{Data: data[:n], Error: workerpb.NewOutputError(err)}, ctx.Err()
+}
+
+// readBytes is how much is read from the disk before the context is asked again whether anybody waits.
+const readBytes = 64 << 10
+
+// readBlocks is section.ReadAt that ends with the context.
+func readBlocks(ctx context.Context, section outputs.Section, p []byte, off int64) (n int, err error) {
+	for n < len(p) && err == nil {
+		if err = ctx.Err(); err != nil {
+			break
+		}
+		more := 0
+		more, err = section.ReadAt(p[n:min(n+readBytes, len(p))], off+int64(n))
+		n += more
+	}
+	return n, err
+}
+
+// verifyPart verifies the bytes of a section from an offset on, as many as length or up to its end. Bytes that
+// are read are verified.
+func verifyPart(ctx context.Context, section outputs.Section, from, length int64) error {
+	p := make([]byte, min(length, readBytes))
+	for length > 0 {
+		n, err := readBlocks(ctx, section, p[:min(length, readBytes)], from)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		from, length = from+int64(n), length-int64(n)
+	}
+	return nil
 }
 
 // Keep implements workerpb.OutputsServer.
@@ -243,10 +278,17 @@ func (s *remoteSection) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// Verify implements outputs.Section: the node verifies its bytes.
+// verifyBytes is how much one request verifies: a busy disk reads it well within the time that a node has to answer.
+const verifyBytes = 4 << 20
+
+// Verify implements outputs.Section: the node verifies its bytes, in parts.
 func (s *remoteSection) Verify(from int64) error {
-	_, err := s.ask(&workerpb.OutputRequest{From: from, Verify: true})
-	return err
+	for ; from < s.out.Head+s.out.Tail; from += verifyBytes {
+		if _, err := s.ask(&workerpb.OutputRequest{From: from, Length: verifyBytes, Verify: true}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close implements outputs.Section.

@@ -3,9 +3,12 @@ package fleet
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"math"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -67,6 +70,7 @@ func TestOutputRequestsAreChecked(t *testing.T) {
 		"no attempt":         func(r *workerpb.OutputRequest) { r.Attempt = 0 },
 		"negative from":      func(r *workerpb.OutputRequest) { r.From = -1 },
 		"verify before it":   func(r *workerpb.OutputRequest) { r.From, r.Verify = -100000, true },
+		"verify nothing":     func(r *workerpb.OutputRequest) { r.Length, r.Verify = 0, true },
 		"no output":          func(r *workerpb.OutputRequest) { r.Output = nil },
 		"an empty output":    func(r *workerpb.OutputRequest) { r.Output = &workerpb.Output{} },
 		"an inline output":   func(r *workerpb.OutputRequest) { r.Output.Inline = []byte("some text") },
@@ -151,5 +155,72 @@ func TestPanicInACallOfAnotherNode(t *testing.T) {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the log lacks the stack with %s: %s", want, text.String())
 		}
+	}
+}
+
+// recordingClient is an Outputs client that records the requests.
+type recordingClient struct {
+	workerpb.OutputsClient
+	requests []*workerpb.OutputRequest
+}
+
+func (c *recordingClient) Read(ctx context.Context, request *workerpb.OutputRequest, options ...grpc.CallOption) (*workerpb.OutputReply, error) {
+	c.requests = append(c.requests, request)
+	return c.OutputsClient.Read(ctx, request, options...)
+}
+
+// TestVerifyInParts: a long section is verified in requests of a bounded size, which have all of it, and each ends
+// with its context.
+func TestVerifyInParts(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	const length = 2*verifyBytes + 100
+	id := outputs.ID{Key: testKey(1)}
+	offsets, err := b.outputs.Append(id.Key, outputs.Part{Body: bytes.NewReader(make([]byte, length)), Length: length})
+	if err != nil {
+		t.Fatal(err)
+	}
+	section := openOutput(t, a, b, id, messages.Output{Size: length, Head: length, Offset: offsets[0]}).(*remoteSection)
+	client := &recordingClient{OutputsClient: section.client}
+	section.client = client
+	if err := section.Verify(7); err != nil {
+		t.Error(err)
+	}
+	next := int64(7)
+	for _, r := range client.requests {
+		if !r.Verify || r.From != next || r.Length == 0 || r.Length > verifyBytes {
+			t.Errorf("a request for %d bytes from %d, want from %d", r.Length, r.From, next)
+		}
+		next += int64(r.Length)
+	}
+	if next < length {
+		t.Errorf("%d of %d bytes were verified", next, length)
+	}
+
+	server := &outputServer{store: b.outputs}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, verify := range []bool{false, true} {
+		first := client.requests[0]
+		request := &workerpb.OutputRequest{Run: first.Run, Task: first.Task, Attempt: first.Attempt, Output: first.Output, Length: 100, Verify: verify}
+		if reply, err := server.Read(ended, request); err != context.Canceled || len(reply.GetData()) > 0 {
+			t.Errorf("verify %v for a client that has left: %v", verify, err)
+		}
+	}
+
+	files, err := filepath.Glob(filepath.Join(b.outputDir, "*", "*.out"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	info, err := os.Stat(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(files[0], info.Size()-1); err != nil { // of the last part
+		t.Fatal(err)
+	}
+	var known *messages.Error
+	if err := section.Verify(0); !errors.As(err, &known) || known.Code != messages.Damaged {
+		t.Errorf("the last byte is missing: %v", err)
 	}
 }

@@ -2137,7 +2137,7 @@ type OutputRequest struct {
 	Output        *Output                `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"`  // as the record of the attempt has it, for the disk of this node
 	From          int64                  `protobuf:"varint,6,opt,name=from,proto3" json:"from,omitempty"`     // the first byte
 	Length        uint32                 `protobuf:"varint,7,opt,name=length,proto3" json:"length,omitempty"` // of the part, at most
-	Verify        bool                   `protobuf:"varint,8,opt,name=verify,proto3" json:"verify,omitempty"` // check all bytes from that one on, and return none
+	Verify        bool                   `protobuf:"varint,8,opt,name=verify,proto3" json:"verify,omitempty"` // check all bytes of the part, and return none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
