@@ -18,6 +18,7 @@ import (
 type Engine struct {
 	directory cluster.Directory
 	health    func(context.Context) error
+	damaged   func() error
 
 	mu       sync.Mutex  // a leaf, of what follows
 	unserved []time.Time // by partition: when it lost its leader; zero = a node serves it
@@ -33,9 +34,10 @@ var _ http.Engine = (*Engine)(nil)
 const maxUnserved = 3 * time.Second
 
 // NewEngine returns the engine of a node. health returns what is wrong with the node itself, such as its
-// disk, or nil. The caller closes it once.
-func NewEngine(d cluster.Directory, health func(context.Context) error) *Engine {
-	e := &Engine{directory: d, health: health, unserved: make([]time.Time, d.Partitions()), stop: make(chan struct{}), ended: make(chan struct{})}
+// disk, or nil, and damaged the damage in files that the node has whether or not it leads, or nil. The caller closes
+// the engine once.
+func NewEngine(d cluster.Directory, health func(context.Context) error, damaged func() error) *Engine {
+	e := &Engine{directory: d, health: health, damaged: damaged, unserved: make([]time.Time, d.Partitions()), stop: make(chan struct{}), ended: make(chan struct{})}
 	for p := range e.unserved { // a node that starts is not ready before it knows all leaders
 		e.unserved[p] = time.Unix(0, 0)
 	}
@@ -350,8 +352,11 @@ func (e *Engine) Healthy(ctx context.Context) error {
 	return e.ofEngines(func(engine cluster.Engine) error { return engine.Healthy(ctx) })
 }
 
-// Damaged is nil, or the damage that an engine of this node has found.
+// Damaged is nil, or the damage that this node or one of its engines has found.
 func (e *Engine) Damaged(ctx context.Context) error {
+	if err := e.damaged(); err != nil {
+		return err
+	}
 	return e.ofEngines(func(engine cluster.Engine) error { return engine.Damaged(ctx) })
 }
 

@@ -233,7 +233,7 @@ func codeOf(err error) messages.ErrorCode {
 
 func newEngine(t *testing.T, d *directory) *router.Engine {
 	t.Helper()
-	e := router.NewEngine(d, func(context.Context) error { return nil })
+	e := router.NewEngine(d, func(context.Context) error { return nil }, func() error { return nil })
 	t.Cleanup(e.Close)
 	return e
 }
@@ -371,8 +371,8 @@ func TestReady(t *testing.T) {
 func TestHealthOfANode(t *testing.T) {
 	behind := &engine{err: errors.New("a disk is low")}
 	d := newDirectory(behind)
-	var own error
-	e := router.NewEngine(d, func(context.Context) error { return own })
+	var own, damage error
+	e := router.NewEngine(d, func(context.Context) error { return own }, func() error { return damage })
 	defer e.Close()
 	for _, name := range []string{"AcceptsRuns", "Healthy", "Damaged"} {
 		if _, err := call(e, name); err != behind.err {
@@ -390,6 +390,10 @@ func TestHealthOfANode(t *testing.T) {
 	own = nil
 	if err := errors.Join(e.AcceptsRuns(t.Context()), e.Healthy(t.Context()), e.Damaged(t.Context())); err != nil || e.Paused(t.Context()) != "" {
 		t.Errorf("without an engine: %v", err)
+	}
+	damage = errors.New("an output file is damaged")
+	if err := e.Damaged(t.Context()); err != damage {
+		t.Errorf("damage of a node that leads nothing: %v", err)
 	}
 }
 

@@ -65,7 +65,7 @@ func TestForeignKeyIsBelievedIfItsRunExists(t *testing.T) {
 	} {
 		d := &keyDirectory{directory: newDirectory(&engine{}), exists: tc.exists, err: tc.err,
 			engine: &keyEngine{&engine{}, messages.ForeignKeyError{Key: "k", Run: 17, IsSameBody: tc.isSame}}}
-		e := router.NewEngine(d, func(context.Context) error { return nil })
+		e := router.NewEngine(d, func(context.Context) error { return nil }, func() error { return nil })
 		sub := &messages.Submission{IdempotencyKey: "k"}
 		run, err := e.Submit(t.Context(), sub)
 		results, allErr := e.SubmitAll(t.Context(), []*messages.Submission{sub, sub})

@@ -155,7 +155,7 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	}
 	n.cleaner = startOutputCleaner(c, n.outputs, n.member, log)
 	undo = append(undo, n.cleaner.Close)
-	n.engine = router.NewEngine(n.member, n.health)
+	n.engine = router.NewEngine(n.member, n.health, n.outputs.Damaged)
 	undo = append(undo, func() error { n.engine.Close(); return nil })
 	entrance, err := router.NewEntrance(n.member)
 	if err != nil {
