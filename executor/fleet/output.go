@@ -226,9 +226,6 @@ type remoteSection struct {
 	silence *silence      // of the node
 	id      outputs.ID
 	out     messages.Output
-
-	ahead   []byte // bytes of the section that were read, from aheadAt
-	aheadAt int64
 }
 
 var _ outputs.Section = (*remoteSection)(nil)
@@ -255,21 +252,20 @@ func (s *remoteSection) ask(request *workerpb.OutputRequest) (*workerpb.OutputRe
 	return reply, reply.Error.ToError()
 }
 
-// ReadAt implements io.ReaderAt.
+// ReadAt implements io.ReaderAt. It asks for what p takes and keeps nothing: a reader costs the same whether its
+// output is here or elsewhere.
 func (s *remoteSection) ReadAt(p []byte, off int64) (n int, err error) {
 	end := s.out.Head + s.out.Tail
 	for n < len(p) && off < end {
-		if off < s.aheadAt || off >= s.aheadAt+int64(len(s.ahead)) {
-			reply, err := s.ask(&workerpb.OutputRequest{From: off, Length: maxOutputRead})
-			if err != nil {
-				return n, err
-			}
-			if len(reply.Data) == 0 {
-				return n, io.ErrUnexpectedEOF
-			}
-			s.ahead, s.aheadAt = reply.Data, off
+		wanted := min(int64(len(p)-n), end-off, maxOutputRead)
+		reply, err := s.ask(&workerpb.OutputRequest{From: off, Length: uint32(wanted)})
+		if err != nil {
+			return n, err
 		}
-		copied := copy(p[n:], s.ahead[off-s.aheadAt:])
+		if len(reply.Data) == 0 {
+			return n, io.ErrUnexpectedEOF
+		}
+		copied := copy(p[n:], reply.Data)
 		n, off = n+copied, off+int64(copied)
 	}
 	if n < len(p) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -222,5 +223,34 @@ func TestVerifyInParts(t *testing.T) {
 	var known *messages.Error
 	if err := section.Verify(0); !errors.As(err, &known) || known.Code != messages.Damaged {
 		t.Errorf("the last byte is missing: %v", err)
+	}
+}
+
+// TestReadOfWhatIsAskedFor: a read of another node's output transfers the bytes that it returns, and no others.
+func TestReadOfWhatIsAskedFor(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	const length = 2*maxOutputRead + 100
+	id := outputs.ID{Key: testKey(1)}
+	offsets, err := b.outputs.Append(id.Key, outputs.Part{Body: bytes.NewReader(make([]byte, length)), Length: length})
+	if err != nil {
+		t.Fatal(err)
+	}
+	section := openOutput(t, a, b, id, messages.Output{Size: length, Head: length, Offset: offsets[0]}).(*remoteSection)
+	for _, r := range []struct{ from, size, returned int64 }{{0, 1, 1}, {1, 64 << 10, 64 << 10}, {5, length, length - 5}, {length - 3, 100, 3}, {length, 10, 0}} {
+		client := &recordingClient{OutputsClient: section.client}
+		section.client = client
+		n, err := section.ReadAt(make([]byte, r.size), r.from)
+		if int64(n) != r.returned || err != nil && err != io.EOF {
+			t.Errorf("%d bytes from %d: %d, %v", r.size, r.from, n, err)
+		}
+		asked := int64(0)
+		for _, request := range client.requests {
+			asked += int64(request.Length)
+		}
+		if perRead := (r.returned + maxOutputRead - 1) / maxOutputRead; asked != r.returned || int64(len(client.requests)) > perRead {
+			t.Errorf("%d bytes from %d: %d requests for %d bytes", r.size, r.from, len(client.requests), asked)
+		}
+		section.client = client.OutputsClient
 	}
 }
