@@ -43,6 +43,13 @@ type grantTarget struct {
 // which runs do only once it is durable.
 type halt struct{ reply messages.Reply[struct{}] }
 
+// capacityChanged says what all tasks may take from now on, where the slots are those of several machines
+// (executor.Elastic).
+// Only one is under way at a time, with the newest value.
+type capacityChanged struct {
+	newest *atomic.Pointer[scheduler.Resources]
+}
+
 // wake triggers a grant: an overtaken request has aged.
 type wake struct{}
 
@@ -70,6 +77,10 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 		delete(d.awaited, m.Run) // it cannot be loaded
 	case newRunsAvailable:
 		d.addNewRuns()
+	case capacityChanged:
+		machine := *m.newest.Swap(nil)
+		d.sched.SetMachine(machine)
+		d.env.metrics.setCapacity(machine)
 	case wake:
 		d.ageing = false
 	case *halt:

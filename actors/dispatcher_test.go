@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -72,6 +74,49 @@ func TestGrantsOfARunAreOneAllotment(t *testing.T) {
 	if !slices.Equal(list, want) {
 		t.Errorf("%v, want %v", list, want)
 	}
+}
+
+// elastic is an executor whose slots change.
+type elastic struct {
+	*executortest.Durable
+	notify chan func(cpuMillis, memoryBytes int64)
+}
+
+func (e *elastic) WatchCapacity(notify func(cpuMillis, memoryBytes int64)) (changes bool) {
+	notify(0, 0)
+	e.notify <- notify
+	return true
+}
+
+// TestDispatcherFollowsTheSlotsOfAnExecutor: tasks are granted what the executor has, not what this machine has.
+func TestDispatcherFollowsTheSlotsOfAnExecutor(t *testing.T) {
+	x := &elastic{executortest.NewDurable(), make(chan func(int64, int64), 1)}
+	r := newRig(t, func(c *Config) {
+		c.Executors["process"] = func(sink executor.Sink) (executor.Executor, error) {
+			_, err := x.Bind(sink)
+			return x, err
+		}
+	})
+	r.fake = x.Fake
+	await := func(want Load) {
+		t.Helper()
+		testenv.Eventually(t, fmt.Sprintf("the load is %+v", want), func() bool { return r.node.Load() == want })
+	}
+	set := <-x.notify
+	await(Load{})
+	id := r.submit(`{"parameters":{"N":["1","2","3","4","5"]},"tasks":{"a":{"job":{"command":["{{N}}"],"cores":1}}}}`)
+	await(Load{Queued: 5})
+	set(3000, 1000<<20)
+	await(Load{Queued: 2, Running: 3})
+	if n := r.gauge("caravan_slots_capacity_cores"); n != 3 {
+		t.Errorf("the metrics show %v cores", n)
+	}
+	set(4000, 1000<<20)
+	await(Load{Queued: 1, Running: 4})
+	for i := range 5 {
+		r.fake.End(r.order(i+1), messages.AttemptSucceeded, 0)
+	}
+	r.awaitState(id, dag.RunCompleted)
 }
 
 // TestLoadOfAnEngine: tasks that wait for a slot and those that have one are told apart, also while the server

@@ -39,7 +39,10 @@ type metrics struct {
 
 // slotGauges are written by the dispatcher and read by the collector: thousandths of a core, bytes,
 // tasks, requests of package scheduler, and runs that have yet to report the slots they hold.
-type slotGauges struct{ cores, memory, noops, requests, recovering, queuedTasks, runningTasks atomic.Int64 }
+type slotGauges struct {
+	cores, memory, noops, requests, recovering, queuedTasks, runningTasks atomic.Int64
+	allCores, allMemory                                                   atomic.Int64 // that may be granted
+}
 
 // registrations are the collectors that a node has registered. They leave with the node: a later one of
 // this process registers its own under the same names.
@@ -117,6 +120,10 @@ func (m *metrics) collectors(e *nodeContext) []prometheus.Collector {
 		gauge("caravan_idempotency_keys_kept", "Idempotency keys of deleted runs.", func() float64 { return float64(e.store.KeptKeyCount()) }),
 		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
 		gauge("caravan_slots_memory_bytes", "Memory that granted tasks take, in bytes.", func() float64 { return float64(m.held.memory.Load()) }),
+		gauge("caravan_slots_capacity_cores", "Cores that may be granted: those of this machine, or of all nodes that accept tasks.",
+			func() float64 { return float64(m.held.allCores.Load()) / 1000 }),
+		gauge("caravan_slots_capacity_memory_bytes", "Memory that may be granted, in bytes: see caravan_slots_capacity_cores.",
+			func() float64 { return float64(m.held.allMemory.Load()) }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),
 		gauge("caravan_slot_requests", "Classes of runs that want or hold slots.", func() float64 { return float64(m.held.requests.Load()) }),
 		gauge("caravan_recovering_runs", "Runs from before the server's start that have yet to report the slots they hold: while there are any, only no-op tasks start.",
@@ -168,6 +175,12 @@ func (m *metrics) setSlots(s *slotScheduler) {
 		}
 	})
 	m.held.requests.Store(int64(s.Requests()))
+}
+
+// setCapacity publishes what may be granted.
+func (m *metrics) setCapacity(machine scheduler.Resources) {
+	m.held.allCores.Store(machine.CPUMillis)
+	m.held.allMemory.Store(machine.MemoryBytes)
 }
 
 // setTasks publishes what Node.Load returns. Only the dispatcher calls it, after each message.

@@ -145,7 +145,11 @@ func Start(c Config) (*Node, error) {
 	}
 	if err == nil {
 		machine := scheduler.Resources{CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes}
+		e.metrics.setCapacity(machine)
 		err = n.recoverRuns(unfinished, scheduler.New[grantTarget](machine, c.ExternalExecutors, c.Numbering))
+	}
+	if err == nil {
+		n.watchCapacity()
 	}
 	if err != nil {
 		n.endExecutors(true) // what runs is not to suffer from that
@@ -173,6 +177,22 @@ func (n *Node) makeExecutors(factories map[string]func(executor.Sink) (executor.
 		}
 	}
 	return nil
+}
+
+// watchCapacity has the dispatcher follow the slots of an executor whose slots change, which is one at most. Until
+// then it knows those of this machine.
+func (n *Node) watchCapacity() {
+	e := n.env
+	for _, d := range e.durables {
+		if x, ok := d.(executor.Elastic); ok {
+			newest := new(atomic.Pointer[scheduler.Resources])
+			x.WatchCapacity(func(cpuMillis, memoryBytes int64) {
+				if newest.Swap(&scheduler.Resources{CPUMillis: cpuMillis, MemoryBytes: memoryBytes}) == nil {
+					e.root.Send(e.dispatcher, capacityChanged{newest})
+				}
+			})
+		}
+	}
 }
 
 // recoverRuns spawns the tree and has every unfinished run go on. A run that had a slot before is loaded

@@ -19,6 +19,19 @@ type ClusterNode struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
 	Address string `json:"address"` // host:port for other nodes; "" = unknown
+	// Slots is what the node has for tasks, and Taken what tasks take of it. Both are zero until the answering node
+	// has heard of the node.
+	Slots    ClusterSlots `json:"slots"`
+	Taken    ClusterSlots `json:"taken"`
+	Running  int          `json:"running"`  // tasks
+	Waiting  int          `json:"waiting"`  // tasks whose orders wait there
+	Draining bool         `json:"draining"` // the node starts no more tasks
+}
+
+// ClusterSlots is an amount of a node.
+type ClusterSlots struct {
+	Cores    float64 `json:"cores"`
+	MemoryMB int64   `json:"memoryMB"`
 }
 
 // ClusterPartition is a partition of the runs, as the replica of the answering node knows it.

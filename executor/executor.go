@@ -140,6 +140,17 @@ type HealthReporter interface {
 	PostponedStarts() map[string]uint64
 }
 
+// Elastic is implemented by executors whose slots may change: those of several machines.
+type Elastic interface {
+	Executor
+	// WatchCapacity has notify called with all slots that orders may take in sum, at once and whenever that has
+	// changed. notify does not call the executor. If the slots do not change, the result is false, and notify is
+	// not called.
+	//
+	// It is called once, after the first ExpectResume of a Durable.
+	WatchCapacity(notify func(cpuMillis, memoryBytes int64)) (changes bool)
+}
+
 // Durable is implemented by executors whose attempts outlive the server, and the actor of their
 // run. They repeat the end of an attempt until it is acknowledged.
 //

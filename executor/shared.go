@@ -33,6 +33,13 @@ type Partitioned interface {
 	HandOver(partition messages.Numbering)
 }
 
+// PartitionedCapacity is a Partitioned whose slots change: see Elastic.
+type PartitionedCapacity interface {
+	Partitioned
+	// WatchCapacity is called after TakeOver, and ends with HandOver.
+	WatchCapacity(partition messages.Numbering, notify func(cpuMillis, memoryBytes int64))
+}
+
 // Shared is an executor that several engines use. Each engine has a front, which is a Durable of its own:
 // the engine closes or detaches its front, and the executor and the other fronts go on. The owner of the
 // Shared closes or detaches the executor itself, after all fronts.
@@ -174,6 +181,7 @@ type frontAttempt struct {
 var (
 	_ Durable        = (*front)(nil)
 	_ HealthReporter = (*front)(nil)
+	_ Elastic        = (*front)(nil)
 )
 
 const (
@@ -349,6 +357,23 @@ func (f *front) Healthy() error {
 		return x.Healthy()
 	}
 	return nil
+}
+
+// WatchCapacity implements Elastic, if the executor does.
+func (f *front) WatchCapacity(notify func(cpuMillis, memoryBytes int64)) (changes bool) {
+	_, changes = f.shared.executor.(PartitionedCapacity)
+	f.call(func(x Partitioned) {
+		if x, ok := x.(PartitionedCapacity); ok {
+			x.WatchCapacity(f.numbering, func(cpuMillis, memoryBytes int64) {
+				f.delivering.RLock()
+				defer f.delivering.RUnlock()
+				if !f.silent {
+					notify(cpuMillis, memoryBytes)
+				}
+			})
+		}
+	})
+	return changes
 }
 
 // PostponedStarts implements HealthReporter. The numbers are those of all partitions.

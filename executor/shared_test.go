@@ -1,6 +1,7 @@
 package executor_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -257,5 +258,55 @@ func TestDetachDoesNotWaitForOutput(t *testing.T) {
 	close(reader.answer)
 	if err := <-opened; err == nil {
 		t.Error("a log of an attempt that does not run")
+	}
+}
+
+// elastic is an executor of all partitions whose slots change.
+type elastic struct {
+	*executortest.Durable
+	notify map[uint64]func(cpuMillis, memoryBytes int64) // by partition
+}
+
+func (e *elastic) WatchCapacity(partition messages.Numbering, notify func(cpuMillis, memoryBytes int64)) {
+	e.notify[partition.Partition] = notify
+}
+
+// TestFrontPassesCapacityOn: each engine hears of the slots that it may use, until its front is detached.
+func TestFrontPassesCapacityOn(t *testing.T) {
+	x := &elastic{executortest.NewDurable(), map[uint64]func(int64, int64){}}
+	shared, err := executor.NewShared(3, func(sink executor.Sink) (executor.Partitioned, error) {
+		_, err := x.Bind(sink)
+		return x, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := shared.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	front := newFront(t, shared, 2, executortest.NewRecorder(t).Sink)
+	var cores int64
+	if !front.(executor.Elastic).WatchCapacity(func(cpuMillis, _ int64) { cores = cpuMillis }) {
+		t.Error("the slots do not change")
+	}
+	if x.notify[2](4000, 1); cores != 4000 {
+		t.Errorf("the engine hears of %d", cores)
+	}
+	if err := front.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	if x.notify[2](5000, 1); cores != 4000 {
+		t.Errorf("after Detach the engine hears of %d", cores)
+	}
+
+	constant, _ := newShared(t)
+	front = newFront(t, constant, 0, executortest.NewRecorder(t).Sink)
+	if front.(executor.Elastic).WatchCapacity(func(int64, int64) { t.Error("called") }) {
+		t.Error("the slots of an executor that is not elastic change")
+	}
+	if err := errors.Join(front.Detach(), constant.Close()); err != nil {
+		t.Error(err)
 	}
 }

@@ -86,6 +86,20 @@ type ClusterStatus struct {
 type NodeStatus struct {
 	ID, Name string
 	Address  string // HOST:PORT for other nodes; "" = unknown
+	// Slots is what the node has for tasks, and Taken what those of all partitions take, as far as the answering node
+	// knows. Both are zero until it has heard of the node.
+	Slots, Taken     Slots
+	Running, Waiting int  // tasks that run there, and tasks whose orders wait there
+	Draining         bool // it starts no more tasks
+}
+
+// Slots is an amount of a machine.
+type Slots struct{ CPUMillis, MemoryBytes int64 }
+
+// appendSlots appends an amount as a JSON object, in cores and megabytes.
+func appendSlots(dst []byte, s Slots) []byte {
+	dst = strconv.AppendFloat(append(dst, `{"cores":`...), float64(s.CPUMillis)/1000, 'f', -1, 64)
+	return append(strconv.AppendInt(append(dst, `,"memoryMB":`...), s.MemoryBytes>>20, 10), '}')
 }
 
 // PartitionStatus is a partition, as the replica of the answering node knows it.
@@ -118,7 +132,11 @@ func (s *Server) clusterStatus(ctx *fasthttp.RequestCtx) error {
 		dst = appendString(append(dst, `{"id":`...), n.ID)
 		dst = appendString(append(dst, `,"name":`...), n.Name)
 		dst = appendString(append(dst, `,"address":`...), n.Address)
-		dst = append(dst, '}')
+		dst = appendSlots(append(dst, `,"slots":`...), n.Slots)
+		dst = appendSlots(append(dst, `,"taken":`...), n.Taken)
+		dst = strconv.AppendInt(append(dst, `,"running":`...), int64(n.Running), 10)
+		dst = strconv.AppendInt(append(dst, `,"waiting":`...), int64(n.Waiting), 10)
+		dst = append(strconv.AppendBool(append(dst, `,"draining":`...), n.Draining), '}')
 	}
 	dst = append(dst, `],"partitions":[`...)
 	for i, p := range st.Partitions {

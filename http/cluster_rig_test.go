@@ -198,7 +198,12 @@ func (n *clusterNode) Status(context.Context) ClusterStatus {
 	leader, isHere := n.Leader(0)
 	s := ClusterStatus{ID: "c", Node: n.id, Partitions: []PartitionStatus{{Leader: leader, Term: 3, Applied: 17, Lag: 2, Lease: isHere}}}
 	for _, id := range n.Nodes() {
-		s.Nodes = append(s.Nodes, NodeStatus{ID: id, Name: id, Address: "127.0.0.1:2504"})
+		node := NodeStatus{ID: id, Name: id, Address: "127.0.0.1:2504"}
+		if id == "n1" {
+			node.Slots, node.Taken = Slots{CPUMillis: 2000, MemoryBytes: 1000 << 20}, Slots{CPUMillis: 1500, MemoryBytes: 100 << 20}
+			node.Running, node.Waiting, node.Draining = 1, 4, true
+		}
+		s.Nodes = append(s.Nodes, node)
 	}
 	return s
 }

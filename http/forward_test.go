@@ -533,8 +533,13 @@ func TestShutdownOfForwardingNodes(t *testing.T) {
 func TestClusterStatus(t *testing.T) {
 	rig := newClusterRig(t, 2)
 	rig.lead("")
-	sameJSON(t, rig.node("n2").get(clusterPath).body, `{"id":"c","node":"n2","nodes":[{"id":"n1","name":"n1","address":"127.0.0.1:2504"},
-		{"id":"n2","name":"n2","address":"127.0.0.1:2504"},{"id":"n3","name":"n3","address":"127.0.0.1:2504"}],
+	empty := func(node string) string {
+		return `{"id":"` + node + `","name":"` + node + `","address":"127.0.0.1:2504",
+			"slots":{"cores":0,"memoryMB":0},"taken":{"cores":0,"memoryMB":0},"running":0,"waiting":0,"draining":false}`
+	}
+	sameJSON(t, rig.node("n2").get(clusterPath).body, `{"id":"c","node":"n2","nodes":[{"id":"n1","name":"n1","address":"127.0.0.1:2504",
+			"slots":{"cores":2,"memoryMB":1000},"taken":{"cores":1.5,"memoryMB":100},"running":1,"waiting":4,"draining":true},`+
+		empty("n2")+`,`+empty("n3")+`],
 		"partitions":[{"partition":0,"leader":"","term":3,"applied":17,"lag":2,"lease":false,"verified":0,"differing":[]}]}`)
 }
 

@@ -74,7 +74,8 @@ type executorWindow struct{ limit, held int }
 // not O(runs). Requests of runs that hold a machine-full (atShare) have a heap of
 // their own in each queue: fewer slots are granted ahead to them.
 type Scheduler[Target any] struct {
-	machine      Resources
+	machine      Resources                           // what all tasks may take together
+	largest      Resources                           // what one task may take
 	windows      map[string]*executorWindow          // of executors whose tasks take no slots, by name
 	granted      Resources                           // granted and not released, of what takes slots
 	meanBusy     time.Duration                       // moving average of how long a slot was busy; 0 = not known
@@ -92,6 +93,7 @@ type Scheduler[Target any] struct {
 func New[Target any](machine Resources, windows map[string]int, numbering messages.Numbering) *Scheduler[Target] {
 	s := &Scheduler[Target]{
 		machine: machine,
+		largest: machine,
 		runs:    idtable.Spaced[*runRequests[Target]](numbering.Stride(), numbering.Partition),
 		windows: map[string]*executorWindow{NoopExecutor: {limit: noopWindow}},
 	}
@@ -99,6 +101,28 @@ func New[Target any](machine Resources, windows map[string]int, numbering messag
 		s.windows[name] = &executorWindow{limit: limit}
 	}
 	return s
+}
+
+// SetMachine changes what all tasks may take together: the slots of several machines, some of which come and go.
+// Grants stay, also when they are more. One task takes at most what New was told, as before. It costs O(requests).
+func (s *Scheduler[Target]) SetMachine(machine Resources) {
+	if machine == s.machine {
+		return
+	}
+	s.machine = machine
+	for _, q := range s.queues {
+		var moves []*classRequest
+		for _, r := range slices.Concat(q.underShare, q.atShare) {
+			if r.held > 0 && r.atShare != s.holdsShare(r) {
+				moves = append(moves, r)
+			}
+		}
+		for _, r := range moves { // it keeps its sequence number
+			heap.Remove(q.heapOf(r), r.heapIndex-1)
+			r.atShare = !r.atShare
+			heap.Push(q.heapOf(r), r)
+		}
+	}
 }
 
 // SetDemand sets how many slots of a class the run wants in addition to those it holds. classIndex
@@ -318,7 +342,7 @@ func (s *Scheduler[Target]) freeResources() (free, atShare Resources) {
 // holdsShare tells whether a request holds a machine-full: one more slot would not fit
 // next to those that it holds. It is false while it holds no slot.
 func (s *Scheduler[Target]) holdsShare(r *classRequest) bool {
-	return r.queue.window == nil && !r.queue.perTask.times(int64(r.held)+1).fitsInto(s.machine)
+	return r.queue.window == nil && r.held > 0 && !r.queue.perTask.times(int64(r.held)+1).fitsInto(s.machine)
 }
 
 func (s *Scheduler[Target]) returnSlots(r *classRequest, n int) {
@@ -408,7 +432,7 @@ func (s *Scheduler[Target]) queueFor(class dag.Class) *requestQueue {
 	// A task that was accepted on a larger machine gets all of this one: otherwise it would
 	// never fit, and block all others. The executor reports the error.
 	q := &requestQueue{class: class, window: w, perTask: Resources{
-		min(class.CPUMillis, s.machine.CPUMillis), min(class.MemoryBytes, s.machine.MemoryBytes),
+		min(class.CPUMillis, s.largest.CPUMillis), min(class.MemoryBytes, s.largest.MemoryBytes),
 	}}
 	s.queues = append(s.queues, q)
 	return q

@@ -208,6 +208,10 @@ func TestSchedulerInvariants(t *testing.T) {
 		for range 300 {
 			now += int64(rnd.IntN(int(ageLimit) / 4))
 			key := requestKey{messages.RunID(rnd.IntN(6)), rnd.IntN(len(classes))}
+			if rnd.IntN(20) == 0 {
+				n := int64(rnd.IntN(4))
+				s.SetMachine(Resources{n * 2000, n * 500})
+			}
 			switch rnd.IntN(5) {
 			case 0, 1:
 				s.SetDemand(key.run, key.classIndex, classes[key.classIndex], rnd.IntN(20))
@@ -265,7 +269,7 @@ func TestSchedulerInvariants(t *testing.T) {
 			if q, r := s.Tasks(); q != wanted || r != running {
 				t.Fatalf("seed %d: %d tasks wait and %d have a slot, the scheduler says %d and %d", seed, wanted, running, q, r)
 			}
-			if cores > (1+maxAhead)*4000 || memory > (1+maxAhead)*1000 || noops > noopWindow || far > 7 {
+			if cores > (1+maxAhead)*6000 || memory > (1+maxAhead)*1500 || noops > noopWindow || far > 7 {
 				t.Fatalf("seed %d: overcommitted: %d cores, %d memory, %d noops, %d external", seed, cores, memory, noops, far)
 			}
 		}
@@ -276,6 +280,38 @@ func TestSchedulerInvariants(t *testing.T) {
 		if !s.Idle() {
 			t.Fatalf("seed %d: not idle in the end: %+v", seed, s.granted)
 		}
+	}
+}
+
+// TestSlotsComeAndGo: grants follow the slots that there are. Those from before are kept, and a task that does not fit
+// into the rest waits.
+func TestSlotsComeAndGo(t *testing.T) {
+	s := New[struct{}](Resources{2000, 1 << 40}, nil, messages.Numbering{})
+	s.SetMachine(Resources{})
+	s.SetDemand(1, 0, oneCore, 20)
+	s.SetDemand(2, 0, twoCores, 1)
+	if g := grants(s, 0); len(g) != 0 {
+		t.Errorf("without slots: %v", g)
+	}
+	s.SetMachine(Resources{6000, 1 << 40})
+	if g := grants(s, 1); g[1]+2*g[2] != 6 || g[2] != 1 {
+		t.Errorf("six cores: %v", g)
+	}
+	s.SetMachine(Resources{2000, 1 << 40})
+	s.Release(1, 0, oneCore, 3, 0)
+	if g := grants(s, 2); len(g) != 0 {
+		t.Errorf("three of six cores are released, of which two are left: %v", g)
+	}
+	s.Release(1, 0, oneCore, 1, 0)
+	s.Release(2, 0, twoCores, 1, 0)
+	s.SetMachine(Resources{1000, 1 << 40})
+	s.SetDemand(3, 0, twoCores, 1)
+	if g := grants(s, 3); g[1] != 1 || g[3] != 0 {
+		t.Errorf("one core: %v", g)
+	}
+	s.SetMachine(Resources{4000, 1 << 40})
+	if g := grants(s, 4); g[3] != 1 || g[1] != 1 {
+		t.Errorf("four cores: %v", g)
 	}
 }
 

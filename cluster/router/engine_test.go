@@ -400,7 +400,11 @@ func TestHealthOfANode(t *testing.T) {
 // TestRouter tells package http who leads.
 func TestRouter(t *testing.T) {
 	d := newDirectory(nil)
-	r := router.New(d)
+	r := router.New(d, func(s *http.NodeStatus) {
+		if s.ID == "n2" {
+			s.Running = 3
+		}
+	})
 	if node, isHere := r.Leader(0); node != "n1" || isHere {
 		t.Errorf("while the engine starts: %q %v", node, isHere)
 	}
@@ -408,7 +412,7 @@ func TestRouter(t *testing.T) {
 	if node, isHere := r.Leader(0); node != "n1" || !isHere {
 		t.Errorf("led here: %q %v", node, isHere)
 	}
-	want := http.ClusterStatus{ID: d.Cluster().String(), Node: "n1", Nodes: []http.NodeStatus{{ID: "n1", Name: "one", Address: "10.0.0.1:1"}, {ID: "n2", Name: "two"}},
+	want := http.ClusterStatus{ID: d.Cluster().String(), Node: "n1", Nodes: []http.NodeStatus{{ID: "n1", Name: "one", Address: "10.0.0.1:1"}, {ID: "n2", Name: "two", Running: 3}},
 		Partitions: []http.PartitionStatus{{Leader: "n1", Term: 1, Applied: 17, Lag: 2, Lease: true, Verified: 12, Differing: []string{"n2"}}}}
 	if got := r.Status(t.Context()); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)

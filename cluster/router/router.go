@@ -36,12 +36,21 @@ type Member interface {
 var _ Member = (*cluster.Member)(nil)
 
 // Router is the cluster of a node, for package http.
-type Router struct{ member Member }
+type Router struct {
+	member   Member
+	addTasks func(*http.NodeStatus)
+}
 
 var _ http.Cluster = (*Router)(nil)
 
-// New returns the router of a member.
-func New(m Member) *Router { return &Router{m} }
+// New returns the router of a member. addTasks adds to the state of a node what is known of its slots and tasks; it may
+// be nil.
+func New(m Member, addTasks func(*http.NodeStatus)) *Router {
+	if addTasks == nil {
+		addTasks = func(*http.NodeStatus) {}
+	}
+	return &Router{m, addTasks}
+}
 
 // Self returns the ID of this node.
 func (r *Router) Self() string { return string(r.member.Self()) }
@@ -81,7 +90,9 @@ func (r *Router) QueuedTasks(partition uint64) int { return r.member.QueuedTasks
 func (r *Router) Status(context.Context) http.ClusterStatus {
 	s := http.ClusterStatus{ID: r.member.Cluster().String(), Node: r.Self()}
 	for _, n := range r.member.Nodes() {
-		s.Nodes = append(s.Nodes, http.NodeStatus{ID: string(n.ID), Name: n.Name, Address: n.Address})
+		node := http.NodeStatus{ID: string(n.ID), Name: n.Name, Address: n.Address}
+		r.addTasks(&node)
+		s.Nodes = append(s.Nodes, node)
 	}
 	for p := range r.member.Partitions() {
 		replica := r.member.Status(p)

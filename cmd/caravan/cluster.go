@@ -34,7 +34,8 @@ func (m *Main) clusterStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the nodes of a cluster, and which of them lead",
-		Long: "Status shows the cluster as the node at --server sees it: the nodes, and of each partition of the runs\n" +
+		Long: "Status shows the cluster as the node at --server sees it: the nodes with what tasks take of their cores\n" +
+			"and memory (MB), the tasks that run there and those that wait there; and of each partition of the runs\n" +
 			"the leader with its term, the last log entry that this node has applied, and how many committed ones\n" +
 			"it has yet to apply.",
 		Args: argCount(0, 0, "no arguments"),
@@ -62,9 +63,9 @@ func (m *Main) clusterStatusCommand() *cobra.Command {
 //
 //	cluster 5b0e…, seen by n1
 //
-//	NODE  ADDRESS          LEADS
-//	n1    127.0.0.1:2504   0
-//	n2    127.0.0.1:2505   -
+//	NODE  ADDRESS          LEADS  CORES  MEMORY    RUNNING  WAITING
+//	n1    127.0.0.1:2504   0      2/2    100/1000  2        0
+//	n2    127.0.0.1:2505   -      0/2    0/1000    0        0
 //
 //	PARTITION  LEADER  TERM  APPLIED  LAG  DIFFERS
 //	0          n1      3     1042     0    -
@@ -75,9 +76,19 @@ func (m *Main) printCluster(c *client.Cluster) error {
 	}
 	fmt.Fprintf(m.Stdout, "cluster %s, seen by %s\n\n", printable(c.ID), printable(c.NameOf(c.Node)))
 	plain := func(s string) string { return s }
-	nodes := newTable(m.Stdout, plain, "NODE", "ADDRESS", "LEADS")
+	nodes := newTable(m.Stdout, plain, "NODE", "ADDRESS", "LEADS", "CORES", "MEMORY", "RUNNING", "WAITING")
 	for _, n := range c.Nodes {
-		if err := nodes.add(c.NameOf(n.ID), orDash(n.Address), orDash(strings.Join(leads[n.ID], ","))); err != nil {
+		cores, memory := "-", "-" // nothing is known of its slots
+		if n.Slots.Cores > 0 {
+			cores = strconv.FormatFloat(n.Taken.Cores, 'f', -1, 64) + "/" + strconv.FormatFloat(n.Slots.Cores, 'f', -1, 64)
+			if n.Draining {
+				cores += " (draining)"
+			}
+			memory = fmt.Sprintf("%d/%d", n.Taken.MemoryMB, n.Slots.MemoryMB)
+		}
+		err := nodes.add(c.NameOf(n.ID), orDash(n.Address), orDash(strings.Join(leads[n.ID], ",")), cores, memory,
+			strconv.Itoa(n.Running), strconv.Itoa(n.Waiting))
+		if err != nil {
 			return err
 		}
 	}

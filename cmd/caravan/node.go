@@ -20,6 +20,7 @@ import (
 	"github.com/caravan-dag/caravan/executor/fleet"
 	"github.com/caravan-dag/caravan/executor/lease"
 	workers "github.com/caravan-dag/caravan/executor/remote"
+	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/http"
 	"github.com/caravan-dag/caravan/internal/clustertls"
 	"github.com/caravan-dag/caravan/internal/datafolder"
@@ -118,7 +119,8 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	everywhere := &clusterOutputs{self: c.Node}
 	n.processes, err = executor.NewShared(uint64(c.Partitions), func(sink executor.Sink) (executor.Partitioned, error) {
 		config := fleet.Config{Sink: sink, Partitions: c.Partitions, Lease: c.WorkerLease, Grace: timeoutGrace(c), Logger: log,
-			Name: c.Node, Outputs: n.outputs, CopyOutput: c.LogCopies > 1}
+			Capacity: workerpb.Amount{CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes},
+			Name:     c.Node, Outputs: n.outputs, CopyOutput: c.LogCopies > 1}
 		n.workers, err = fleet.Open(config, func(sink executor.Sink) (fleet.Workers, error) {
 			return workers.New(nodeWorkerConfig(c, workerConfig(c, n.folder, files, sink, log)))
 		})
@@ -161,7 +163,8 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	directory.set(router.New(n.member))
+	directory.set(router.New(n.member, n.addTasks))
+	registry.MustRegister(newNodeCollector(n.member, n.workers))
 	door.setEngine(n.engine)
 	go n.serveNodes(entrance)
 	return n, nil
@@ -275,14 +278,16 @@ func (n *node) Close(ctx context.Context) error { return n.shutDown(ctx, n.proce
 
 // shutDown closes the parts. The reasons for the order:
 //
-//	leaderships   first, while requests are served: they go on at the next leader, and callers see a pause
+//	tasks         first of all: no leader starts any more of them here
+//	leaderships   next, while requests are served: they go on at the next leader, and callers see a pause
 //	requests      before the member: forwarded ones use its port, and handlers its engines
 //	cleaner       before the member and the outputs, which it uses
 //	member        before the processes and the outputs, which its engines use
 //	data folder   last, because of its lock
 //
-// ctx bounds the first two steps. All steps are carried out, also after the failure of one.
+// ctx bounds the steps before the member. All steps are carried out, also after the failure of one.
 func (n *node) shutDown(ctx context.Context, endProcesses func() error) error {
+	n.workers.Drain()
 	moved, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
 	if err := n.member.HandOver(moved); err != nil {

@@ -55,9 +55,13 @@ type agent struct {
 	// report has all orders of the sessions before.
 	frameMu sync.Mutex
 
+	stateChanged chan struct{} // state has: the links are to hear of it
+
 	mu         sync.Mutex
 	node       string // its ID; "" until setNode
-	replaces   bool   // the node took the place of a former one
+	links      map[*agentLink]bool
+	state      workerpb.NodeStatus // of the node, as its leaders see it
+	replaces   bool                // the node took the place of a former one
 	partitions []agentPartition
 	heartbeat  uint64                      // number of the last one
 	sentAt     [rememberedHeartbeats]int64 // when they were sent, by their number
@@ -86,7 +90,8 @@ type agentLink struct {
 
 func newAgent(c *Config) *agent {
 	return &agent{length: c.Lease, log: c.Logger, local: newLocalListener(),
-		partitions: make([]agentPartition, c.Partitions)}
+		partitions: make([]agentPartition, c.Partitions), stateChanged: make(chan struct{}, 1), links: map[*agentLink]bool{},
+		state: workerpb.NodeStatus{Capacity: c.Capacity, Taken: make([]workerpb.Taken, c.Partitions)}}
 }
 
 // setNode says which node this is.
@@ -110,18 +115,90 @@ func (a *agent) name() string {
 	return a.node
 }
 
-// run sends heartbeats and watches the leases, until the channel is closed.
+// drain lets the node take no more orders, and gives back those that have not begun. It waits until the leaders say
+// that no order waits here any more, for that long at most.
+func (a *agent) drain(most time.Duration) {
+	a.mu.Lock()
+	a.state.Draining = true
+	a.announceState()
+	a.mu.Unlock()
+	a.frameMu.Lock() // no order of an earlier frame comes after the list
+	for p := range a.partitions {
+		a.revokeQueued(p)
+	}
+	a.frameMu.Unlock()
+	for until := time.Now().Add(most); a.hasWaiting() && time.Now().Before(until); {
+		time.Sleep(drainPoll)
+	}
+}
+
+const drainPoll = 10 * time.Millisecond
+
+// hasWaiting reports whether a leader says that orders wait at this node.
+func (a *agent) hasWaiting() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for p, taken := range a.state.Taken {
+		if a.partitions[p].link != nil && taken.Waiting > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// revokeQueued gives back the orders of a partition that have not begun. frameMu is held.
+func (a *agent) revokeQueued(partition int) {
+	known, _ := a.workers.Attempts(a.numbering(partition))
+	for _, k := range known {
+		if k.State == lifecycle.Queued {
+			a.workers.Revoke(k.Key)
+		}
+	}
+}
+
+// announceDelay is how long a change of what leaders take waits for others, before all links hear of it.
+const announceDelay = 50 * time.Millisecond
+
+// announceState tells all links the state of the node. mu is held.
+func (a *agent) announceState() {
+	for l := range a.links {
+		l.outgoing.SetNode(a.state)
+		l.requestSend()
+	}
+}
+
+// takeShare takes in what the leader of a partition says that its attempts take of this node. mu is held.
+func (a *agent) takeShare(l *agentLink, m *workerpb.Share) {
+	if p := &a.partitions[m.Partition]; p.link == l && a.state.Taken[m.Partition] != m.Taken() {
+		a.state.Taken[m.Partition] = m.Taken()
+		wakeUp(a.stateChanged)
+	}
+}
+
+// run sends heartbeats and the state of the node, and watches the leases, until the channel is closed.
 func (a *agent) run(ended <-chan struct{}) {
 	beats, checks := time.NewTicker(lease.HeartbeatInterval(a.length)), time.NewTicker(lease.CheckInterval(a.length))
+	announce := time.NewTimer(time.Hour)
 	defer beats.Stop()
 	defer checks.Stop()
+	defer announce.Stop()
 	a.beat(lease.Now())
-	for {
+	for isDue := false; ; {
 		select {
 		case <-beats.C:
 			a.beat(lease.Now())
 		case <-checks.C:
 			a.check(lease.Now())
+		case <-a.stateChanged:
+			if !isDue {
+				isDue = true
+				announce.Reset(announceDelay)
+			}
+		case <-announce.C:
+			isDue = false
+			a.mu.Lock()
+			a.announceState()
+			a.mu.Unlock()
 		case <-ended:
 			return
 		}
@@ -152,12 +229,7 @@ func (a *agent) check(now int64) {
 		if !a.isOver(p, now) {
 			continue
 		}
-		known, _ := a.workers.Attempts(a.numbering(p))
-		for _, k := range known {
-			if k.State == lifecycle.Queued {
-				a.workers.Revoke(k.Key)
-			}
-		}
+		a.revokeQueued(p)
 	}
 }
 
@@ -211,6 +283,8 @@ func (a *agent) Attach(stream grpc.BidiStreamingServer[workerpb.ServerFrame, wor
 	l := &agentLink{outgoing: workerpb.WorkerFrameFromVTPool(), wake: make(chan struct{}, 1)}
 	a.mu.Lock()
 	l.outgoing.Hello = &workerpb.Hello{Name: []byte(a.node), Pid: int64(os.Getpid()), Replaces: a.mayHaveFormer(lease.Now())}
+	l.outgoing.SetNode(a.state)
+	a.links[l] = true
 	l.requestSend()
 	a.mu.Unlock()
 	defer a.endLink(l)
@@ -251,6 +325,7 @@ func (a *agent) mayHaveFormer(now int64) bool {
 func (a *agent) endLink(l *agentLink) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	delete(a.links, l)
 	for i := range a.partitions {
 		if p := &a.partitions[i]; p.link == l {
 			p.link, p.session.Number = nil, 0
@@ -294,6 +369,14 @@ func (a *agent) handleFrame(l *agentLink, frame *workerpb.ServerFrame) error {
 			return fmt.Errorf("orders of partition %d", m.Partition)
 		}
 		a.handleOrders(l, m)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range frame.Shares {
+		if int(m.Partition) >= len(a.partitions) {
+			return fmt.Errorf("share of partition %d", m.Partition)
+		}
+		a.takeShare(l, m)
 	}
 	return nil
 }
@@ -405,7 +488,7 @@ func (a *agent) handleOrders(l *agentLink, m *workerpb.PartitionOrders) {
 	a.mu.Lock()
 	p := &a.partitions[m.Partition]
 	isPresent := p.link == l && p.session == s
-	permits := p.lease.Permits(lease.Now())
+	permits := p.lease.Permits(lease.Now()) && !a.state.Draining
 	if !isPresent || !permits {
 		for _, o := range m.Orders {
 			if report := l.outgoing.ReportIn(s); isPresent {

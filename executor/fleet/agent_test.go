@@ -271,3 +271,37 @@ func TestAgentDoesNotAskForOrdersItRefuses(t *testing.T) {
 		t.Error("no heartbeat when all attempts have ended")
 	}
 }
+
+// TestAgentTellsWhoUsesItsNode: what the leader of a partition says is passed on to all links. Another one is not
+// believed. A node that drains accepts no order.
+func TestAgentTellsWhoUsesItsNode(t *testing.T) {
+	g := newAgentRig(t)
+	leader, other := newAgentLink(), newAgentLink()
+	g.links[leader], g.links[other] = true, true
+	g.lead(leader, firstSession)
+	g.renewNow(leader, 4)
+	taken := workerpb.Taken{Amount: workerpb.Amount{CPUMillis: 1500, MemoryBytes: 7}, Running: 1, Waiting: 2}
+	g.send(leader, func(f *workerpb.ServerFrame) { f.AddShare(1, taken) })
+	g.send(other, func(f *workerpb.ServerFrame) { f.AddShare(1, workerpb.Taken{}) })
+	g.agent.mu.Lock()
+	g.announceState()
+	g.agent.mu.Unlock()
+	if got := other.outgoing.Node.Status(2); got.Draining || got.Taken[1] != taken || got.Taken[0] != (workerpb.Taken{}) {
+		t.Errorf("%+v", got)
+	}
+	said(leader)
+	g.drain(0)
+	if !leader.outgoing.Node.Draining || !other.outgoing.Node.Draining {
+		t.Error("the links do not hear that the node drains")
+	}
+	g.order(leader, firstSession, testKey(1))
+	g.expect(leader, "1: revoked 1")
+	if g.workers.has(testKey(1)) {
+		t.Error("an order is accepted")
+	}
+	frame := new(workerpb.ServerFrame)
+	frame.AddShare(2, taken)
+	if err := g.handleFrame(leader, frame); err == nil {
+		t.Error("the share of an unknown partition is taken")
+	}
+}

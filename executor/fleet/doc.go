@@ -7,6 +7,13 @@
 // node. For leaders on all nodes it has the agent of this one, which hands their orders to the workers of the
 // machine (package remote). To a Table the agent of a node is a worker; its name is the ID of the node.
 //
+// Slots is what a process knows of the slots of all nodes. Leaders tell each agent what the attempts of their
+// partitions take of its node, and an agent tells all leaders the sum. By that a Table places an order: at the node
+// where the attempt fits tightest, or, if it fits nowhere, where it waits for the least (placement.go). Its knowledge
+// may be old. A node does not begin more than fits, so a wrong choice costs time only: an order that waits is taken
+// back while another node has room, and placed again when the first report of the next session proves that the node
+// does not have it. The engine may grant the slots of all nodes that accept orders (Table.Capacity).
+//
 // A Table is the pure core, without a clock, a lock or I/O. It belongs to one engine, that is to a partition
 // in an epoch, and begins empty with it. Its caller holds a lock over each call, passes on what comes from
 // workers and from the engine, and carries out what the Table adds to a Link.
@@ -18,7 +25,7 @@
 //  2. An attempt of a former epoch whose worker is known is ordered under its number only when that worker
 //     has reported without it (ResumeHearsAll, PlacedGrants). A Fleet does not know it (Unplaced): such an
 //     attempt belongs to the first worker that reports it, and is lost when all nodes have reported without
-//     it.
+//     it. In its epoch a Table knows the worker, and may choose another one by the same rule.
 //  3. An order that comes back is believed in the first report of a later session: the order itself may be
 //     repeated by the network, and the later session refuses it (NewestSession).
 //  4. A worker is silent after a full wait since its last heartbeat, or since the Table began
@@ -50,5 +57,6 @@
 // is held back until another node has a copy (copies.go). A request with a field that no node sends is refused, and
 // a panic ends its call alone (recover.go), except in Attach.
 //
-// Reading order: fleet.go, link.go, agent.go; table.go, session.go, report.go; output.go, copies.go.
+// Reading order: fleet.go, link.go, agent.go; table.go, session.go, report.go, placement.go; output.go,
+// copies.go.
 package fleet

@@ -24,12 +24,13 @@ import (
 type Config struct {
 	Sink       executor.Sink
 	Partitions int
-	Lease      time.Duration  // how long attempts may run without a leader; the same on all nodes
-	Grace      time.Duration  // from SIGTERM to SIGKILL, for attempts that runs do not ask for
-	Name       string         // of this node in records of attempts
-	Outputs    *outputs.Store // the output that is on this machine
-	CopyOutput bool           // output in files has a second copy before the end of its attempt is reported
-	Logger     *slog.Logger   // nil: discard
+	Lease      time.Duration   // how long attempts may run without a leader; the same on all nodes
+	Capacity   workerpb.Amount // the slots of this node
+	Grace      time.Duration   // from SIGTERM to SIGKILL, for attempts that runs do not ask for
+	Name       string          // of this node in records of attempts
+	Outputs    *outputs.Store  // the output that is on this machine
+	CopyOutput bool            // output in files has a second copy before the end of its attempt is reported
+	Logger     *slog.Logger    // nil: discard
 }
 
 // Cluster is what a Fleet needs of the node that it is on. Its methods may be called from any goroutine.
@@ -53,7 +54,7 @@ type Cluster interface {
 // Fleet lets the engines of this node use the workers of all nodes, and the leaders of other nodes the workers
 // of this one. It implements executor.Partitioned: a Table for each partition that is led here decides.
 //
-// A new attempt goes to the workers of this node. An attempt of a former leader goes on at the node that has
+// A new attempt goes to the node that chooseNode says. An attempt of a former leader goes on at the node that has
 // it. If no node has it, it is lost, once all nodes have said so or the leases of the others are over.
 //
 // Goroutines: one that connects to each node, with a sender while it is connected; the agent's; the ticks; and
@@ -75,6 +76,7 @@ type Fleet struct {
 	mu          sync.Mutex
 	cluster     Cluster // nil until Join
 	server      *grpc.Server
+	slots       *Slots
 	leads       []*lead                       // by partition; nil where it is not led here
 	links       map[string]*leaderLink        // by node, while it is connected and has said hello
 	connecting  map[string]context.CancelFunc // by node: ends its goroutine
@@ -91,14 +93,17 @@ type lead struct {
 	partition  messages.Numbering
 	epoch      uint64
 	table      *Table
-	heartbeats map[string]uint64 // to answer, by node: the newest one
-	wake       chan struct{}     // heartbeats has some
-	ended      chan struct{}     // closed by HandOver
+	heartbeats map[string]uint64                  // to answer, by node: the newest one
+	wake       chan struct{}                      // heartbeats has some
+	ended      chan struct{}                      // closed by HandOver
+	watch      func(cpuMillis, memoryBytes int64) // nil without one
+	watched    workerpb.Amount                    // what it was told
 }
 
 var (
-	_ executor.Partitioned    = (*Fleet)(nil)
-	_ executor.HealthReporter = (*Fleet)(nil)
+	_ executor.Partitioned         = (*Fleet)(nil)
+	_ executor.PartitionedCapacity = (*Fleet)(nil)
+	_ executor.HealthReporter      = (*Fleet)(nil)
 )
 
 // Open makes a Fleet over the workers of this machine, which open makes. Orders wait until Join.
@@ -107,7 +112,8 @@ func Open(config Config, open func(executor.Sink) (Workers, error)) (*Fleet, err
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	f := &Fleet{config: config, log: config.Logger, agent: newAgent(&config), leads: make([]*lead, config.Partitions),
-		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}, heard: map[string]time.Time{}, logLimit: logWait}
+		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}, heard: map[string]time.Time{}, logLimit: logWait,
+		slots: NewSlots("", config.Partitions)}
 	f.delivered = sync.NewCond(&f.mu)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	sink := f.agent.takeReports
@@ -137,7 +143,19 @@ func (f *Fleet) Heard(node string) time.Time {
 }
 
 // SetNode says which node this is. It comes before the first order.
-func (f *Fleet) SetNode(id string) { f.agent.setNode(id) }
+func (f *Fleet) SetNode(id string) {
+	f.agent.setNode(id)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.slots.SetOwn(id)
+}
+
+// Drain lets this node take no more orders, and gives back those that wait here: leaders place them elsewhere. It
+// waits for that, for a second at most. Attempts that run go on. It lasts until the next Fleet of the node.
+func (f *Fleet) Drain() { f.agent.drain(drainWait) }
+
+// drainWait bounds the wait of Drain.
+const drainWait = time.Second
 
 // Join connects to the agents of all nodes, and lets leaders on them use the workers of this one.
 func (f *Fleet) Join(c Cluster) error {
@@ -145,7 +163,7 @@ func (f *Fleet) Join(c Cluster) error {
 	if err != nil {
 		return err
 	}
-	f.agent.setNode(c.Self())
+	f.SetNode(c.Self())
 	f.agent.setReplaces(c.Replaces())
 	server := workerpb.NewServer(f.agent, recoverPanics(f.log)...)
 	workerpb.RegisterOutputsServer(server, &outputServer{store: f.config.Outputs, name: f.config.Name})
@@ -159,6 +177,9 @@ func (f *Fleet) Join(c Cluster) error {
 	f.wait.Go(f.tick)
 	return nil
 }
+
+// quietTime is for how long a node may not be heard and still gets orders.
+const quietTime = 3 * time.Second
 
 // tickInterval is that of a Table's ticks.
 func (f *Fleet) tickInterval() time.Duration { return lease.HeartbeatInterval(f.config.Lease) }
@@ -199,6 +220,7 @@ func (f *Fleet) connectNodes() {
 		if !slices.Contains(nodes, node) {
 			cancel()
 			delete(f.connecting, node)
+			f.slots.RemoveNode(node)
 		}
 	}
 	for _, node := range nodes {
@@ -211,25 +233,70 @@ func (f *Fleet) connectNodes() {
 	}
 }
 
-// unlockAndDeliver releases mu and delivers the reports that were queued. If another goroutine is delivering
-// already, it delivers these, too: so the reports of an attempt stay in order.
+// unlockAndDeliver releases mu and delivers the reports that were queued, and capacities that have changed. If
+// another goroutine is delivering already, it delivers these, too: so the reports of an attempt stay in order.
 func (f *Fleet) unlockAndDeliver() {
 	if f.delivering {
 		f.mu.Unlock()
 		return
 	}
 	f.delivering = true
-	for len(f.undelivered) > 0 {
-		batch := f.undelivered
+	for {
+		batch, changes := f.undelivered, f.capacityChanges()
+		if len(batch)+len(changes) == 0 {
+			break
+		}
 		f.undelivered = nil
 		f.mu.Unlock()
-		f.config.Sink(batch...)
+		if len(batch) > 0 {
+			f.config.Sink(batch...)
+		}
+		for _, tell := range changes {
+			tell()
+		}
 		f.mu.Lock()
 		f.deliveries++
 		f.delivered.Broadcast()
 	}
 	f.delivering = false
 	f.mu.Unlock()
+}
+
+// capacityChanges returns what tells the engines whose capacity has changed. mu is held.
+func (f *Fleet) capacityChanges() (tell []func()) {
+	for _, l := range f.leads {
+		if l == nil || l.watch == nil {
+			continue
+		}
+		if c := l.table.Capacity(); c != l.watched {
+			l.watched = c
+			tell = append(tell, func() { l.watch(c.CPUMillis, c.MemoryBytes) })
+		}
+	}
+	return tell
+}
+
+// WatchCapacity implements executor.PartitionedCapacity. The slots are those of all nodes that accept orders.
+func (f *Fleet) WatchCapacity(partition messages.Numbering, notify func(cpuMillis, memoryBytes int64)) {
+	f.mu.Lock()
+	defer f.unlockAndDeliver()
+	if l := f.leads[partition.Partition]; l != nil {
+		l.watch, l.watched = notify, workerpb.Amount{CPUMillis: -1} // so that it is told at once
+	}
+}
+
+// MovedOrders counts the orders that were taken back from a node because another one had room for them.
+func (f *Fleet) MovedOrders() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.slots.Moved
+}
+
+// NodeSlots returns the state of a node, as far as this node knows.
+func (f *Fleet) NodeSlots(node string) NodeSlots {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.slots.Node(node)
 }
 
 // leadOf returns what leads an attempt's partition here, or nil. mu is held.
@@ -247,8 +314,9 @@ func (f *Fleet) TakeOver(partition messages.Numbering, epoch uint64, runs ...mes
 		f.delivered.Wait()
 	}
 	l.table = NewTable(TableConfig{
-		Partition: uint32(partition.Partition), Epoch: epoch, LastSession: &f.lastSession,
+		Partition: uint32(partition.Partition), Epoch: epoch, LastSession: &f.lastSession, Slots: f.slots,
 		SilenceTicks: int((lease.Silence(f.config.Lease)+f.tickInterval()-1)/f.tickInterval()) + 1,
+		QuietTicks:   int((quietTime + f.tickInterval() - 1) / f.tickInterval()),
 		OrphanGrace:  f.config.Grace, Report: f.queueReport,
 		Complain: func(text, worker string, key messages.AttemptKey) {
 			f.log.Error(text, executor.LogKey(key), "node", worker)
@@ -274,6 +342,7 @@ func (f *Fleet) HandOver(partition messages.Numbering) {
 func (f *Fleet) endLead(partition messages.Numbering) {
 	if l := f.leads[partition.Partition]; l != nil {
 		close(l.ended)
+		l.table.Close()
 		f.leads[partition.Partition] = nil
 	}
 	f.undelivered = slices.DeleteFunc(f.undelivered, func(r executor.Report) bool { return partition.Owns(r.Key.Run) })
@@ -294,13 +363,7 @@ func (f *Fleet) withTable(run messages.RunID, do func(t *Table, at int64)) {
 
 // Start implements executor.Executor.
 func (f *Fleet) Start(o executor.Order) {
-	f.withTable(o.Key.Run, func(t *Table, at int64) {
-		worker := Unplaced
-		if !o.Resume {
-			worker = f.agent.name()
-		}
-		t.Start(&o, worker, at)
-	})
+	f.withTable(o.Key.Run, func(t *Table, at int64) { t.Start(&o, Unplaced, at) })
 }
 
 // Kill implements executor.Executor.

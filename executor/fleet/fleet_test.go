@@ -17,6 +17,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
+	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
@@ -185,6 +186,9 @@ type testCluster struct {
 // testRun is a run of partition 1.
 const testRun = messages.RunID(3)
 
+// testCapacity is what each node has.
+var testCapacity = workerpb.Amount{CPUMillis: 2000, MemoryBytes: 1 << 30}
+
 var testPartition = messages.Numbering{Partitions: 2, Partition: 1}
 
 func testKey(task uint32) messages.AttemptKey {
@@ -221,11 +225,12 @@ func newTestCluster(t *testing.T, ids ...string) *testCluster {
 func (n *testNode) start() {
 	n.c.t.Helper()
 	var err error
-	config := Config{Partitions: 2, Lease: time.Minute, Grace: time.Second, Name: "name of " + n.id, Outputs: n.outputs, CopyOutput: true, Sink: func(reports ...executor.Report) {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.reports = append(n.reports, reports...)
-	}}
+	config := Config{Partitions: 2, Lease: time.Minute, Grace: time.Second, Capacity: testCapacity, Name: "name of " + n.id,
+		Outputs: n.outputs, CopyOutput: true, Sink: func(reports ...executor.Report) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.reports = append(n.reports, reports...)
+		}}
 	n.Fleet, err = Open(config, func(sink executor.Sink) (Workers, error) {
 		n.workers.sink = sink
 		return n.workers, nil
@@ -294,6 +299,26 @@ func (n *testNode) takeOver(epoch uint64, resumed ...messages.AttemptKey) {
 	n.ResumeDone(testRun)
 }
 
+// awaitRoom waits until orders may go to this node as the leader: of nodes with the same slots it prefers itself.
+func (n *testNode) awaitRoom() {
+	n.c.t.Helper()
+	eventually(n.c.t, "orders may go to "+n.id, func() bool {
+		n.Fleet.mu.Lock()
+		defer n.Fleet.mu.Unlock()
+		l := n.leads[testPartition.Partition]
+		return l.table.workers[n.id] != nil && l.table.accepts(l.table.workers[n.id])
+	})
+}
+
+// drain lets the node take no more orders, and waits until all nodes know.
+func (n *testNode) drain() {
+	n.c.t.Helper()
+	n.Drain()
+	for _, other := range n.c.nodes {
+		eventually(n.c.t, other.id+" knows that "+n.id+" is draining", func() bool { return other.NodeSlots(n.id).Draining })
+	}
+}
+
 func (n *testNode) order(key messages.AttemptKey) {
 	n.Start(executor.Order{Key: key, GrantedAt: 5, Command: []string{"true"}})
 }
@@ -337,6 +362,8 @@ func TestAttemptOutlivesItsLeader(t *testing.T) {
 	c := newTestCluster(t, "a", "b", "c")
 	a, b, third := c.nodes[0], c.nodes[1], c.nodes[2]
 	key, queued := testKey(1), testKey(2)
+	b.drain() // an order that waits for long would move
+	third.drain()
 	a.lead(4)
 	a.order(key)
 	a.order(queued)
@@ -409,6 +436,7 @@ func TestAttemptOfALostNodeWaitsForItsLease(t *testing.T) {
 	c := newTestCluster(t, "a", "b")
 	a, b := c.nodes[0], c.nodes[1]
 	b.lead(4)
+	b.awaitRoom()
 	b.order(testKey(1))
 	eventually(t, "the order comes", func() bool { return b.workers.startsOf(testKey(1)) == 1 })
 	b.workers.begin(testKey(1))
@@ -463,6 +491,7 @@ func TestFormerLeaderOrdersNothing(t *testing.T) {
 	eventually(t, "a lease of a", func() bool { return a.workers.leaseOf(1) != 0 })
 	b.awaitHeard(testKey(1), "lost")
 	a.order(testKey(2))
+	b.awaitRoom()
 	b.order(testKey(3))
 	eventually(t, "an order of the present leader", func() bool { return b.workers.startsOf(testKey(3)) == 1 })
 	if n := a.workers.startsOf(testKey(1)) + a.workers.startsOf(testKey(2)); n != 0 {
@@ -477,6 +506,7 @@ func TestNodeThatDoesNotAnswerForOutput(t *testing.T) {
 	a.workers.silence = make(chan struct{})
 	defer close(a.workers.silence)
 	a.lead(4)
+	a.awaitRoom()
 	a.order(testKey(1))
 	eventually(t, "the order comes", func() bool { return a.workers.startsOf(testKey(1)) == 1 })
 	a.workers.begin(testKey(1))
@@ -508,4 +538,79 @@ func TestHeardIsTheLastFrame(t *testing.T) {
 		t.Errorf("heard at %v, and an unknown node at %v", at, a.Heard("c"))
 	}
 	b.start()
+}
+
+// orderOf orders an attempt that takes cores.
+func (n *testNode) orderOf(cores int64, key messages.AttemptKey) {
+	n.Start(executor.Order{Key: key, GrantedAt: 5, Command: []string{"true"}, CPUMillis: 1000 * cores})
+}
+
+// capacityOf has the node watch the capacity of testPartition, which the result returns in cores.
+func (n *testNode) capacityOf() (cores func() int64) {
+	var now atomic.Int64
+	n.WatchCapacity(testPartition, func(cpuMillis, _ int64) { now.Store(cpuMillis / 1000) })
+	return now.Load
+}
+
+// TestAttemptsGoToAllNodes: a leader uses the slots of all nodes that are there, and no more. A node that drains gets
+// no order, and those that wait there move to one that has room.
+func TestAttemptsGoToAllNodes(t *testing.T) {
+	c := newTestCluster(t, "a", "b", "c")
+	a, b, third := c.nodes[0], c.nodes[1], c.nodes[2]
+	startsAt := func(task uint32) (at string) {
+		for _, n := range c.nodes {
+			for range n.workers.startsOf(testKey(task)) {
+				at += n.id
+			}
+		}
+		return at
+	}
+	a.lead(4)
+	capacity := a.capacityOf()
+	eventually(t, "the slots of three nodes", func() bool { return capacity() == 6 })
+	for task := range uint32(6) {
+		a.orderOf(1, testKey(task))
+	}
+	counts := map[string]int{}
+	for task := range uint32(6) {
+		eventually(t, "an order comes", func() bool { return startsAt(task) != "" })
+		counts[startsAt(task)]++
+	}
+	if counts["a"] != 2 || counts["b"] != 2 || counts["c"] != 2 {
+		t.Errorf("orders by node: %v", counts)
+	}
+	for _, n := range c.nodes { // each knows it, whoever leads
+		eventually(t, n.id+" knows what is taken", func() bool {
+			state := n.NodeSlots("b")
+			return state.Capacity == testCapacity && state.Taken.CPUMillis == 2000 && state.Taken.Waiting == 2
+		})
+	}
+	for task := range uint32(6) {
+		for _, n := range c.nodes {
+			if n.workers.has(testKey(task)) {
+				n.workers.begin(testKey(task))
+			}
+		}
+	}
+
+	third.drain()
+	eventually(t, "the slots of two nodes, and what c has begun", func() bool { return capacity() == 6 })
+	// It waits at a or b until one of them has room.
+	a.orderOf(2, testKey(7))
+	eventually(t, "an order that waits", func() bool { return startsAt(7) != "" })
+	first, other := a, b
+	if startsAt(7) == "b" {
+		first, other = b, a
+	}
+	for task := range uint32(6) {
+		if other.workers.has(testKey(task)) {
+			other.workers.end(testKey(task), messages.AttemptSucceeded)
+		}
+	}
+	eventually(t, "the order moves", func() bool { return other.workers.startsOf(testKey(7)) == 1 && !first.workers.has(testKey(7)) })
+	other.workers.begin(testKey(7))
+	a.awaitHeard(testKey(7), "started")
+	if third.workers.startsOf(testKey(7)) != 0 {
+		t.Error("a node that drains gets an order")
+	}
 }

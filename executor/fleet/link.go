@@ -25,6 +25,13 @@ type leaderLink struct {
 	wake     chan struct{} // outgoing has items
 	replaces bool          // of its hello
 	silence  silence
+	shares   []sentShare // by partition: what the agent was told last
+}
+
+// sentShare is what an agent was told of a partition that is led here.
+type sentShare struct {
+	session workerpb.Session
+	taken   workerpb.Taken
 }
 
 var _ Link = (*leaderLink)(nil)
@@ -67,7 +74,7 @@ func (f *Fleet) serveLink(ctx context.Context, node string) (said bool, err erro
 	if err != nil {
 		return false, err
 	}
-	l := &leaderLink{node: node, conn: conn, outgoing: workerpb.ServerFrameFromVTPool(), wake: make(chan struct{}, 1)}
+	l := &leaderLink{node: node, conn: conn, outgoing: workerpb.ServerFrameFromVTPool(), wake: make(chan struct{}, 1), shares: make([]sentShare, len(f.leads))}
 	sender := make(chan struct{})
 	go func() {
 		defer close(sender)
@@ -109,6 +116,7 @@ func (f *Fleet) sendFrames(ctx context.Context, l *leaderLink, stream grpc.BidiS
 		case <-l.wake:
 		}
 		f.mu.Lock()
+		f.addShares(l)
 		frame := l.outgoing
 		l.outgoing = workerpb.ServerFrameFromVTPool()
 		f.mu.Unlock()
@@ -116,6 +124,21 @@ func (f *Fleet) sendFrames(ctx context.Context, l *leaderLink, stream grpc.BidiS
 			return // receiveFrames learns why
 		}
 		frame.ReturnToVTPool()
+	}
+}
+
+// addShares adds what the attempts of partitions that are led here take of the link's node, where that has changed.
+// mu is held.
+func (f *Fleet) addShares(l *leaderLink) {
+	for p, lead := range f.leads {
+		if lead == nil || f.links[l.node] != l {
+			continue
+		}
+		now := sentShare{lead.table.SessionOf(l.node), lead.table.TakenAt(l.node)}
+		if now.session.Number != 0 && now != l.shares[p] {
+			l.shares[p] = now
+			l.outgoing.AddShare(uint32(p), now.taken)
+		}
 	}
 }
 
@@ -177,6 +200,14 @@ func (f *Fleet) handleFrame(l *leaderLink, frame *workerpb.WorkerFrame) error {
 		}
 		if report.Synced {
 			f.concludeUnplaced(lead, nodes, at)
+		}
+	}
+	if frame.Node != nil {
+		f.slots.SetNode(l.node, frame.Node.Status(len(f.leads)))
+		for _, lead := range f.leads {
+			if lead != nil {
+				lead.table.PlaceWaiting(at)
+			}
 		}
 	}
 	if frame.Heartbeat != 0 {

@@ -64,9 +64,7 @@ func (t *Table) attemptOf(w *knownWorker, key messages.AttemptKey) *trackedAttem
 		a = t.enterAttempt(w, key)
 		a.standing = placed
 	case a.worker.successor == w, a.worker.name == Unplaced: // it has the end of a dead worker's attempt, or is found
-		a.worker.attempts.remove(a)
-		w.attempts.push(a)
-		a.worker = w
+		t.setWorker(a, w)
 	case a.worker != w:
 		t.refuseMisplaced(w, key)
 		return nil
@@ -89,7 +87,7 @@ func (t *Table) placeAttempt(a *trackedAttempt, grantedAt, at int64) bool {
 		t.refuseForeign(a, at)
 		return false
 	}
-	a.standing, a.GrantedAt = placed, grantedAt
+	a.standing, a.GrantedAt, a.moving = placed, grantedAt, false
 	return true
 }
 
@@ -114,6 +112,7 @@ func (t *Table) onStarted(w *knownWorker, m *workerpb.Started, at int64) {
 	}
 	if a.State() != lifecycle.Running {
 		a.MoveTo(lifecycle.Running)
+		t.account(a)
 	}
 	a.StartedAt = m.At
 	if a.order == nil && t.isOrphan(key) {
@@ -134,6 +133,7 @@ func (t *Table) onFinished(w *knownWorker, end *executor.Report, at int64) {
 	foreign := a.standing != placed && a.isForeign(end.GrantedAt)
 	a.MoveTo(lifecycle.Ended)
 	a.end, a.GrantedAt, a.standing = end, end.GrantedAt, placed
+	t.account(a)
 	switch {
 	case foreign:
 		t.refuseForeign(a, at)

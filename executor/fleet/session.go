@@ -15,15 +15,17 @@ type knownWorker struct {
 	link         Link // nil while it is not connected
 	session      workerpb.Session
 	state        sessionState
-	renewed      bool          // its lease was renewed in this session
-	silentTicks  int           // since its last heartbeat, or since the table has it
-	silent       bool          // they are too many, and its session has ended
-	draining     bool          // it accepts no more orders
-	heard        bool          // it has reported in this epoch all that it had
-	dead         bool          // its attempts have ended, or are known by its successor
-	complete     bool          // with dead: what its memory lacks has not begun
-	successor    *knownWorker  // the worker that speaks for it; nil without one
-	predecessors []predecessor // the dead workers for which it speaks
+	renewed      bool           // its lease was renewed in this session
+	everRenewed  bool           // it was renewed in this epoch
+	silentTicks  int            // since its last heartbeat, or since the table has it
+	silent       bool           // they are too many, and its session has ended
+	draining     bool           // it accepts no more orders
+	heard        bool           // it has reported in this epoch all that it had
+	dead         bool           // its attempts have ended, or are known by its successor
+	complete     bool           // with dead: what its memory lacks has not begun
+	successor    *knownWorker   // the worker that speaks for it; nil without one
+	predecessors []predecessor  // the dead workers for which it speaks
+	taken        workerpb.Taken // by its attempts: see account
 }
 
 // predecessor is a dead worker for which another one speaks.
@@ -123,7 +125,7 @@ func (t *Table) Renew(worker string, heartbeat uint64, at int64) {
 		return
 	}
 	first := !w.renewed
-	w.renewed = true
+	w.renewed, w.everRenewed = true, true
 	if first {
 		t.endUnwanted(w) // before the renewal, under which they could begin
 	}
@@ -131,6 +133,7 @@ func (t *Table) Renew(worker string, heartbeat uint64, at int64) {
 	if first {
 		t.decideFresh(w, at)
 	}
+	t.PlaceWaiting(at)
 }
 
 // endUnwanted ends what the worker has and the engine does not want: attempts that it counts as lost, and
@@ -161,12 +164,17 @@ func (t *Table) Tick(at int64) {
 	if t.config.SilenceTicks == 0 {
 		return
 	}
+	t.ticks++
 	for _, w := range t.inOrder {
+		if w == t.waiting {
+			continue
+		}
 		if w.silentTicks++; w.silentTicks >= t.config.SilenceTicks && !w.silent && !w.dead {
 			w.silent, w.state = true, sessionNone // the session ends before the losses are reported
 			t.decideAll(w, at)
 		}
 	}
+	t.moveWaiting()
 }
 
 // Died says that a worker is dead: its successor on its machine, its server or the operator says so.

@@ -19,8 +19,13 @@ type TableConfig struct {
 	// and its margin are over within one tick less, as the first tick may come right after the
 	// heartbeat. 0: workers lack leases and are never silent.
 	SilenceTicks int
-	OrphanGrace  time.Duration         // from SIGTERM to SIGKILL, for attempts that runs do not ask for
-	Report       func(executor.Report) // takes what the engine is to hear, and does not call the Table; required
+	// QuietTicks is how many ticks without a heartbeat make a worker quiet, which gets no order: its machine may be
+	// lost, although its connection is still open. 0: three.
+	QuietTicks int
+	// Slots are those of all workers, by which the Table places orders; nil: each order names its worker.
+	Slots       *Slots
+	OrphanGrace time.Duration         // from SIGTERM to SIGKILL, for attempts that runs do not ask for
+	Report      func(executor.Report) // takes what the engine is to hear, and does not call the Table; required
 	// Complain takes what an operator should know of an attempt; nil drops it.
 	Complain func(text, worker string, key messages.AttemptKey)
 }
@@ -34,13 +39,18 @@ type Table struct {
 	attempts     map[messages.AttemptKey]*trackedAttempt
 	expectedRuns map[messages.RunID]bool // runs before ResumeDone; nil before ExpectResume
 	highestEpoch uint64                  // that workers have spoken of
+	waiting      *knownWorker            // stands for the one that is yet to be chosen, where none accepts orders
+	ticks        uint64
+	choice       []*knownWorker // of candidates
+	choices      []candidate    // of candidates
 }
 
 // standing is what is known of where an attempt is, from the order or the first report about it to its
 // end.
 //
 //	fresh       its worker does not have it: it was granted in this epoch, or the worker has said so.
-//	            It is ordered when the worker may be given orders, or given back
+//	            It is ordered when the worker may be given orders, or given back. If the Table has chosen
+//	            the worker, it may choose another one
 //	unresolved  it may be at its worker, whose first report decides. It is lost if that report does not come
 //	placed      it was ordered, or its worker has reported it
 //
@@ -73,6 +83,11 @@ type trackedAttempt struct {
 	killed            bool             // the engine wants it ended
 	grace             time.Duration    // of the kill
 	revoked           bool             // the engine wants the order back
+	movable           bool             // the Table chooses the worker
+	moving            bool             // the order was asked back from its worker, for another one
+	placedAt          uint64           // the tick in which the Table gave it to its worker
+	accountedAt       *knownWorker     // see account
+	accounted         workerpb.Taken
 }
 
 // attemptList is the attempts of a worker, in the order in which their orders came: so they are sent in
@@ -119,7 +134,19 @@ func (l *attemptList) all() iter.Seq[*trackedAttempt] {
 // NewTable returns the table of an engine that begins. Its caller connects the workers that there are,
 // names the runs that resume (ExpectResume), and orders their attempts again.
 func NewTable(config TableConfig) *Table {
-	return &Table{config: config, workers: map[string]*knownWorker{}, attempts: map[messages.AttemptKey]*trackedAttempt{}}
+	t := &Table{config: config, workers: map[string]*knownWorker{}, attempts: map[messages.AttemptKey]*trackedAttempt{}, waiting: &knownWorker{}}
+	if config.Slots != nil {
+		config.Slots.setTable(t)
+		t.inOrder = append(t.inOrder, t.waiting)
+	}
+	return t
+}
+
+// Close says that the Table is not used any more.
+func (t *Table) Close() {
+	if t.config.Slots != nil {
+		t.config.Slots.removeTable(t)
+	}
 }
 
 // HighestEpoch returns the highest epoch that workers have spoken of. If it is above the table's own,
@@ -129,10 +156,14 @@ func (t *Table) HighestEpoch() uint64 { return t.highestEpoch }
 // Start orders an attempt, whose committed grant names the worker. An order that is resumed may have
 // begun there. A key that has an order already is a repetition, which is ignored.
 //
-// Unplaced stands for the worker where the grant does not name it: any worker may have a resumed attempt, and
-// the first one that reports it does.
+// Unplaced stands for the worker where the grant does not name it. With Slots the Table chooses one for a new
+// attempt. Any worker may have a resumed one, and the first one that reports it does.
 func (t *Table) Start(o *executor.Order, worker string, at int64) {
-	w, a := t.workerOf(worker), t.attempts[o.Key]
+	a, movable := t.attempts[o.Key], worker == Unplaced && t.config.Slots != nil
+	w := t.waiting
+	if !movable || o.Resume {
+		w = t.workerOf(worker)
+	}
 	switch {
 	case a == nil:
 	case a.order != nil:
@@ -144,14 +175,16 @@ func (t *Table) Start(o *executor.Order, worker string, at int64) {
 		a = nil
 	}
 	if a != nil {
+		a.movable = movable
 		t.attachOrder(a, o, at)
 		return
 	}
 	a = t.enterAttempt(w, o.Key)
-	a.order = o
+	a.order, a.movable = o, movable
 	if o.Resume {
 		a.standing = unresolved
 	}
+	t.account(a)
 	t.decide(a, at)
 }
 
@@ -163,8 +196,7 @@ func (t *Table) attachOrder(a *trackedAttempt, o *executor.Order, at int64) {
 		t.refuseForeign(a, at)
 		return
 	}
-	a.worker.attempts.remove(a)
-	a.worker.attempts.push(a)
+	t.setWorker(a, a.worker) // the last one now
 	switch a.State() {
 	case lifecycle.Running:
 		t.reportStart(a)
@@ -218,6 +250,7 @@ func (t *Table) refuseForeign(a *trackedAttempt, at int64) {
 	t.complain("a worker has an attempt of this number from another history of the data folder; the attempt is ended", a)
 	end := a.order.NotStartedReport(at, messages.AttemptLost, "lost: a worker has another attempt of this number, of a run that is not known any more")
 	a.order, a.standing = nil, placed
+	t.account(a)
 	t.config.Report(end)
 	t.discardOrphan(a)
 }
@@ -245,7 +278,11 @@ func (t *Table) decide(a *trackedAttempt, at int64) {
 		}
 	}
 	switch {
-	case a.killed, a.revoked, w.dead, w.draining, w.silent:
+	case a.killed, a.revoked:
+		t.giveBack(a, at)
+	case a.movable:
+		t.place(a)
+	case w.dead, w.draining, w.silent:
 		t.giveBack(a, at)
 	case t.mayOrder(w):
 		a.standing = placed
@@ -267,6 +304,7 @@ func (t *Table) loseAttempt(a *trackedAttempt, reason string, at int64) {
 	end.Record.Start = a.StartedAt
 	a.MoveTo(lifecycle.Ended)
 	a.end, a.lost = &end, true
+	t.account(a)
 	t.config.Report(end)
 }
 
@@ -340,6 +378,7 @@ func (t *Table) detachOrder(a *trackedAttempt) {
 		return
 	}
 	a.order, a.startReported, a.killed, a.revoked = nil, false, false, false
+	t.account(a)
 }
 
 // ResumeDone says that a run has ordered all its live attempts again: what workers have of it besides
@@ -420,6 +459,7 @@ func (t *Table) enterAttempt(w *knownWorker, key messages.AttemptKey) *trackedAt
 func (t *Table) removeAttempt(a *trackedAttempt) {
 	delete(t.attempts, a.key)
 	a.worker.attempts.remove(a)
+	t.account(a)
 }
 
 func (t *Table) complain(text string, a *trackedAttempt) {

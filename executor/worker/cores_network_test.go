@@ -137,6 +137,10 @@ func (c *cores) passTime() {
 	for _, n := range c.nodes {
 		if n.engine != nil && !n.frozen && n.clock() >= n.nextTick && !c.chance(10) {
 			n.engine.table.Tick(c.now)
+			if s := n.engine.slots; s != nil {
+				c.counts["moves"] += int(s.Moved)
+				s.Moved = 0
+			}
 			n.nextTick = n.clock() + coreTick
 		}
 	}
@@ -172,7 +176,7 @@ func (n *coreNode) connect(m *coreMachine) {
 	l := &coreLink{node: n, worker: w, openAtNode: true, openAtWorker: true}
 	n.links, w.links = append(n.links, l), append(w.links, l)
 	if n.engine != nil {
-		n.engine.table.Connect(w.name, w.predecessors, l)
+		n.engine.connect(l)
 	}
 }
 
@@ -366,7 +370,7 @@ func (w *coreWorker) begin(key messages.AttemptKey) {
 		c.fail("%s starts %v although its loss is durable", w.name, key)
 	case row.attempt < key.Attempt || row.phase == coreReady:
 		c.fail("%s starts %v without a durable grant", w.name, key)
-	case row.worker != w.name:
+	case row.worker != w.name && !c.places:
 		c.fail("%s starts %v, which was granted to %s", w.name, key, row.worker)
 	}
 	if c.starts[key]++; c.starts[key] > 1 {
@@ -470,6 +474,9 @@ func (w *coreWorker) tell(l *coreLink, s workerpb.Session, fill func(*workerpb.P
 		if e := l.node.engine; e != nil {
 			if err := e.table.Hear(w.name, l, report, w.machine.c.now); err != nil {
 				w.machine.c.fail("report of %s: %v", w.name, err)
+			}
+			if report.Synced && e.slots != nil {
+				e.concludeUnplaced()
 			}
 		}
 	})

@@ -7,6 +7,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/fleet"
+	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -70,6 +71,7 @@ type coreEngine struct {
 	node    *coreNode
 	epoch   uint64
 	table   *fleet.Table
+	slots   *fleet.Slots // nil unless the table chooses workers
 	rows    [coreTasks]coreRow
 	pending [coreTasks]bool // a proposal is under way, or its outcome is unknown
 	resumed bool
@@ -80,6 +82,7 @@ type coreEngine struct {
 type cores struct {
 	random   *rand.Rand
 	lease    bool
+	places   bool // the leaders' tables choose the workers, and rows do not name them
 	now      int64
 	term     uint64
 	leader   *coreNode // of the term; nil without one
@@ -96,8 +99,8 @@ type cores struct {
 	broken   error
 }
 
-func newCores(seed uint64, lease bool) *cores {
-	c := &cores{random: rand.New(rand.NewPCG(seed, 7)), lease: lease, starts: map[messages.AttemptKey]int{}, counts: map[string]int{}}
+func newCores(seed uint64, lease, places bool) *cores {
+	c := &cores{random: rand.New(rand.NewPCG(seed, 7)), lease: lease, places: places, starts: map[messages.AttemptKey]int{}, counts: map[string]int{}}
 	for task := range c.rows {
 		c.rows[task].attempt = 1
 	}
@@ -283,6 +286,10 @@ func (n *coreNode) beginEngine() {
 	if c.lease {
 		config.SilenceTicks = coreSilenceTicks
 	}
+	if c.places {
+		e.slots = fleet.NewSlots("", 1)
+		config.Slots = e.slots
+	}
 	e.table = fleet.NewTable(config)
 	n.engine = e
 	n.nextTick = n.clock() + c.random.Int64N(coreTick)
@@ -290,8 +297,31 @@ func (n *coreNode) beginEngine() {
 		e.table.Died(name, false, nil, nil, c.now)
 	}
 	for _, l := range n.links {
-		e.table.Connect(l.worker.name, l.worker.predecessors, l)
+		e.connect(l)
 	}
+}
+
+// connect lets the table use a connection.
+func (e *coreEngine) connect(l *coreLink) {
+	if e.slots != nil {
+		e.slots.SetNode(l.worker.name, workerpb.NodeStatus{Capacity: coreSize, Taken: make([]workerpb.Taken, 1)})
+	}
+	e.table.Connect(l.worker.name, l.worker.predecessors, l)
+}
+
+// coreSize is that of an attempt and of a worker: so attempts wait at workers, and move.
+var coreSize = workerpb.Amount{CPUMillis: 1000}
+
+// concludeUnplaced concludes that no worker has the attempts that are unplaced, once those of all machines that there
+// were have reported.
+func (e *coreEngine) concludeUnplaced() {
+	for _, m := range e.node.c.machines {
+		if !e.table.HasHeard(m.worker.name) {
+			return
+		}
+	}
+	e.node.c.counts["conclusions"]++
+	e.table.ConcludeUnplaced(e.node.c.now)
 }
 
 func (n *coreNode) clock() int64 { return n.c.now * n.rate / 1000 }
@@ -317,7 +347,11 @@ func (n *coreNode) stepEngine() {
 	case row.phase == coreReady && roll < 18:
 		if len(n.links) > 0 {
 			c.grants++
-			e.propose(task, coreRow{attempt: row.attempt, phase: coreGranted, grantedAt: c.grants, worker: n.links[c.random.IntN(len(n.links))].worker.name})
+			granted := coreRow{attempt: row.attempt, phase: coreGranted, grantedAt: c.grants}
+			if !c.places {
+				granted.worker = n.links[c.random.IntN(len(n.links))].worker.name
+			}
+			e.propose(task, granted)
 		}
 	case row.phase == coreGranted && roll == 18 && c.chance(8) && !e.pending[task]:
 		if key := coreKey(task, row.attempt); c.chance(2) {
@@ -345,7 +379,7 @@ func (e *coreEngine) resume() {
 
 func (e *coreEngine) order(task uint32, resume bool) {
 	row := e.rows[task]
-	e.table.Start(&executor.Order{Key: coreKey(task, row.attempt), GrantedAt: row.grantedAt, Resume: resume}, row.worker, e.node.c.now)
+	e.table.Start(&executor.Order{Key: coreKey(task, row.attempt), GrantedAt: row.grantedAt, Resume: resume, CPUMillis: coreSize.CPUMillis}, row.worker, e.node.c.now)
 }
 
 // propose proposes the next row of a task. An engine does no more about the task before it knows the
@@ -399,11 +433,13 @@ func TestCoresObeyTheModel(t *testing.T) {
 	if testing.Short() {
 		total = 1_000_000
 	}
-	for name, lease := range map[string]bool{"with leases": true, "without leases": false} {
+	for name, mode := range map[string]struct{ lease, places bool }{
+		"with leases": {true, false}, "without leases": {false, false}, "placed by leaders": {true, true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			counts, ended, seed := map[string]int{}, 0, uint64(0)
 			for steps := 0; steps < total; seed++ {
-				c := newCores(seed, lease)
+				c := newCores(seed, mode.lease, mode.places)
 				for step := 0; step < 100000 && !c.hasEnded(); step++ {
 					if c.step(); c.broken != nil {
 						t.Fatalf("seed %d, step %d: %v", seed, step, c.broken)
@@ -423,6 +459,11 @@ func TestCoresObeyTheModel(t *testing.T) {
 			}
 			for _, what := range []string{"starts", "ends", "revocations", "elections", "orders that came back", "recoveries"} {
 				if counts[what] == 0 {
+					t.Errorf("the histories lack %s", what)
+				}
+			}
+			for _, what := range []string{"moves", "conclusions"} {
+				if mode.places && counts[what] == 0 {
 					t.Errorf("the histories lack %s", what)
 				}
 			}

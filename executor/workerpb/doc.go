@@ -3,6 +3,7 @@
 // the code of it. Besides that code the package has
 //
 //   - frame.go, output.go: from orders and reports to messages, frames and bytes, and back,
+//   - slots.go: amounts of slots, and what the attempts of partitions take of a node,
 //   - grpc.go: the settings of both ends of a connection.
 //
 // Rules:

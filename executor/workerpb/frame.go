@@ -56,7 +56,7 @@ func SessionOf(m sessionMessage) Session {
 
 // IsEmpty reports whether all fields of the frame are unset. A part without an item counts as unset.
 func (f *ServerFrame) IsEmpty() bool {
-	if f.Capacity != nil || len(f.Leads)+len(f.Renewals)+len(f.Leases) > 0 || f.Ping || f.Drain || f.Release || f.Stop {
+	if f.Capacity != nil || len(f.Leads)+len(f.Renewals)+len(f.Leases)+len(f.Shares) > 0 || f.Ping || f.Drain || f.Release || f.Stop {
 		return false
 	}
 	for _, orders := range f.Partitions {
@@ -93,6 +93,13 @@ func (f *ServerFrame) AddLease(partition uint32, until int64) {
 	list, m := extend(f.Leases)
 	m.Partition, m.Until = partition, until
 	f.Leases = list
+}
+
+// AddShare tells an agent what the attempts of a partition take of its node.
+func (f *ServerFrame) AddShare(partition uint32, taken Taken) {
+	list, m := extend(f.Shares)
+	m.set(partition, taken)
+	f.Shares = list
 }
 
 // OrdersIn returns the part of the frame that belongs to a session, and adds it if it is missing. It is
@@ -135,7 +142,7 @@ func (m *PartitionOrders) AddRevocation(key messages.AttemptKey) {
 
 // IsEmpty reports whether all fields of the frame are unset. A part without an item counts as unset.
 func (f *WorkerFrame) IsEmpty() bool {
-	if f.Hello != nil || f.Usage != nil || f.Heartbeat != 0 || f.Pong || f.Stopped || len(f.Postponed) > 0 {
+	if f.Hello != nil || f.Usage != nil || f.Node != nil || f.Heartbeat != 0 || f.Pong || f.Stopped || len(f.Postponed) > 0 {
 		return false
 	}
 	for _, report := range f.Partitions {
@@ -246,21 +253,10 @@ func (f *WorkerFrame) cutAt(partition, end int) (rest *WorkerFrame) {
 	f.Partitions = f.Partitions[:partition+1]
 	rest.Postponed, f.Postponed = f.Postponed, rest.Postponed
 	rest.Usage, f.Usage = f.Usage, nil
+	rest.Node, f.Node = f.Node, nil
 	rest.Pong, rest.Stopped, rest.Heartbeat = f.Pong, f.Stopped, f.Heartbeat
 	f.Pong, f.Stopped, f.Heartbeat = false, false, 0
 	return rest
-}
-
-// Amount is an amount of slots.
-type Amount struct{ CPUMillis, MemoryBytes int64 }
-
-func (a Amount) message() *Resources {
-	return &Resources{CpuMillis: a.CPUMillis, MemoryBytes: a.MemoryBytes}
-}
-
-// Amount returns the amount; 0 when the message is missing.
-func (m *Resources) Amount() Amount {
-	return Amount{CPUMillis: m.GetCpuMillis(), MemoryBytes: m.GetMemoryBytes()}
 }
 
 // attemptMessage is any message about an attempt.

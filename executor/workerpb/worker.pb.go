@@ -241,6 +241,7 @@ type ServerFrame struct {
 	Drain         bool                   `protobuf:"varint,7,opt,name=drain,proto3" json:"drain,omitempty"`     // take no more orders, give back those that wait; answered by usage
 	Release       bool                   `protobuf:"varint,8,opt,name=release,proto3" json:"release,omitempty"` // the worker's folder may be removed when it ends with nothing left to tell
 	Stop          bool                   `protobuf:"varint,9,opt,name=stop,proto3" json:"stop,omitempty"`       // end everything, report it, then send stopped and exit
+	Shares        []*Share               `protobuf:"bytes,10,rep,name=shares,proto3" json:"shares,omitempty"`   // to an agent: what the leaders' attempts take of its node, where that has changed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -338,6 +339,91 @@ func (x *ServerFrame) GetStop() bool {
 	return false
 }
 
+func (x *ServerFrame) GetShares() []*Share {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+// Share is what the attempts of a partition take of a node, by its leader's books: those that run there, and
+// those whose orders wait there. An agent ignores it unless the stream has the partition's session.
+type Share struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Partition     uint32                 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	CpuMillis     int64                  `protobuf:"varint,2,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
+	MemoryBytes   int64                  `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Running       uint32                 `protobuf:"varint,4,opt,name=running,proto3" json:"running,omitempty"` // attempts
+	Waiting       uint32                 `protobuf:"varint,5,opt,name=waiting,proto3" json:"waiting,omitempty"` // attempts
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Share) Reset() {
+	*x = Share{}
+	mi := &file_worker_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Share) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Share) ProtoMessage() {}
+
+func (x *Share) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Share.ProtoReflect.Descriptor instead.
+func (*Share) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Share) GetPartition() uint32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *Share) GetCpuMillis() int64 {
+	if x != nil {
+		return x.CpuMillis
+	}
+	return 0
+}
+
+func (x *Share) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Share) GetRunning() uint32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *Share) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
 // Renewal renews the lease of a partition, from the moment when a heartbeat was sent. It is ignored if
 // the epoch is not the present one, or another stream has its session.
 type Renewal struct {
@@ -351,7 +437,7 @@ type Renewal struct {
 
 func (x *Renewal) Reset() {
 	*x = Renewal{}
-	mi := &file_worker_proto_msgTypes[2]
+	mi := &file_worker_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -363,7 +449,7 @@ func (x *Renewal) String() string {
 func (*Renewal) ProtoMessage() {}
 
 func (x *Renewal) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[2]
+	mi := &file_worker_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -376,7 +462,7 @@ func (x *Renewal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renewal.ProtoReflect.Descriptor instead.
 func (*Renewal) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{2}
+	return file_worker_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Renewal) GetPartition() uint32 {
@@ -412,7 +498,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_worker_proto_msgTypes[3]
+	mi := &file_worker_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +510,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[3]
+	mi := &file_worker_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +523,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{3}
+	return file_worker_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Lease) GetPartition() uint32 {
@@ -468,7 +554,7 @@ type Lead struct {
 
 func (x *Lead) Reset() {
 	*x = Lead{}
-	mi := &file_worker_proto_msgTypes[4]
+	mi := &file_worker_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +566,7 @@ func (x *Lead) String() string {
 func (*Lead) ProtoMessage() {}
 
 func (x *Lead) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[4]
+	mi := &file_worker_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +579,7 @@ func (x *Lead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lead.ProtoReflect.Descriptor instead.
 func (*Lead) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{4}
+	return file_worker_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Lead) GetPartition() uint32 {
@@ -536,7 +622,7 @@ type PartitionOrders struct {
 
 func (x *PartitionOrders) Reset() {
 	*x = PartitionOrders{}
-	mi := &file_worker_proto_msgTypes[5]
+	mi := &file_worker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +634,7 @@ func (x *PartitionOrders) String() string {
 func (*PartitionOrders) ProtoMessage() {}
 
 func (x *PartitionOrders) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[5]
+	mi := &file_worker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +647,7 @@ func (x *PartitionOrders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionOrders.ProtoReflect.Descriptor instead.
 func (*PartitionOrders) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{5}
+	return file_worker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PartitionOrders) GetPartition() uint32 {
@@ -625,13 +711,14 @@ type WorkerFrame struct {
 	Pong          bool       `protobuf:"varint,5,opt,name=pong,proto3" json:"pong,omitempty"`           // a sign of life
 	Stopped       bool       `protobuf:"varint,6,opt,name=stopped,proto3" json:"stopped,omitempty"`     // nothing runs any more
 	Heartbeat     uint64     `protobuf:"varint,7,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"` // of an agent; 0: none
+	Node          *NodeState `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`            // of an agent: in its first frame, and soon after each change
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerFrame) Reset() {
 	*x = WorkerFrame{}
-	mi := &file_worker_proto_msgTypes[6]
+	mi := &file_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +730,7 @@ func (x *WorkerFrame) String() string {
 func (*WorkerFrame) ProtoMessage() {}
 
 func (x *WorkerFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[6]
+	mi := &file_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +743,7 @@ func (x *WorkerFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerFrame.ProtoReflect.Descriptor instead.
 func (*WorkerFrame) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{6}
+	return file_worker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WorkerFrame) GetHello() *Hello {
@@ -708,6 +795,74 @@ func (x *WorkerFrame) GetHeartbeat() uint64 {
 	return 0
 }
 
+func (x *WorkerFrame) GetNode() *NodeState {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+// NodeState is what a node has for tasks, and who uses it. Leaders place attempts by it; it proves nothing.
+type NodeState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Capacity      *Resources             `protobuf:"bytes,1,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Draining      bool                   `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"` // the node takes no more orders
+	Shares        []*Share               `protobuf:"bytes,3,rep,name=shares,proto3" json:"shares,omitempty"`      // of partitions, as their newest leaders have said
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeState) Reset() {
+	*x = NodeState{}
+	mi := &file_worker_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeState) ProtoMessage() {}
+
+func (x *NodeState) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
+func (*NodeState) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *NodeState) GetCapacity() *Resources {
+	if x != nil {
+		return x.Capacity
+	}
+	return nil
+}
+
+func (x *NodeState) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *NodeState) GetShares() []*Share {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
 // PartitionReport is what a worker has to say in a session. The server takes the fields in in the order
 // of their numbers. An Ignored is reported in the session of the Lead or order that it answers.
 type PartitionReport struct {
@@ -731,7 +886,7 @@ type PartitionReport struct {
 
 func (x *PartitionReport) Reset() {
 	*x = PartitionReport{}
-	mi := &file_worker_proto_msgTypes[7]
+	mi := &file_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +898,7 @@ func (x *PartitionReport) String() string {
 func (*PartitionReport) ProtoMessage() {}
 
 func (x *PartitionReport) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[7]
+	mi := &file_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +911,7 @@ func (x *PartitionReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionReport.ProtoReflect.Descriptor instead.
 func (*PartitionReport) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{7}
+	return file_worker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PartitionReport) GetPartition() uint32 {
@@ -833,7 +988,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_worker_proto_msgTypes[8]
+	mi := &file_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +1000,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[8]
+	mi := &file_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +1013,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{8}
+	return file_worker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Resources) GetCpuMillis() int64 {
@@ -888,7 +1043,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_worker_proto_msgTypes[9]
+	mi := &file_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +1055,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[9]
+	mi := &file_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1068,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{9}
+	return file_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Hello) GetVersion() []byte {
@@ -969,7 +1124,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1136,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1149,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{10}
+	return file_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Order) GetRun() uint64 {
@@ -1108,7 +1263,7 @@ type Kill struct {
 
 func (x *Kill) Reset() {
 	*x = Kill{}
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1275,7 @@ func (x *Kill) String() string {
 func (*Kill) ProtoMessage() {}
 
 func (x *Kill) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1288,7 @@ func (x *Kill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kill.ProtoReflect.Descriptor instead.
 func (*Kill) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{11}
+	return file_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Kill) GetRun() uint64 {
@@ -1180,7 +1335,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1347,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1360,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{12}
+	return file_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Queued) GetRun() uint64 {
@@ -1251,7 +1406,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1418,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1431,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{13}
+	return file_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Started) GetRun() uint64 {
@@ -1348,7 +1503,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1515,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1528,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{14}
+	return file_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Finished) GetRun() uint64 {
@@ -1514,7 +1669,7 @@ type OutputCopy struct {
 
 func (x *OutputCopy) Reset() {
 	*x = OutputCopy{}
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1681,7 @@ func (x *OutputCopy) String() string {
 func (*OutputCopy) ProtoMessage() {}
 
 func (x *OutputCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1694,7 @@ func (x *OutputCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputCopy.ProtoReflect.Descriptor instead.
 func (*OutputCopy) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{15}
+	return file_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *OutputCopy) GetNode() []byte {
@@ -1578,7 +1733,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1745,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1758,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{16}
+	return file_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Output) GetSize() int64 {
@@ -1654,7 +1809,7 @@ type Revoked struct {
 
 func (x *Revoked) Reset() {
 	*x = Revoked{}
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +1821,7 @@ func (x *Revoked) String() string {
 func (*Revoked) ProtoMessage() {}
 
 func (x *Revoked) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +1834,7 @@ func (x *Revoked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoked.ProtoReflect.Descriptor instead.
 func (*Revoked) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{17}
+	return file_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Revoked) GetRun() uint64 {
@@ -1724,7 +1879,7 @@ type Ignored struct {
 
 func (x *Ignored) Reset() {
 	*x = Ignored{}
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1891,7 @@ func (x *Ignored) String() string {
 func (*Ignored) ProtoMessage() {}
 
 func (x *Ignored) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1904,7 @@ func (x *Ignored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ignored.ProtoReflect.Descriptor instead.
 func (*Ignored) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{18}
+	return file_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Ignored) GetRun() uint64 {
@@ -1801,7 +1956,7 @@ type Postponed struct {
 
 func (x *Postponed) Reset() {
 	*x = Postponed{}
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1968,7 @@ func (x *Postponed) String() string {
 func (*Postponed) ProtoMessage() {}
 
 func (x *Postponed) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1981,7 @@ func (x *Postponed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Postponed.ProtoReflect.Descriptor instead.
 func (*Postponed) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{19}
+	return file_worker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Postponed) GetReason() string {
@@ -1862,7 +2017,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2029,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2042,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{20}
+	return file_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogRequest) GetOpen() *LogOpen {
@@ -1924,7 +2079,7 @@ type LogOpen struct {
 
 func (x *LogOpen) Reset() {
 	*x = LogOpen{}
-	mi := &file_worker_proto_msgTypes[21]
+	mi := &file_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2091,7 @@ func (x *LogOpen) String() string {
 func (*LogOpen) ProtoMessage() {}
 
 func (x *LogOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[21]
+	mi := &file_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2104,7 @@ func (x *LogOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogOpen.ProtoReflect.Descriptor instead.
 func (*LogOpen) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{21}
+	return file_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LogOpen) GetRun() uint64 {
@@ -1996,7 +2151,7 @@ type LogReply struct {
 
 func (x *LogReply) Reset() {
 	*x = LogReply{}
-	mi := &file_worker_proto_msgTypes[22]
+	mi := &file_worker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2163,7 @@ func (x *LogReply) String() string {
 func (*LogReply) ProtoMessage() {}
 
 func (x *LogReply) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[22]
+	mi := &file_worker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2176,7 @@ func (x *LogReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogReply.ProtoReflect.Descriptor instead.
 func (*LogReply) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{22}
+	return file_worker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LogReply) GetSize() int64 {
@@ -2084,7 +2239,7 @@ type LogError struct {
 
 func (x *LogError) Reset() {
 	*x = LogError{}
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2251,7 @@ func (x *LogError) String() string {
 func (*LogError) ProtoMessage() {}
 
 func (x *LogError) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2264,7 @@ func (x *LogError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogError.ProtoReflect.Descriptor instead.
 func (*LogError) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{23}
+	return file_worker_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LogError) GetNotLive() bool {
@@ -2144,7 +2299,7 @@ type OutputRequest struct {
 
 func (x *OutputRequest) Reset() {
 	*x = OutputRequest{}
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2156,7 +2311,7 @@ func (x *OutputRequest) String() string {
 func (*OutputRequest) ProtoMessage() {}
 
 func (x *OutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2169,7 +2324,7 @@ func (x *OutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputRequest.ProtoReflect.Descriptor instead.
 func (*OutputRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{24}
+	return file_worker_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OutputRequest) GetRun() uint64 {
@@ -2239,7 +2394,7 @@ type OutputReply struct {
 
 func (x *OutputReply) Reset() {
 	*x = OutputReply{}
-	mi := &file_worker_proto_msgTypes[25]
+	mi := &file_worker_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2406,7 @@ func (x *OutputReply) String() string {
 func (*OutputReply) ProtoMessage() {}
 
 func (x *OutputReply) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[25]
+	mi := &file_worker_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2419,7 @@ func (x *OutputReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputReply.ProtoReflect.Descriptor instead.
 func (*OutputReply) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{25}
+	return file_worker_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OutputReply) GetData() []byte {
@@ -2292,7 +2447,7 @@ type KeepRequest struct {
 
 func (x *KeepRequest) Reset() {
 	*x = KeepRequest{}
-	mi := &file_worker_proto_msgTypes[26]
+	mi := &file_worker_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2459,7 @@ func (x *KeepRequest) String() string {
 func (*KeepRequest) ProtoMessage() {}
 
 func (x *KeepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[26]
+	mi := &file_worker_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2472,7 @@ func (x *KeepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepRequest.ProtoReflect.Descriptor instead.
 func (*KeepRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{26}
+	return file_worker_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KeepRequest) GetOpen() *KeepOpen {
@@ -2348,7 +2503,7 @@ type KeepOpen struct {
 
 func (x *KeepOpen) Reset() {
 	*x = KeepOpen{}
-	mi := &file_worker_proto_msgTypes[27]
+	mi := &file_worker_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2360,7 +2515,7 @@ func (x *KeepOpen) String() string {
 func (*KeepOpen) ProtoMessage() {}
 
 func (x *KeepOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[27]
+	mi := &file_worker_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2373,7 +2528,7 @@ func (x *KeepOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepOpen.ProtoReflect.Descriptor instead.
 func (*KeepOpen) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{27}
+	return file_worker_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KeepOpen) GetRun() uint64 {
@@ -2422,7 +2577,7 @@ type KeepReply struct {
 
 func (x *KeepReply) Reset() {
 	*x = KeepReply{}
-	mi := &file_worker_proto_msgTypes[28]
+	mi := &file_worker_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2434,7 +2589,7 @@ func (x *KeepReply) String() string {
 func (*KeepReply) ProtoMessage() {}
 
 func (x *KeepReply) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[28]
+	mi := &file_worker_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2447,7 +2602,7 @@ func (x *KeepReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepReply.ProtoReflect.Descriptor instead.
 func (*KeepReply) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{28}
+	return file_worker_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KeepReply) GetCopy() *OutputCopy {
@@ -2476,7 +2631,7 @@ type OutputError struct {
 
 func (x *OutputError) Reset() {
 	*x = OutputError{}
-	mi := &file_worker_proto_msgTypes[29]
+	mi := &file_worker_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2643,7 @@ func (x *OutputError) String() string {
 func (*OutputError) ProtoMessage() {}
 
 func (x *OutputError) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[29]
+	mi := &file_worker_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2656,7 @@ func (x *OutputError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputError.ProtoReflect.Descriptor instead.
 func (*OutputError) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{29}
+	return file_worker_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OutputError) GetDamaged() bool {
@@ -2540,7 +2695,7 @@ type JournalRecord struct {
 
 func (x *JournalRecord) Reset() {
 	*x = JournalRecord{}
-	mi := &file_worker_proto_msgTypes[30]
+	mi := &file_worker_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +2707,7 @@ func (x *JournalRecord) String() string {
 func (*JournalRecord) ProtoMessage() {}
 
 func (x *JournalRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[30]
+	mi := &file_worker_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +2720,7 @@ func (x *JournalRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRecord.ProtoReflect.Descriptor instead.
 func (*JournalRecord) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{30}
+	return file_worker_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *JournalRecord) GetHeader() *JournalHeader {
@@ -2626,7 +2781,7 @@ type JournalHeader struct {
 
 func (x *JournalHeader) Reset() {
 	*x = JournalHeader{}
-	mi := &file_worker_proto_msgTypes[31]
+	mi := &file_worker_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2638,7 +2793,7 @@ func (x *JournalHeader) String() string {
 func (*JournalHeader) ProtoMessage() {}
 
 func (x *JournalHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[31]
+	mi := &file_worker_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2651,7 +2806,7 @@ func (x *JournalHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalHeader.ProtoReflect.Descriptor instead.
 func (*JournalHeader) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{31}
+	return file_worker_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *JournalHeader) GetFormat() uint32 {
@@ -2702,7 +2857,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_worker_proto_msgTypes[32]
+	mi := &file_worker_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2869,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[32]
+	mi := &file_worker_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2882,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{32}
+	return file_worker_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Intent) GetRun() uint64 {
@@ -2772,7 +2927,7 @@ type Forked struct {
 
 func (x *Forked) Reset() {
 	*x = Forked{}
-	mi := &file_worker_proto_msgTypes[33]
+	mi := &file_worker_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +2939,7 @@ func (x *Forked) String() string {
 func (*Forked) ProtoMessage() {}
 
 func (x *Forked) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[33]
+	mi := &file_worker_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +2952,7 @@ func (x *Forked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forked.ProtoReflect.Descriptor instead.
 func (*Forked) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{33}
+	return file_worker_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Forked) GetRun() uint64 {
@@ -2844,7 +2999,7 @@ const file_worker_proto_rawDesc = "" +
 	"AttemptKey\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
 	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
-	"\aattempt\x18\x03 \x01(\rR\aattempt\"\xfc\x02\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\"\xae\x03\n" +
 	"\vServerFrame\x128\n" +
 	"\bcapacity\x18\x01 \x01(\v2\x1c.caravan.worker.v2.ResourcesR\bcapacity\x12-\n" +
 	"\x05leads\x18\x02 \x03(\v2\x17.caravan.worker.v2.LeadR\x05leads\x126\n" +
@@ -2856,7 +3011,16 @@ const file_worker_proto_rawDesc = "" +
 	"\x04ping\x18\x06 \x01(\bR\x04ping\x12\x14\n" +
 	"\x05drain\x18\a \x01(\bR\x05drain\x12\x18\n" +
 	"\arelease\x18\b \x01(\bR\arelease\x12\x12\n" +
-	"\x04stop\x18\t \x01(\bR\x04stop\"[\n" +
+	"\x04stop\x18\t \x01(\bR\x04stop\x120\n" +
+	"\x06shares\x18\n" +
+	" \x03(\v2\x18.caravan.worker.v2.ShareR\x06shares\"\x9b\x01\n" +
+	"\x05Share\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x1d\n" +
+	"\n" +
+	"cpu_millis\x18\x02 \x01(\x03R\tcpuMillis\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x03R\vmemoryBytes\x12\x18\n" +
+	"\arunning\x18\x04 \x01(\rR\arunning\x12\x18\n" +
+	"\awaiting\x18\x05 \x01(\rR\awaiting\"[\n" +
 	"\aRenewal\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1c\n" +
@@ -2875,7 +3039,7 @@ const file_worker_proto_rawDesc = "" +
 	"\x10acknowledgements\x18\x04 \x03(\v2\x1d.caravan.worker.v2.AttemptKeyR\x10acknowledgements\x120\n" +
 	"\x06orders\x18\x05 \x03(\v2\x18.caravan.worker.v2.OrderR\x06orders\x12-\n" +
 	"\x05kills\x18\x06 \x03(\v2\x17.caravan.worker.v2.KillR\x05kills\x12?\n" +
-	"\vrevocations\x18\a \x03(\v2\x1d.caravan.worker.v2.AttemptKeyR\vrevocations\"\xbd\x02\n" +
+	"\vrevocations\x18\a \x03(\v2\x1d.caravan.worker.v2.AttemptKeyR\vrevocations\"\xef\x02\n" +
 	"\vWorkerFrame\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.caravan.worker.v2.HelloR\x05hello\x12B\n" +
 	"\n" +
@@ -2885,7 +3049,12 @@ const file_worker_proto_rawDesc = "" +
 	"\x05usage\x18\x04 \x01(\v2\x1c.caravan.worker.v2.ResourcesR\x05usage\x12\x12\n" +
 	"\x04pong\x18\x05 \x01(\bR\x04pong\x12\x18\n" +
 	"\astopped\x18\x06 \x01(\bR\astopped\x12\x1c\n" +
-	"\theartbeat\x18\a \x01(\x04R\theartbeat\"\xe8\x02\n" +
+	"\theartbeat\x18\a \x01(\x04R\theartbeat\x120\n" +
+	"\x04node\x18\b \x01(\v2\x1c.caravan.worker.v2.NodeStateR\x04node\"\x93\x01\n" +
+	"\tNodeState\x128\n" +
+	"\bcapacity\x18\x01 \x01(\v2\x1c.caravan.worker.v2.ResourcesR\bcapacity\x12\x1a\n" +
+	"\bdraining\x18\x02 \x01(\bR\bdraining\x120\n" +
+	"\x06shares\x18\x03 \x03(\v2\x18.caravan.worker.v2.ShareR\x06shares\"\xe8\x02\n" +
 	"\x0fPartitionReport\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
@@ -3100,92 +3269,98 @@ func file_worker_proto_rawDescGZIP() []byte {
 }
 
 var file_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_worker_proto_goTypes = []any{
 	(Result)(0),             // 0: caravan.worker.v2.Result
 	(IgnoreReason)(0),       // 1: caravan.worker.v2.IgnoreReason
 	(*AttemptKey)(nil),      // 2: caravan.worker.v2.AttemptKey
 	(*ServerFrame)(nil),     // 3: caravan.worker.v2.ServerFrame
-	(*Renewal)(nil),         // 4: caravan.worker.v2.Renewal
-	(*Lease)(nil),           // 5: caravan.worker.v2.Lease
-	(*Lead)(nil),            // 6: caravan.worker.v2.Lead
-	(*PartitionOrders)(nil), // 7: caravan.worker.v2.PartitionOrders
-	(*WorkerFrame)(nil),     // 8: caravan.worker.v2.WorkerFrame
-	(*PartitionReport)(nil), // 9: caravan.worker.v2.PartitionReport
-	(*Resources)(nil),       // 10: caravan.worker.v2.Resources
-	(*Hello)(nil),           // 11: caravan.worker.v2.Hello
-	(*Order)(nil),           // 12: caravan.worker.v2.Order
-	(*Kill)(nil),            // 13: caravan.worker.v2.Kill
-	(*Queued)(nil),          // 14: caravan.worker.v2.Queued
-	(*Started)(nil),         // 15: caravan.worker.v2.Started
-	(*Finished)(nil),        // 16: caravan.worker.v2.Finished
-	(*OutputCopy)(nil),      // 17: caravan.worker.v2.OutputCopy
-	(*Output)(nil),          // 18: caravan.worker.v2.Output
-	(*Revoked)(nil),         // 19: caravan.worker.v2.Revoked
-	(*Ignored)(nil),         // 20: caravan.worker.v2.Ignored
-	(*Postponed)(nil),       // 21: caravan.worker.v2.Postponed
-	(*LogRequest)(nil),      // 22: caravan.worker.v2.LogRequest
-	(*LogOpen)(nil),         // 23: caravan.worker.v2.LogOpen
-	(*LogReply)(nil),        // 24: caravan.worker.v2.LogReply
-	(*LogError)(nil),        // 25: caravan.worker.v2.LogError
-	(*OutputRequest)(nil),   // 26: caravan.worker.v2.OutputRequest
-	(*OutputReply)(nil),     // 27: caravan.worker.v2.OutputReply
-	(*KeepRequest)(nil),     // 28: caravan.worker.v2.KeepRequest
-	(*KeepOpen)(nil),        // 29: caravan.worker.v2.KeepOpen
-	(*KeepReply)(nil),       // 30: caravan.worker.v2.KeepReply
-	(*OutputError)(nil),     // 31: caravan.worker.v2.OutputError
-	(*JournalRecord)(nil),   // 32: caravan.worker.v2.JournalRecord
-	(*JournalHeader)(nil),   // 33: caravan.worker.v2.JournalHeader
-	(*Intent)(nil),          // 34: caravan.worker.v2.Intent
-	(*Forked)(nil),          // 35: caravan.worker.v2.Forked
+	(*Share)(nil),           // 4: caravan.worker.v2.Share
+	(*Renewal)(nil),         // 5: caravan.worker.v2.Renewal
+	(*Lease)(nil),           // 6: caravan.worker.v2.Lease
+	(*Lead)(nil),            // 7: caravan.worker.v2.Lead
+	(*PartitionOrders)(nil), // 8: caravan.worker.v2.PartitionOrders
+	(*WorkerFrame)(nil),     // 9: caravan.worker.v2.WorkerFrame
+	(*NodeState)(nil),       // 10: caravan.worker.v2.NodeState
+	(*PartitionReport)(nil), // 11: caravan.worker.v2.PartitionReport
+	(*Resources)(nil),       // 12: caravan.worker.v2.Resources
+	(*Hello)(nil),           // 13: caravan.worker.v2.Hello
+	(*Order)(nil),           // 14: caravan.worker.v2.Order
+	(*Kill)(nil),            // 15: caravan.worker.v2.Kill
+	(*Queued)(nil),          // 16: caravan.worker.v2.Queued
+	(*Started)(nil),         // 17: caravan.worker.v2.Started
+	(*Finished)(nil),        // 18: caravan.worker.v2.Finished
+	(*OutputCopy)(nil),      // 19: caravan.worker.v2.OutputCopy
+	(*Output)(nil),          // 20: caravan.worker.v2.Output
+	(*Revoked)(nil),         // 21: caravan.worker.v2.Revoked
+	(*Ignored)(nil),         // 22: caravan.worker.v2.Ignored
+	(*Postponed)(nil),       // 23: caravan.worker.v2.Postponed
+	(*LogRequest)(nil),      // 24: caravan.worker.v2.LogRequest
+	(*LogOpen)(nil),         // 25: caravan.worker.v2.LogOpen
+	(*LogReply)(nil),        // 26: caravan.worker.v2.LogReply
+	(*LogError)(nil),        // 27: caravan.worker.v2.LogError
+	(*OutputRequest)(nil),   // 28: caravan.worker.v2.OutputRequest
+	(*OutputReply)(nil),     // 29: caravan.worker.v2.OutputReply
+	(*KeepRequest)(nil),     // 30: caravan.worker.v2.KeepRequest
+	(*KeepOpen)(nil),        // 31: caravan.worker.v2.KeepOpen
+	(*KeepReply)(nil),       // 32: caravan.worker.v2.KeepReply
+	(*OutputError)(nil),     // 33: caravan.worker.v2.OutputError
+	(*JournalRecord)(nil),   // 34: caravan.worker.v2.JournalRecord
+	(*JournalHeader)(nil),   // 35: caravan.worker.v2.JournalHeader
+	(*Intent)(nil),          // 36: caravan.worker.v2.Intent
+	(*Forked)(nil),          // 37: caravan.worker.v2.Forked
 }
 var file_worker_proto_depIdxs = []int32{
-	10, // 0: caravan.worker.v2.ServerFrame.capacity:type_name -> caravan.worker.v2.Resources
-	6,  // 1: caravan.worker.v2.ServerFrame.leads:type_name -> caravan.worker.v2.Lead
-	4,  // 2: caravan.worker.v2.ServerFrame.renewals:type_name -> caravan.worker.v2.Renewal
-	5,  // 3: caravan.worker.v2.ServerFrame.leases:type_name -> caravan.worker.v2.Lease
-	7,  // 4: caravan.worker.v2.ServerFrame.partitions:type_name -> caravan.worker.v2.PartitionOrders
-	2,  // 5: caravan.worker.v2.PartitionOrders.acknowledgements:type_name -> caravan.worker.v2.AttemptKey
-	12, // 6: caravan.worker.v2.PartitionOrders.orders:type_name -> caravan.worker.v2.Order
-	13, // 7: caravan.worker.v2.PartitionOrders.kills:type_name -> caravan.worker.v2.Kill
-	2,  // 8: caravan.worker.v2.PartitionOrders.revocations:type_name -> caravan.worker.v2.AttemptKey
-	11, // 9: caravan.worker.v2.WorkerFrame.hello:type_name -> caravan.worker.v2.Hello
-	9,  // 10: caravan.worker.v2.WorkerFrame.partitions:type_name -> caravan.worker.v2.PartitionReport
-	21, // 11: caravan.worker.v2.WorkerFrame.postponed:type_name -> caravan.worker.v2.Postponed
-	10, // 12: caravan.worker.v2.WorkerFrame.usage:type_name -> caravan.worker.v2.Resources
-	14, // 13: caravan.worker.v2.PartitionReport.queued:type_name -> caravan.worker.v2.Queued
-	15, // 14: caravan.worker.v2.PartitionReport.started:type_name -> caravan.worker.v2.Started
-	19, // 15: caravan.worker.v2.PartitionReport.revoked:type_name -> caravan.worker.v2.Revoked
-	20, // 16: caravan.worker.v2.PartitionReport.ignored:type_name -> caravan.worker.v2.Ignored
-	0,  // 17: caravan.worker.v2.Finished.result:type_name -> caravan.worker.v2.Result
-	18, // 18: caravan.worker.v2.Finished.stdout:type_name -> caravan.worker.v2.Output
-	18, // 19: caravan.worker.v2.Finished.stderr:type_name -> caravan.worker.v2.Output
-	17, // 20: caravan.worker.v2.Finished.copy:type_name -> caravan.worker.v2.OutputCopy
-	1,  // 21: caravan.worker.v2.Ignored.reason:type_name -> caravan.worker.v2.IgnoreReason
-	23, // 22: caravan.worker.v2.LogRequest.open:type_name -> caravan.worker.v2.LogOpen
-	25, // 23: caravan.worker.v2.LogReply.error:type_name -> caravan.worker.v2.LogError
-	18, // 24: caravan.worker.v2.OutputRequest.output:type_name -> caravan.worker.v2.Output
-	31, // 25: caravan.worker.v2.OutputReply.error:type_name -> caravan.worker.v2.OutputError
-	29, // 26: caravan.worker.v2.KeepRequest.open:type_name -> caravan.worker.v2.KeepOpen
-	17, // 27: caravan.worker.v2.KeepReply.copy:type_name -> caravan.worker.v2.OutputCopy
-	31, // 28: caravan.worker.v2.KeepReply.error:type_name -> caravan.worker.v2.OutputError
-	33, // 29: caravan.worker.v2.JournalRecord.header:type_name -> caravan.worker.v2.JournalHeader
-	34, // 30: caravan.worker.v2.JournalRecord.intent:type_name -> caravan.worker.v2.Intent
-	2,  // 31: caravan.worker.v2.JournalRecord.withdrawn:type_name -> caravan.worker.v2.AttemptKey
-	35, // 32: caravan.worker.v2.JournalRecord.forked:type_name -> caravan.worker.v2.Forked
-	3,  // 33: caravan.worker.v2.Worker.Attach:input_type -> caravan.worker.v2.ServerFrame
-	22, // 34: caravan.worker.v2.Worker.Log:input_type -> caravan.worker.v2.LogRequest
-	26, // 35: caravan.worker.v2.Outputs.Read:input_type -> caravan.worker.v2.OutputRequest
-	28, // 36: caravan.worker.v2.Outputs.Keep:input_type -> caravan.worker.v2.KeepRequest
-	8,  // 37: caravan.worker.v2.Worker.Attach:output_type -> caravan.worker.v2.WorkerFrame
-	24, // 38: caravan.worker.v2.Worker.Log:output_type -> caravan.worker.v2.LogReply
-	27, // 39: caravan.worker.v2.Outputs.Read:output_type -> caravan.worker.v2.OutputReply
-	30, // 40: caravan.worker.v2.Outputs.Keep:output_type -> caravan.worker.v2.KeepReply
-	37, // [37:41] is the sub-list for method output_type
-	33, // [33:37] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	12, // 0: caravan.worker.v2.ServerFrame.capacity:type_name -> caravan.worker.v2.Resources
+	7,  // 1: caravan.worker.v2.ServerFrame.leads:type_name -> caravan.worker.v2.Lead
+	5,  // 2: caravan.worker.v2.ServerFrame.renewals:type_name -> caravan.worker.v2.Renewal
+	6,  // 3: caravan.worker.v2.ServerFrame.leases:type_name -> caravan.worker.v2.Lease
+	8,  // 4: caravan.worker.v2.ServerFrame.partitions:type_name -> caravan.worker.v2.PartitionOrders
+	4,  // 5: caravan.worker.v2.ServerFrame.shares:type_name -> caravan.worker.v2.Share
+	2,  // 6: caravan.worker.v2.PartitionOrders.acknowledgements:type_name -> caravan.worker.v2.AttemptKey
+	14, // 7: caravan.worker.v2.PartitionOrders.orders:type_name -> caravan.worker.v2.Order
+	15, // 8: caravan.worker.v2.PartitionOrders.kills:type_name -> caravan.worker.v2.Kill
+	2,  // 9: caravan.worker.v2.PartitionOrders.revocations:type_name -> caravan.worker.v2.AttemptKey
+	13, // 10: caravan.worker.v2.WorkerFrame.hello:type_name -> caravan.worker.v2.Hello
+	11, // 11: caravan.worker.v2.WorkerFrame.partitions:type_name -> caravan.worker.v2.PartitionReport
+	23, // 12: caravan.worker.v2.WorkerFrame.postponed:type_name -> caravan.worker.v2.Postponed
+	12, // 13: caravan.worker.v2.WorkerFrame.usage:type_name -> caravan.worker.v2.Resources
+	10, // 14: caravan.worker.v2.WorkerFrame.node:type_name -> caravan.worker.v2.NodeState
+	12, // 15: caravan.worker.v2.NodeState.capacity:type_name -> caravan.worker.v2.Resources
+	4,  // 16: caravan.worker.v2.NodeState.shares:type_name -> caravan.worker.v2.Share
+	16, // 17: caravan.worker.v2.PartitionReport.queued:type_name -> caravan.worker.v2.Queued
+	17, // 18: caravan.worker.v2.PartitionReport.started:type_name -> caravan.worker.v2.Started
+	21, // 19: caravan.worker.v2.PartitionReport.revoked:type_name -> caravan.worker.v2.Revoked
+	22, // 20: caravan.worker.v2.PartitionReport.ignored:type_name -> caravan.worker.v2.Ignored
+	0,  // 21: caravan.worker.v2.Finished.result:type_name -> caravan.worker.v2.Result
+	20, // 22: caravan.worker.v2.Finished.stdout:type_name -> caravan.worker.v2.Output
+	20, // 23: caravan.worker.v2.Finished.stderr:type_name -> caravan.worker.v2.Output
+	19, // 24: caravan.worker.v2.Finished.copy:type_name -> caravan.worker.v2.OutputCopy
+	1,  // 25: caravan.worker.v2.Ignored.reason:type_name -> caravan.worker.v2.IgnoreReason
+	25, // 26: caravan.worker.v2.LogRequest.open:type_name -> caravan.worker.v2.LogOpen
+	27, // 27: caravan.worker.v2.LogReply.error:type_name -> caravan.worker.v2.LogError
+	20, // 28: caravan.worker.v2.OutputRequest.output:type_name -> caravan.worker.v2.Output
+	33, // 29: caravan.worker.v2.OutputReply.error:type_name -> caravan.worker.v2.OutputError
+	31, // 30: caravan.worker.v2.KeepRequest.open:type_name -> caravan.worker.v2.KeepOpen
+	19, // 31: caravan.worker.v2.KeepReply.copy:type_name -> caravan.worker.v2.OutputCopy
+	33, // 32: caravan.worker.v2.KeepReply.error:type_name -> caravan.worker.v2.OutputError
+	35, // 33: caravan.worker.v2.JournalRecord.header:type_name -> caravan.worker.v2.JournalHeader
+	36, // 34: caravan.worker.v2.JournalRecord.intent:type_name -> caravan.worker.v2.Intent
+	2,  // 35: caravan.worker.v2.JournalRecord.withdrawn:type_name -> caravan.worker.v2.AttemptKey
+	37, // 36: caravan.worker.v2.JournalRecord.forked:type_name -> caravan.worker.v2.Forked
+	3,  // 37: caravan.worker.v2.Worker.Attach:input_type -> caravan.worker.v2.ServerFrame
+	24, // 38: caravan.worker.v2.Worker.Log:input_type -> caravan.worker.v2.LogRequest
+	28, // 39: caravan.worker.v2.Outputs.Read:input_type -> caravan.worker.v2.OutputRequest
+	30, // 40: caravan.worker.v2.Outputs.Keep:input_type -> caravan.worker.v2.KeepRequest
+	9,  // 41: caravan.worker.v2.Worker.Attach:output_type -> caravan.worker.v2.WorkerFrame
+	26, // 42: caravan.worker.v2.Worker.Log:output_type -> caravan.worker.v2.LogReply
+	29, // 43: caravan.worker.v2.Outputs.Read:output_type -> caravan.worker.v2.OutputReply
+	32, // 44: caravan.worker.v2.Outputs.Keep:output_type -> caravan.worker.v2.KeepReply
+	41, // [41:45] is the sub-list for method output_type
+	37, // [37:41] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_worker_proto_init() }
@@ -3193,14 +3368,14 @@ func file_worker_proto_init() {
 	if File_worker_proto != nil {
 		return
 	}
-	file_worker_proto_msgTypes[14].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_proto_rawDesc), len(file_worker_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -19,6 +19,8 @@ import (
 var (
 	session = Session{Partition: 1, Epoch: 1 << 40, Number: 3}
 
+	taken = Taken{Amount: Amount{CPUMillis: 3, MemoryBytes: 4}, Running: 5, Waiting: 6}
+
 	key    = messages.AttemptKey{Run: 1 << 40, Task: 1<<32 - 1, Attempt: 3}
 	report = executor.Report{Key: key, Kind: executor.Finished, At: 7, GrantedAt: 12, Stdout: []byte{}, Record: messages.AttemptRecord{
 		Task: key.Task, Attempt: 3, Result: messages.AttemptRejected, RC: -1, Start: 5, Stop: 6, ExecutorLog: "why \xff", Node: "here",
@@ -43,6 +45,7 @@ func fullServerFrame() *ServerFrame {
 	orders.AddOrder(&order)
 	orders.AddKill(key, time.Second)
 	orders.AddRevocation(key)
+	f.AddShare(2, taken)
 	f.Ping, f.Drain, f.Release, f.Stop = true, true, true, true
 	return f
 }
@@ -61,6 +64,7 @@ func fullWorkerFrame() *WorkerFrame {
 	f.AddPostponed("fork", errors.New("why \xff"))
 	f.SetUsage(Amount{CPUMillis: 1, MemoryBytes: 2})
 	f.Pong, f.Stopped, f.Heartbeat = true, true, 6
+	f.SetNode(NodeStatus{Capacity: Amount{CPUMillis: 1, MemoryBytes: 2}, Draining: true, Taken: []Taken{{}, taken}})
 	return f
 }
 
@@ -514,4 +518,19 @@ func BenchmarkCodec(b *testing.B) {
 		}
 		f.ReturnToVTPool()
 	})
+}
+
+// TestNodeStatusGoesRound: what an agent says of its node comes back as it was. A partition that the reader does not
+// have is left out.
+func TestNodeStatusGoesRound(t *testing.T) {
+	said := NodeStatus{Capacity: Amount{CPUMillis: 1, MemoryBytes: 2}, Draining: true, Taken: []Taken{{}, taken, taken}}
+	f := WorkerFrameFromVTPool()
+	f.SetNode(said)
+	if got := f.Node.Status(3); !reflect.DeepEqual(got, said) {
+		t.Errorf("%+v, want %+v", got, said)
+	}
+	said.Taken = said.Taken[:2]
+	if got := f.Node.Status(2); !reflect.DeepEqual(got, said) {
+		t.Errorf("%+v, want %+v", got, said)
+	}
 }

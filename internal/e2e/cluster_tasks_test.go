@@ -45,6 +45,7 @@ func TestTasksOutliveChangesOfLeader(t *testing.T) {
 	c := startCluster(t, onePartition...)
 	ctx := t.Context()
 	leads, follows := c.leader(c.nodes[0])
+	c.awaitSlots(leads)
 	run, begun, release := waitingTask(t, c.client(follows))
 	isRunning := func(n *clusterNode) {
 		t.Helper()
@@ -113,6 +114,7 @@ func TestTaskOfALostNodeWaitsForItsLease(t *testing.T) {
 	c := startCluster(t, append(onePartition, "--worker-lease", lease.String())...)
 	ctx := t.Context()
 	leads, follows := c.leader(c.nodes[0])
+	c.awaitSlots(leads)
 	run, begun, release := waitingTask(t, c.client(follows))
 	killedAt := time.Now()
 	leads.server.Kill()
@@ -139,5 +141,114 @@ func TestTaskOfALostNodeWaitsForItsLease(t *testing.T) {
 	}
 	if s, err := c.client(follows).Summary(ctx, run); err != nil || s.State != client.Completed {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// fanOutLines are what the tasks of a fan-out have written: a line at the start and one at the end of each attempt.
+type fanOutLines struct{ starts, ends map[string][]time.Time } // by task
+
+func readFanOut(t *testing.T, file string) fanOutLines {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	l := fanOutLines{map[string][]time.Time{}, map[string][]time.Time{}}
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) != 3 {
+			t.Fatalf("line %q", line)
+		}
+		at, err := strconv.ParseInt(words[2], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of := map[string]map[string][]time.Time{"start": l.starts, "end": l.ends}[words[0]]
+		of[words[1]] = append(of[words[1]], time.Unix(0, at))
+	}
+	return l
+}
+
+// TestTasksRunOnAllNodes proves that the tasks of a run use the slots of all nodes, and no more. When the node that
+// leads is lost with its tasks, those of the others go on, and the lost ones run again when the lease is over. Each
+// task ends once.
+func TestTasksRunOnAllNodes(t *testing.T) {
+	t.Parallel()
+	const lease, tasks = 15 * time.Second, 20
+	c := startCluster(t, "--worker-lease", lease.String())
+	ctx := t.Context()
+	leads, follows := c.leader(c.nodes[0])
+	dir := t.TempDir()
+	lines, gate := filepath.Join(dir, "lines"), filepath.Join(dir, "gate")
+	script := fmt.Sprintf("echo start $CARAVAN_TASK $(date +%%s%%N) >>%s; until [ -e %s ]; do sleep 0.1; done; echo {{N}}; echo end $CARAVAN_TASK $(date +%%s%%N) >>%s", lines, gate, lines)
+	var list []string
+	for i := range tasks {
+		list = append(list, strconv.Quote(strconv.Itoa(i)))
+	}
+	run, err := c.client(follows).Submit(ctx, fmt.Appendf(nil, `{"parameters":{"N":[%s]},"tasks":{"t":{"job":{"commandString":%q,"cores":1}}}}`,
+		strings.Join(list, ","), script), client.SubmitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func() {
+		if err := os.WriteFile(gate, nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(open)
+	for _, asked := range c.nodes {
+		testenv.EventuallyWithin(t, e2etest.Patience, asked.name+" shows two tasks on each node", func() bool {
+			status, err := c.client(asked).Cluster(ctx)
+			if err != nil || len(status.Nodes) != 3 {
+				return false
+			}
+			for _, n := range status.Nodes {
+				if n.Running != 2 || n.Waiting != 0 || n.Slots.Cores != 2 || n.Taken.Cores != 2 {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	if text := string(c.metrics(leads)); !strings.Contains(text, `caravan_node_tasks{node="`+c.idOf(leads, c.nodes[2])+`",state="running"} 2`) {
+		t.Error("the metrics of the leader lack the tasks of n3")
+	}
+
+	killedAt := time.Now()
+	leads.server.Kill()
+	leads.server = nil
+	if err := testenv.EndWorkers(leads.config.Data, e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(readFanOut(t, lines).starts); n != 6 {
+		t.Errorf("%d tasks have begun, want 6", n)
+	}
+	c.leader(follows)
+	open()
+	testenv.EventuallyWithin(t, 3*e2etest.Patience, "the run ends", func() bool {
+		s, err := c.client(follows).Summary(ctx, run)
+		return err == nil && s.State != client.Running && s.State != client.Queued
+	})
+	if s, err := c.client(follows).Summary(ctx, run); err != nil || s.State != client.Completed || s.TaskCounts[client.Completed] != tasks {
+		t.Errorf("%+v, %v", s, err)
+	}
+	l := readFanOut(t, lines)
+	again := 0
+	for i := range tasks {
+		task := fmt.Sprint("t_", i)
+		starts, ends := l.starts[task], l.ends[task]
+		if len(ends) != 1 || len(starts) == 0 || len(starts) > 2 {
+			t.Errorf("%s: starts %v, ends %v", task, starts, ends)
+			continue
+		}
+		if len(starts) == 2 {
+			again++
+			if starts[0].After(killedAt) || starts[1].Before(killedAt.Add(lease)) {
+				t.Errorf("%s: starts %v, with the node lost at %v", task, starts, killedAt)
+			}
+		}
+	}
+	if again != 2 {
+		t.Errorf("%d tasks have a second attempt, want the two of the lost node", again)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -185,6 +186,14 @@ func (c *testCluster) leader(asked *clusterNode) (leads, follows *clusterNode) {
 	return leads, follows
 }
 
+// awaitSlots waits until a leader grants the slots of all nodes. Until then its tasks go to those that it has heard:
+// later a task that fits everywhere alike goes to the node that leads.
+func (c *testCluster) awaitSlots(leads *clusterNode) {
+	c.t.Helper()
+	all := regexp.MustCompile(`(?m)^caravan_slots_capacity_cores(\{.*\})? 6$`)
+	e2etest.Eventually(c.t, leads.name+" has the slots of all nodes", func() bool { return all.Match(c.metrics(leads)) })
+}
+
 // idOf returns the ID of a node, as another one knows it; "" when it cannot say.
 func (c *testCluster) idOf(asked, n *clusterNode) string {
 	found, err := c.client(asked).Cluster(c.t.Context())
@@ -209,6 +218,7 @@ func TestClusterNode(t *testing.T) {
 	c := startCluster(t, onePartition...)
 	ctx := t.Context()
 	leads, follows := c.leader(c.nodes[0])
+	c.awaitSlots(leads)
 	api := c.client(follows)
 	run, err := api.Submit(ctx, []byte(`{"tasks":{"short":{"job":{"command":["echo","hello"]}},"long":{"job":{"command":["seq","20000"]}}}}`), client.SubmitOptions{})
 	if err != nil {

@@ -1,0 +1,160 @@
+package fleet
+
+import (
+	"testing"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// placing returns a table that places orders at workers with so many cores each, by name, which all accept orders.
+func placing(t *testing.T, nodes map[string]int64) *rig {
+	slots := NewSlots("n1", 1)
+	g := newRig(t, func(c *TableConfig) { c.Slots, c.SilenceTicks = slots, 400 })
+	for _, name := range []string{"n1", "n2", "n3"} {
+		if n := nodes[name]; n > 0 {
+			slots.SetNode(name, workerpb.NodeStatus{Capacity: cores(n, 1<<30), Taken: make([]workerpb.Taken, 1)})
+			g.connect(name)
+			g.hear(name, synced)
+			g.beat(name)
+		}
+	}
+	g.effects = nil
+	return g
+}
+
+// beat lets a worker be heard, and its lease be renewed.
+func (g *rig) beat(worker string) {
+	g.Heartbeat(worker)
+	g.Renew(worker, 1, 9)
+}
+
+// place orders attempts that take so many cores each.
+func (g *rig) place(size int64, tasks ...uint32) {
+	for _, task := range tasks {
+		g.Start(&executor.Order{Key: key(task), GrantedAt: 5, CPUMillis: 1000 * size}, Unplaced, 9)
+	}
+}
+
+// at returns the worker of an attempt.
+func (g *rig) at(task uint32) string {
+	worker, _ := g.WorkerOf(key(task))
+	return worker
+}
+
+// TestQuietNodeGetsNoOrder: a node that is lost keeps its connection for long. Its slots are not granted any more, and
+// it gets no order, until it is heard again. What it holds counts as granted.
+func TestQuietNodeGetsNoOrder(t *testing.T) {
+	g := placing(t, map[string]int64{"n1": 4, "n2": 1})
+	g.place(1, 1)
+	if g.at(1) != "n2" || g.Capacity() != cores(5, 2<<30) {
+		t.Fatalf("at %q, capacity %v", g.at(1), g.Capacity())
+	}
+	for range 4 {
+		g.Tick(9)
+		g.beat("n1")
+	}
+	if c := g.Capacity(); c.CPUMillis != 5000 { // four of n1, and the attempt at n2
+		t.Errorf("capacity %v", c)
+	}
+	g.hear("n2", started(1))
+	g.hear("n2", finished(1))
+	if c := g.Capacity(); c.CPUMillis != 4000 {
+		t.Errorf("capacity without attempts at n2: %v", c)
+	}
+	g.place(1, 2)
+	if g.at(2) != "n1" {
+		t.Errorf("an order goes to %q", g.at(2))
+	}
+	g.beat("n2")
+	g.place(1, 3)
+	if g.at(3) != "n2" || g.Capacity().CPUMillis != 5000 {
+		t.Errorf("heard again: at %q, capacity %v", g.at(3), g.Capacity())
+	}
+}
+
+// TestSlowStartDoesNotMove: an order stays at a node that has room for it, however long its start takes.
+func TestSlowStartDoesNotMove(t *testing.T) {
+	g := placing(t, map[string]int64{"n1": 2, "n2": 2})
+	g.place(1, 1, 2)
+	g.effects = nil
+	for range 30 {
+		g.Tick(9)
+		g.Heartbeat("n1")
+		g.Heartbeat("n2")
+	}
+	g.expect()
+}
+
+// TestLargeOrderWaitsForTheNodeThatFits: while the only node that is large enough begins a session, an order does not go
+// to one that would refuse it. An order that is too large for all is refused.
+func TestLargeOrderWaitsForTheNodeThatFits(t *testing.T) {
+	g := placing(t, map[string]int64{"n1": 1, "n2": 4})
+	g.disconnect("n2")
+	g.place(3, 1)
+	if g.at(1) != Unplaced {
+		t.Errorf("it goes to %q", g.at(1))
+	}
+	g.connect("n2")
+	g.hear("n2", synced)
+	g.beat("n2")
+	if g.at(1) != "n2" {
+		t.Errorf("it is at %q", g.at(1))
+	}
+	g.place(9, 2)
+	if g.at(2) == Unplaced {
+		t.Error("an order that is too large for all nodes waits")
+	}
+}
+
+// TestNewSessionKeepsTheCapacity: the slots of a node whose session begins again stay granted.
+func TestNewSessionKeepsTheCapacity(t *testing.T) {
+	g := placing(t, map[string]int64{"n1": 2, "n2": 2})
+	before := g.Capacity()
+	g.beginSession(g.workers["n2"])
+	if c := g.Capacity(); c != before {
+		t.Errorf("capacity %v, before %v", c, before)
+	}
+	g.disconnect("n2")
+	if c := g.Capacity(); c.CPUMillis != 2000 {
+		t.Errorf("without n2: %v", c)
+	}
+}
+
+// TestDrainingNodeGivesItsOrdersBack: orders that wait at a node that stops go to others, also to those that are full.
+func TestDrainingNodeGivesItsOrdersBack(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	a.lead(4)
+	capacity := a.capacityOf()
+	eventually(t, "the slots of both nodes", func() bool { return capacity() == 4 })
+	keys := []messages.AttemptKey{}
+	for task := range uint32(6) { // two of them do not fit
+		keys = append(keys, testKey(task))
+		a.orderOf(1, testKey(task))
+	}
+	for _, k := range keys {
+		eventually(t, "an order comes", func() bool { return a.workers.has(k) || b.workers.has(k) })
+	}
+	var running []messages.AttemptKey
+	for _, k := range keys {
+		if b.workers.has(k) && len(running) < 2 {
+			b.workers.begin(k)
+			a.awaitHeard(k, "started")
+			running = append(running, k)
+		}
+	}
+	b.Drain()
+	for _, k := range keys {
+		if k == running[0] || k == running[1] {
+			continue
+		}
+		eventually(t, "the order is at a", func() bool { return a.workers.has(k) && !b.workers.has(k) })
+	}
+	for _, k := range running {
+		if !b.workers.has(k) {
+			t.Error("a task that runs is ended")
+		}
+	}
+}
