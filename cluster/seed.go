@@ -16,7 +16,7 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// A cluster may begin with the runs of a single server. A seed is one folder of them, which the operator
+// A cluster may begin with the runs of a single server, or of a backup of another cluster (restore.go). A seed is one folder of them, which the operator
 // copies to every node before the first start: so all nodes begin with the same rows, or the cluster does not
 // begin.
 //
@@ -42,7 +42,7 @@ const SeedFile = "seed.json"
 // Seed is what a cluster begins with.
 type Seed struct {
 	Format int    `json:"format"`
-	From   string `json:"from"` // the ID of the data folder that the rows are of
+	From   string `json:"from"` // what the rows are of: the ID of a data folder, or a backup
 	// Base and Term are the moment and the epoch that the rows end with. The logs go on from there.
 	Base       uint64          `json:"base"`
 	Term       uint64          `json:"term"`
@@ -198,7 +198,7 @@ func (s *Seed) verify(f *folder, storage persistence.Config) error {
 			err = m.compareDigest(want)
 		}
 		if err != nil {
-			return fmt.Errorf("partition %d of the seed: %w: copy the folder that `caravan cluster init` has made once more", p, err)
+			return fmt.Errorf("partition %d of the seed: %w: copy the folder that was made for all nodes once more", p, err)
 		}
 	}
 	return nil

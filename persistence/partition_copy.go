@@ -13,12 +13,11 @@ import (
 
 // PartitionCopy describes a copy that WritePartition has written.
 type PartitionCopy struct {
-	Digest   [32]byte // of its rows, as ReadView.Digest returns it
-	Rows     uint64
-	Epoch    uint64 // the newest of the rows: the first term of the replicas is higher (Lead.Epoch)
-	Runs     int
-	Keys     int // idempotency keys
-	KeptKeys int // of these, keys of deleted runs
+	Digest [32]byte // of its rows, as ReadView.Digest returns it
+	Rows   uint64
+	Epoch  uint64 // the newest of the rows: the first term of the replicas is higher (Lead.Epoch)
+	RowCounts
+	KeptKeys int // of the idempotency keys, those of deleted runs
 }
 
 // WritePartition writes the rows that partition n has of a single node's runs, as a copy of a replica:
@@ -68,12 +67,7 @@ func (m *ReadView) WritePartition(ctx context.Context, w io.Writer, n messages.N
 		if err != nil || !isOf {
 			return err
 		}
-		switch key[0] {
-		case typeKey:
-			c.Keys++
-		case typeUnfinished, typeFinished:
-			c.Runs++
-		}
+		c.Add(key)
 		return out.writeRow(key, value)
 	})
 	if err == nil {
@@ -156,4 +150,27 @@ func (m *ReadView) countOpens() (uint64, error) {
 	d := newDecoder(v, metaV1)
 	n := d.uint()
 	return n, d.end()
+}
+
+// RowCounts counts what the rows of a replica are.
+type RowCounts struct {
+	Runs       int
+	Unfinished int // of these
+	Keys       int // idempotency keys
+}
+
+// Add counts a row by its key.
+func (c *RowCounts) Add(key []byte) {
+	if len(key) == 0 {
+		return
+	}
+	switch key[0] {
+	case typeKey:
+		c.Keys++
+	case typeUnfinished:
+		c.Runs++
+		c.Unfinished++
+	case typeFinished:
+		c.Runs++
+	}
 }

@@ -92,6 +92,28 @@ func (c *copyWriter) finish() (sum [32]byte, rows uint64, err error) {
 	return sum, rows, c.out.Flush()
 }
 
+// InstallRows is InstallCopy of rows, which come by ascending keys, as of a moment. It returns their digest, that of
+// ReadView.Digest, and their number. rows calls yield for each, and returns its error.
+func InstallRows(dir string, at uint64, rows func(yield func(key, value []byte) error) error) (sum [32]byte, n uint64, err error) {
+	reader, writer := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		out := newCopyWriter(writer, at)
+		err := rows(out.writeRow)
+		if err == nil {
+			sum, n, err = out.finish()
+		}
+		writer.CloseWithError(err)
+		done <- err
+	}()
+	_, err = InstallCopy(dir, reader)
+	reader.CloseWithError(err) // after an error the other end must not wait
+	if written := <-done; written != nil && !errors.Is(written, io.ErrClosedPipe) {
+		err = written // the cause of the other one
+	}
+	return sum, n, err
+}
+
 var errCopy = errors.New("the copy of a replica is not what was written")
 
 // InstallCopy makes a new replica in dir of a copy, and returns the copy's moment: Config.Synced of

@@ -217,16 +217,21 @@ func syncFolder(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// printBackupSummary prints what a backup holds, on standard error:
+// printBackupSummary prints what a backup holds, on standard error.
+func (m *Main) printBackupSummary(what string, s backup.Summary) {
+	fmt.Fprintln(m.Stderr, backupSummary(what, s))
+}
+
+// backupSummary describes what a backup holds:
 //
 //	backup b: 1204 rows, 3 files of 73400320 bytes, of data folder 5f…e1 as of 2026-11-30T08:00:00Z
 //	backup b: 1204 rows in 3 partitions, 3 files of 73400320 bytes, of cluster 91…0c by node n1 as of …
-func (m *Main) printBackupSummary(what string, s backup.Summary) {
+func backupSummary(what string, s backup.Summary) string {
 	in, of := "", "data folder "+s.Header.Folder
 	if n := s.Header.Partitions; n > 0 {
 		in, of = " in "+pluralize(n, "partition"), fmt.Sprintf("cluster %s by node %s", s.Header.Cluster, s.Header.Node)
 	}
-	fmt.Fprintf(m.Stderr, "%s: %d rows%s, %d files of %d bytes, of %s as of %s\n",
+	return fmt.Sprintf("%s: %d rows%s, %d files of %d bytes, of %s as of %s",
 		printable(what), s.Rows, in, s.Files, s.Bytes, printable(of), s.Header.Created.Format(time.RFC3339))
 }
 

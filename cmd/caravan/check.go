@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 	workers "github.com/caravan-dag/caravan/executor/remote"
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/backup"
 	"github.com/caravan-dag/caravan/internal/datafolder"
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
@@ -192,18 +194,21 @@ func (c *checkReport) checkRun(data *datafolder.Folder, store *persistence.Offli
 // code, and standard output then stays empty.
 func (m *Main) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "check DATA",
-		Short: "Verify a data folder and list the damage by file and run",
+		Use:   "check DATA|FILE",
+		Short: "Verify a data folder, or a backup, and list the damage by file and run",
 		Long: "Check reads everything in the data folder DATA: tables, manifest and commit log with all checksums,\n" +
 			"every row, and of every run the definition, the journal, the snapshot, the attempts and the output;\n" +
 			"and the journals of workers, unless they are older than the last boot of the machine.\n" +
-			"It does not modify the folder, which no server may have open. The exit code is 0 if all is intact, 1 if\n" +
-			"something is damaged.",
-		Args: argCount(1, 1, "one data folder"),
+			"It does not modify the folder, which no server may have open. FILE is a backup, whose checksums and digests\n" +
+			"it reads, as restore --verify-only does. The exit code is 0 if all is intact, 1 if something is damaged.",
+		Args: argCount(1, 1, "one data folder or backup"),
 	}
 	m.addOutputFlag(cmd)
 	scratch := cmd.Flags().String("scratch", "", "`folder` for temporary files; default: the system's")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if info, err := os.Stat(args[0]); err == nil && info.Mode().IsRegular() {
+			return m.checkBackup(cmd.Context(), args[0])
+		}
 		var c *checkReport
 		err := inspectFolder(cmd.Context(), args[0], *scratch, func(data *datafolder.Folder, store *persistence.Offline) (err error) {
 			c, err = checkFolder(cmd.Context(), data, store, func(messages.RunID, dag.RunState) error { return nil })
@@ -221,6 +226,24 @@ func (m *Main) checkCommand() *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// checkBackup verifies a backup, of a single server or of a cluster. It does not look into the runs.
+func (m *Main) checkBackup(ctx context.Context, path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	sum, err := backup.Read(bufio.NewReaderSize(&contextReader{ctx, file}, 256<<10), withRestoreChecks(backup.Sink{}))
+	if err != nil {
+		return withName(path, err)
+	}
+	if m.jsonOutput {
+		return m.printJSON(sum)
+	}
+	_, err = fmt.Fprintln(m.Stdout, backupSummary(path+" is whole", sum))
+	return err
 }
 
 // printReport prints a report for people or as JSON. A finding takes one line; its text comes from

@@ -24,7 +24,7 @@ func (m *Main) clusterCommand() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand(), m.clusterBackupCommand(),
-		m.clusterTransferCommand(), m.clusterRepairCommand(), m.clusterRemoveCommand())
+		m.clusterRestoreCommand(), m.clusterTransferCommand(), m.clusterRepairCommand(), m.clusterRemoveCommand())
 	return cmd
 }
 

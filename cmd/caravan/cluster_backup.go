@@ -30,9 +30,13 @@ func writeClusterBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, 
 			v.Close()
 		}
 	}()
+	newest := uint64(0)
+	for _, v := range views {
+		newest = max(newest, v.CommitNumber())
+	}
 	buffered := bufio.NewWriterSize(w, 256<<10)
 	b, err := backup.NewWriter(buffered, backup.Header{
-		Folder: f.ID().String(), Format: datafolder.Format, Version: versionInfo().Version, Created: time.Now().UTC(),
+		Folder: f.ID().String(), Format: datafolder.Format, Version: versionInfo().Version, Created: time.Now().UTC(), Moment: newest,
 		Cluster: member.Cluster().String(), Node: node, Partitions: member.Partitions(),
 	})
 	if err != nil {

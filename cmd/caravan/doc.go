@@ -28,6 +28,7 @@
 //	backup -           the backup                           -
 //	restore            -                                    -
 //	cluster backup -   the backup                           -
+//	cluster restore    -                                    -
 //	cluster init       -                                    -
 //	cluster verify     a line per partition or replica      POST /v1/cluster/verify
 //	cluster transfer   a line per partition                 the transfers of POST /v1/cluster/transfer

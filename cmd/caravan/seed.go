@@ -163,7 +163,7 @@ func checkSeededOutput(f *datafolder.Folder, out *outputs.Store) error {
 		})
 	})
 	if err == nil && (files != seed.OutputFiles || bytes != seed.OutputBytes) {
-		err = fmt.Errorf("it has %d files of output with %d bytes, and %d files with %d bytes were written: copy the folder that `caravan cluster init` has made once more",
+		err = fmt.Errorf("it has %d files of output with %d bytes, and %d files with %d bytes were written: copy the folder that was made for all nodes once more",
 			files, bytes, seed.OutputFiles, seed.OutputBytes)
 	}
 	if err != nil {

@@ -60,8 +60,7 @@ type Header struct {
 	Format  int       `json:"format"`  // of the data folder
 	Version string    `json:"version"` // of the program
 	Created time.Time `json:"created"`
-	// Moment is the number of the newest commit in it; 0 in a backup of a cluster, whose partitions have one each.
-	Moment uint64 `json:"moment"`
+	Moment  uint64    `json:"moment"` // number of the newest commit in it, of any partition
 
 	// These are set in a backup of a cluster.
 	Cluster    string `json:"cluster,omitempty"`    // ID

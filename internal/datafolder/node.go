@@ -50,5 +50,5 @@ var errCopyOfNode = errors.New("it is a copy of a node's folder, and the origina
 
 // errNodeFolder is the error for commands that read the store of a single server.
 func errNodeFolder() error {
-	return fmt.Errorf("it is the folder of a node of a cluster, which has %s/ in place of %s/: this command reads folders of single servers", clusterName, dbName)
+	return fmt.Errorf("it is the folder of a node of a cluster, which has %s/ in place of %s/: this command reads folders of single servers, and `caravan cluster verify` compares the replicas of a running cluster", clusterName, dbName)
 }

@@ -131,3 +131,181 @@ func TestBackupOfACluster(t *testing.T) {
 		t.Errorf("commands have left %q", left)
 	}
 }
+
+// TestClusterIsRestoredFromABackup: a cluster under load is backed up and lost. The seed of the backup makes a new
+// cluster, whose nodes answer all reads of runs at rest, repeated submissions and logs as before, and go on with
+// unfinished runs, also with one whose task ran. A node of the former cluster is refused.
+func TestClusterIsRestoredFromABackup(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, "--partitions", "3")
+	dir := t.TempDir()
+	flag := filepath.Join(dir, "flag")
+	atRest, queued, keyed := fillServer(t, c.nodes[0].server, 20, "seq 200")
+	// The pause ends for what follows; the runs that wait may end before the backup, or after it.
+	for _, n := range c.nodes {
+		if a, _ := request(t, n.server.URL, "PATCH", "/v1/server/state/RUNNING", ""); a.status != 200 {
+			t.Fatalf("%+v", a)
+		}
+	}
+	api := c.client(c.nodes[0])
+	submit := func(doc e2etest.Doc) uint64 {
+		t.Helper()
+		run, err := api.Submit(t.Context(), []byte(e2etest.Body(t, doc)), client.SubmitOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return run
+	}
+	big := submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("seq 20000")}).With("tag", "later"))
+	if sum, err := api.Wait(t.Context(), big, client.WaitOptions{}); err != nil || sum.State != client.Completed {
+		t.Fatalf("%+v, %v", sum, err)
+	}
+	running := submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh(fmt.Sprintf("[ -e %s ] || sleep 300; echo again", flag))}).With("tag", "later"))
+	e2etest.Eventually(t, "a task runs", func() bool {
+		a, _ := request(t, c.nodes[0].server.URL, "GET", fmt.Sprintf("/v1/dagrun/%d/task/a/state", running), "")
+		return strings.Contains(a.body, "RUNNING")
+	})
+	before := readAll(t, c.nodes[0].server.URL, atRest)
+	stop := c.keepBusy()
+	// The node that has the long output is the one that leads its run.
+	log := fmt.Sprintf("/v1/dagrun/%d/task/a/log", big)
+	keeper := c.keeperOf(big)
+	want, _ := request(t, keeper.server.URL, "GET", log, "")
+	if want.status != 200 || len(want.body) < 100_000 {
+		t.Fatalf("the long output has the status %d and %d bytes", want.status, len(want.body))
+	}
+	file := filepath.Join(dir, "backup")
+	c.backUp(keeper, file)
+	stop()
+	for _, n := range c.nodes {
+		n.server.Kill()
+		n.server = nil
+	}
+	for _, n := range c.nodes {
+		if err := testenv.EndWorkers(n.config.Data, e2etest.Patience); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	seed := filepath.Join(dir, "seed")
+	if out, code := invokeAt(t, "", "check", file); code != 0 || !strings.Contains(out, "whole") {
+		t.Errorf("check: exit %d: %s", code, out)
+	}
+	if out, code := invokeAt(t, "", "cluster", "restore", file, "--data", seed); code != 2 || !strings.Contains(out, "--resume") {
+		t.Errorf("without --resume: exit %d: %s", code, out)
+	}
+	if list, err := os.ReadDir(seed); err == nil && len(list) > 0 {
+		t.Errorf("a refused command has left %v", list)
+	}
+	if out, code := invokeAt(t, "", "cluster", "restore", file, "--data", seed, "--resume"); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	if err := os.WriteFile(flag, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	former := c.nodes[2].config.Data
+	for _, n := range c.nodes {
+		n.config.Data += "-restored"
+		if out, err := exec.Command("cp", "-a", seed, n.config.Data).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+
+	// A node of the former cluster, at its address: the new nodes refuse it.
+	restored := c.nodes[2].config.Data
+	c.nodes[2].config.Data = former
+	c.launch(c.nodes[2])
+	c.launch(c.nodes[0])
+	<-c.nodes[0].server.Ended()
+	if text := c.nodes[0].server.Log(); !strings.Contains(text, "this node cannot be part of the cluster") {
+		t.Errorf("beside a node of the former cluster: %s", text)
+	}
+	c.nodes[2].server.Kill()
+	if err := testenv.EndWorkers(former, e2etest.Patience); err != nil {
+		t.Error(err)
+	}
+	c.nodes[2].config.Data = restored
+
+	c.start()
+	for _, n := range c.nodes {
+		compareAnswers(t, n.name, n.server.URL, atRest, before)
+		if got, _ := request(t, n.server.URL, "GET", log, ""); got != want {
+			t.Errorf("%s: the long output has the status %d and %d bytes, want %d and %d", n.name, got.status, len(got.body), want.status, len(want.body))
+		}
+	}
+	for i, sub := range keyed {
+		n := c.nodes[i%3]
+		if again, _ := request(t, n.server.URL, "POST", "/v1/dagrun", sub.body, "Idempotency-Key", sub.key); again != sub.got {
+			t.Errorf("%s with key %q: %+v, and %+v before", n.name, sub.key, again, sub.got)
+		}
+	}
+	api = c.client(c.nodes[1])
+	for _, run := range append(queued, running) {
+		if sum, err := api.Wait(t.Context(), run, client.WaitOptions{}); err != nil || sum.State != client.Completed {
+			t.Errorf("run %d, which had not ended: %+v, %v", run, sum, err)
+		}
+	}
+	e2etest.Eventually(t, "all runs of the load have ended", func() bool {
+		a, _ := request(t, c.nodes[0].server.URL, "GET", "/v1/dagruns?tag=busy", "")
+		return a.body == "[]"
+	})
+	if run := submit(e2etest.Graph(map[string]e2etest.Task{"other": e2etest.Noop("")})); run <= running {
+		t.Errorf("a new run has the ID %d after %d", run, running)
+	}
+}
+
+// keeperOf returns the node that leads a run.
+func (c *testCluster) keeperOf(run uint64) (keeper *clusterNode) {
+	c.t.Helper()
+	e2etest.Eventually(c.t, fmt.Sprintf("run %d has a leader", run), func() bool {
+		found, err := c.client(c.nodes[0]).Cluster(c.t.Context())
+		if err != nil {
+			return false
+		}
+		for _, p := range found.Partitions {
+			for _, n := range c.nodes {
+				if p.Partition == run%uint64(len(found.Partitions)) && found.NameOf(p.Leader) == n.name {
+					keeper = n
+				}
+			}
+		}
+		return keeper != nil
+	})
+	return keeper
+}
+
+// TestDamagedBackupOfAClusterIsRefused: one that was cut or changed is refused, and the folder stays empty.
+func TestDamagedBackupOfAClusterIsRefused(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, "--partitions", "3")
+	if _, err := c.client(c.nodes[0]).Submit(t.Context(), []byte(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), client.SubmitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "backup")
+	c.backUp(c.nodes[1], file)
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		at := (2*i + 1) * len(whole) / 16
+		changed := append([]byte(nil), whole...)
+		changed[at] ^= 0x20
+		for what, b := range map[string][]byte{"cut": whole[:at], "changed": changed} {
+			bad, seed := filepath.Join(dir, "bad"), filepath.Join(dir, "seed")
+			if err := os.WriteFile(bad, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, code := invokeAt(t, "", "cluster", "restore", bad, "--data", seed, "--resume"); code != 1 || !strings.Contains(out, "not a complete backup") {
+				t.Errorf("%s at %d: exit %d: %s", what, at, code, out)
+			}
+			if list, err := os.ReadDir(seed); err == nil && len(list) > 0 {
+				t.Errorf("%s at %d: a refused restore has left %v", what, at, list)
+			}
+			if out, code := invokeAt(t, "", "check", bad); code != 1 || !strings.Contains(out, "not a complete backup") {
+				t.Errorf("check of one that was %s at %d: exit %d: %s", what, at, code, out)
+			}
+		}
+	}
+}

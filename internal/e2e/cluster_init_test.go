@@ -121,8 +121,8 @@ type keyedSubmission struct {
 }
 
 // fillServer gives a server runs of all kinds that are at rest, and returns them, those that a server starts
-// when it may, and submissions with a key.
-func fillServer(t testing.TB, server *testenv.Server, noops int) (atRest, queued []uint64, keyed []keyedSubmission) {
+// when it may, and submissions with a key. long is the command of a task with output.
+func fillServer(t testing.TB, server *testenv.Server, noops int, long string) (atRest, queued []uint64, keyed []keyedSubmission) {
 	t.Helper()
 	api, err := client.New(client.Config{Server: server.URL})
 	if err != nil {
@@ -152,7 +152,7 @@ func fillServer(t testing.TB, server *testenv.Server, noops int) (atRest, queued
 	generated := `printf '{"one-%d": {"job": {"commandString": "echo made"}}, "two": {"parents": ["one-%d"], "job": {"executor": "noop"}}}' 1 1`
 	for range 2 { // so that several partitions have one of each
 		end(submit(e2etest.Graph(map[string]e2etest.Task{
-			"a": e2etest.Sh("echo {{X}}; echo wrong >&2"), "big": e2etest.Sh("seq 20000").After("a"),
+			"a": e2etest.Sh("echo {{X}}; echo wrong >&2"), "big": e2etest.Sh(long).After("a"),
 		}).With("parameters", map[string]any{"X": e2etest.Numbers(3)}).With("tags", map[string]string{"kind": "real"})), "COMPLETED")
 		end(submit(e2etest.Graph(map[string]e2etest.Task{"make": e2etest.Sh(generated).With("isGenerator", true), "last": e2etest.Sh("echo last").After("make")})), "COMPLETED")
 		end(submit(e2etest.Graph(map[string]e2etest.Task{"fails": e2etest.Sh("echo out; exit 3"), "never": e2etest.Sh("true").After("fails")})), "ERRORED")
@@ -298,7 +298,7 @@ func TestServerBecomesACluster(t *testing.T) {
 	}
 
 	began := time.Now()
-	atRest, queued, keyed := fillServer(t, server, *seedRunsFlag)
+	atRest, queued, keyed := fillServer(t, server, *seedRunsFlag, "seq 20000")
 	t.Logf("%d runs in %v", *seedRunsFlag, time.Since(began))
 	before := readAll(t, server.URL, atRest)
 	stop()
