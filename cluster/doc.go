@@ -65,5 +65,6 @@
 // of a lost node, and its connections. announcements.go is what the nodes tell each other about their
 // partitions, and balance.go which node shall lead which. inquiry.go, verify.go and views.go are what nodes ask
 // each other, the comparison of replicas, and the rows of all partitions for a backup. transfer.go and repair.go
-// (with replica_rows.go) are what operators change. seed.go and restore.go make what a new cluster may begin with.
+// (with replica_rows.go) are what operators change. seed.go, restore.go and recover.go make what a new cluster
+// may begin with.
 package cluster

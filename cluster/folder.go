@@ -21,6 +21,7 @@ import (
 //
 //	node.json            who this node is, and the cluster that it is part of (identity)
 //	node.lock            locked while a process uses the folder
+//	superseded.json      its runs were taken into a new cluster (recover.go)
 //	seed.json            the runs of a single server with which the cluster began, if it did (seed.go)
 //	p/<p>/replica.json   what the rows of partition p are (replicaRecord)
 //	p/<p>/db-<n>/        the rows, in their n-th generation (machine.go)
@@ -141,6 +142,9 @@ func openFolder(fsys vfs.FS, path, name string) (*folder, *identity, error) {
 		return nil, nil, fmt.Errorf("folder %s: %w", path, err)
 	}
 	id, err := f.readIdentity(name)
+	if err == nil {
+		err = f.checkSuperseded()
+	}
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("folder %s: %w", path, err), f.lock.Close())
 	}

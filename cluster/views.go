@@ -59,6 +59,9 @@ func (m *Member) OpenViews(ctx context.Context) ([]*PartitionView, error) {
 }
 
 func (m *Member) openView(ctx context.Context, partition int) (*PartitionView, error) {
+	if err := m.checkReplica(partition); err != nil {
+		return nil, fmt.Errorf("partition %d: %w: ask another node", partition, err)
+	}
 	a, err := m.askLeader(ctx, &inquiry{Kind: positionInquiry, Partition: partition})
 	if err != nil {
 		return nil, err
@@ -82,6 +85,21 @@ func (m *Member) openView(ctx context.Context, partition int) (*PartitionView, e
 		case <-time.After(viewPause):
 		}
 	}
+}
+
+// checkReplica refuses a replica that is known to be damaged, or to differ from the others: its backup would be whole,
+// and its rows wrong.
+func (m *Member) checkReplica(partition int) error {
+	if err := m.hosts[partition].machine.damage(); err != nil {
+		return fmt.Errorf("the replica of this node is damaged: %w", err)
+	}
+	v, _ := m.Verdict(partition)
+	for _, r := range v.Replicas {
+		if r.Node == m.Self() && r.Differs {
+			return fmt.Errorf("the replica of this node differed from the others at entry %d", v.Index)
+		}
+	}
+	return nil
 }
 
 // positionHere returns the newest entry that is applied here, if this node leads the partition: all that was

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -94,6 +95,33 @@ func TestViewsHaveAllThatWasAcknowledged(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestNoViewsOfAWrongReplica: a node whose replica is damaged, or differs from the others, opens no views until that is over.
+func TestNoViewsOfAWrongReplica(t *testing.T) {
+	c := startCluster(t, 1)
+	c.mustSubmit(0, 1)
+	bad, good := c.nodes[0], c.nodes[1]
+	refused := func(want string) {
+		t.Helper()
+		views, err := bad.running().OpenViews(t.Context())
+		if code(err) != messages.Unavailable || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "ask another node") || views != nil {
+			t.Errorf("%v, %v; want %s", views, err, want)
+		}
+		closeViews(good.openViews())
+	}
+	verdict := func(index uint64, differs bool) {
+		bad.running().noteVerdict(&PartitionVerdict{Index: index, Replicas: []ReplicaDigest{{Node: bad.running().Self(), Differs: differs}}})
+	}
+	verdict(5, true)
+	refused("differed from the others at entry 5")
+	verdict(6, false)
+	closeViews(bad.openViews())
+	damage := errors.New("a table has lost its checksums")
+	bad.damage.Store(&damage)
+	refused(damage.Error())
+	bad.damage.Store(nil)
+	closeViews(bad.openViews())
 }
 
 // TestViewsNeedALeader: without one it is unknown whether this replica has all that was acknowledged.

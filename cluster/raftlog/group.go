@@ -148,32 +148,43 @@ func Open(config Config) (*Group, error) {
 }
 
 func (g *Group) openStores() (*incarnation, error) {
+	if err := g.openFiles(); err != nil {
+		return nil, err
+	}
+	if err := g.bootstrap(); err != nil {
+		return nil, fmt.Errorf("bootstrap: %w", err)
+	}
+	return g.startLibrary()
+}
+
+// openFiles opens what the replica keeps, and compares the parts.
+func (g *Group) openFiles() error {
 	files := g.config.files
 	if files == nil {
 		files = vfs.OS{}
 	}
 	dir, logDir := g.config.Dir, filepath.Join(g.config.Dir, "log")
 	if err := files.MkdirAll(logDir, 0o700); err != nil {
-		return nil, err
+		return err
 	}
 	for _, folder := range []string{dir, filepath.Dir(dir)} { // the names of log and of the replica
 		if err := files.SyncDir(folder); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	synced, err := g.config.Machine.Sync()
 	if err != nil {
-		return nil, fmt.Errorf("machine: %w", err)
+		return fmt.Errorf("machine: %w", err)
 	}
 	if g.votes, err = openVotes(files, dir, g.fail); err != nil {
-		return nil, err
+		return err
 	}
 	if g.snapshots, err = openSnapshots(files, dir, synced); err != nil {
-		return nil, err
+		return err
 	}
 	g.snapshots.checkSpace, g.snapshots.releaseSpace = g.config.CheckSpace, g.config.ReleaseSpace
 	if g.logs, err = openLog(files, logDir, g.settings.SegmentBytes, newLibraryLogger(g.logger), g.watch.clock, g.fail); err != nil {
-		return nil, err
+		return err
 	}
 	g.logs.refuse = g.config.refuse
 	g.snapshots.termOf = g.logs.termOf
@@ -185,24 +196,18 @@ func (g *Group) openStores() (*incarnation, error) {
 		lastEntry: g.logs.LastIndex, restart: g.stopAndRestart}
 	g.snapshots.applier = g.applier
 	if err := g.seed(synced); err != nil {
-		return nil, fmt.Errorf("seed: %w", err)
+		return fmt.Errorf("seed: %w", err)
 	}
 	if own, ok := g.snapshots.ownRecord(); ok {
 		g.applier.setPosition(own)
 	}
 	if err := g.checkVote(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := g.emptyUselessLog(); err != nil {
-		return nil, err
+		return err
 	}
-	if err := g.checkParts(synced); err != nil {
-		return nil, err
-	}
-	if err := g.bootstrap(); err != nil {
-		return nil, fmt.Errorf("bootstrap: %w", err)
-	}
-	return g.startLibrary()
+	return g.checkParts(synced)
 }
 
 // checkVote compares the vote with the snapshot and the log.

@@ -23,8 +23,8 @@ func (m *Main) clusterCommand() *cobra.Command {
 			return cmd.Help()
 		},
 	}
-	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand(), m.clusterBackupCommand(),
-		m.clusterRestoreCommand(), m.clusterTransferCommand(), m.clusterRepairCommand(), m.clusterRemoveCommand())
+	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand(), m.clusterBackupCommand(), m.clusterRestoreCommand(),
+		m.clusterRecoverCommand(), m.clusterTransferCommand(), m.clusterRepairCommand(), m.clusterRemoveCommand())
 	return cmd
 }
 

@@ -29,6 +29,7 @@
 //	restore            -                                    -
 //	cluster backup -   the backup                           -
 //	cluster restore    -                                    -
+//	cluster recover    a line or more per partition         recoveryReport
 //	cluster init       -                                    -
 //	cluster verify     a line per partition or replica      POST /v1/cluster/verify
 //	cluster transfer   a line per partition                 the transfers of POST /v1/cluster/transfer

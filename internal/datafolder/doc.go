@@ -12,7 +12,7 @@
 // There are three ways to open a folder. Each holds a lock on it until Close:
 //
 //	Open         for a server. It creates a new folder, and gives a copy a new identity.
-//	Inspect      read-only. Several at a time, but not together with a server.
+//	Inspect      read-only. Several at a time, but not together with a server. InspectNode is that of a node.
 //	CreateDraft  for restore and salvage. The folder is valid once Draft.Finish has returned.
 //
 // The lock is flock(2) on the folder itself. Therefore it belongs to this folder and not to a copy

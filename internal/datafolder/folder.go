@@ -94,8 +94,13 @@ func Open(path string, o Options) (*Folder, error) {
 
 // Inspect opens a data folder read-only. Neither Inspect nor the methods change the folder. Defects
 // of the identity, the permissions and the parts do not prevent opening: Problems returns them.
-func Inspect(path string) (*Folder, error) {
-	var o Options
+func Inspect(path string) (*Folder, error) { return inspect(path, false) }
+
+// InspectNode is Inspect for the folder of a node of a cluster. A copy is opened, too.
+func InspectNode(path string) (*Folder, error) { return inspect(path, true) }
+
+func inspect(path string, isNode bool) (*Folder, error) {
+	o := Options{Node: isNode}
 	f, err := openLocked(path, unix.LOCK_SH, false, &o)
 	if err != nil {
 		return nil, err
@@ -110,8 +115,10 @@ func Inspect(path string) (*Folder, error) {
 	if err == nil && !found {
 		note(fmt.Errorf("%s is missing", identityName))
 	}
-	if _, err := os.Lstat(f.Cluster()); err == nil {
+	if _, err := os.Lstat(f.Cluster()); err == nil && !isNode {
 		return nil, errors.Join(f.wrapError(errNodeFolder()), f.Close())
+	} else if err != nil && isNode {
+		return nil, errors.Join(f.wrapError(fmt.Errorf("it is not the folder of a node of a cluster: %w", err)), f.Close())
 	}
 	note(f.checkOwners())
 	if f.identity.state == statePartial {

@@ -309,3 +309,85 @@ func TestDamagedBackupOfAClusterIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestClusterIsRecoveredFromOneSurvivor: two of three disks are lost. A new cluster of the folder of the third node has
+// the runs that it had, and goes on with them. The report says what may be missing, and the survivor does not start.
+func TestClusterIsRecoveredFromOneSurvivor(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, "--partitions", "3")
+	dir := t.TempDir()
+	flag := filepath.Join(dir, "flag")
+	api := c.client(c.nodes[0])
+	var runs []uint64
+	for range 6 {
+		run, err := api.Submit(t.Context(), []byte(e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo hello")}))), client.SubmitOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum, err := api.Wait(t.Context(), run, client.WaitOptions{}); err != nil || sum.State != client.Completed {
+			t.Fatalf("%+v, %v", sum, err)
+		}
+		runs = append(runs, run)
+	}
+	running, err := api.Submit(t.Context(), []byte(e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{
+		"a": e2etest.Sh(fmt.Sprintf("[ -e %s ] || sleep 300; echo again", flag))}).With("tag", "later"))), client.SubmitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e2etest.Eventually(t, "a task runs", func() bool {
+		a, _ := request(t, c.nodes[0].server.URL, "GET", fmt.Sprintf("/v1/dagrun/%d/task/a/state", running), "")
+		return strings.Contains(a.body, "RUNNING")
+	})
+	before := readAll(t, c.nodes[0].server.URL, runs)
+	survivor := c.nodes[2]
+	c.backUp(survivor, filepath.Join(dir, "backup")) // it has applied all of that by now
+	seed := filepath.Join(dir, "seed")
+	recovering := func(want string, code int, args ...string) {
+		t.Helper()
+		out, got := invokeAt(t, "", append([]string{"cluster", "recover", "--data", seed}, args...)...)
+		if got != code || !strings.Contains(out, want) {
+			t.Errorf("exit %d: %s; want %d, %s", got, out, code, want)
+		}
+		if list, err := os.ReadDir(seed); code != 0 && err == nil && len(list) > 0 {
+			t.Errorf("a refused command has left %v", list)
+		}
+	}
+	recovering("in use", 1, "--accept-loss", "--resume", survivor.config.Data)
+	for _, n := range c.nodes {
+		n.server.Kill()
+		n.server = nil
+	}
+	for _, n := range c.nodes {
+		if err := testenv.EndWorkers(n.config.Data, e2etest.Patience); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recovering("--accept-loss", 2, "--resume", survivor.config.Data)
+	recovering("--resume", 2, "--accept-loss", survivor.config.Data)
+	recovering("without n1, n2: what was acknowledged after entry", 0, "--accept-loss", "--resume", survivor.config.Data)
+	c.launch(survivor)
+	<-survivor.server.Ended()
+	if text := survivor.server.Log(); survivor.server.ExitCode() != 1 || !strings.Contains(text, "taken into a new cluster") {
+		t.Errorf("the survivor starts: exit %d: %s", survivor.server.ExitCode(), text)
+	}
+	if err := testenv.EndWorkers(survivor.config.Data, e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := os.WriteFile(flag, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range c.nodes {
+		n.config.Data += "-recovered"
+		if out, err := exec.Command("cp", "-a", seed, n.config.Data).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	c.start()
+	for _, n := range c.nodes {
+		compareAnswers(t, n.name, n.server.URL, runs, before)
+	}
+	if sum, err := c.client(c.nodes[1]).Wait(t.Context(), running, client.WaitOptions{}); err != nil || sum.State != client.Completed {
+		t.Errorf("the run that had not ended: %+v, %v", sum, err)
+	}
+}
