@@ -45,12 +45,15 @@ func TestLeadershipIsTransferred(t *testing.T) {
 	t.Parallel()
 	c := newTestCluster(t, 3, 2)
 	c.steadyTime = 50 * time.Millisecond
+	balanced := &logCounter{text: `"the partition was moved to the node that it prefers" node=n3 `}
+	c.log = balanced
 	c.each((*testNode).start)
 	load := c.startLoad(4)
 	for p, home := range c.nodes[:2] { // each partition is where it prefers to be
 		testenv.EventuallyWithin(t, patience, "balance is at rest", func() bool { n, _ := c.findLeader(p); return n == home })
 	}
 	third := c.nodes[2]
+	former := balanced.lines.Load()
 	c.transfer(c.nodes[1], 0, third)
 	c.transfer(third, 1, third)
 	moved := third.running()
@@ -61,12 +64,16 @@ func TestLeadershipIsTransferred(t *testing.T) {
 	for p := range 2 {
 		load.awaitAccepted(p, 20)
 	}
+	if n := balanced.lines.Load() - former; n > 0 {
+		t.Errorf("balance has moved %d partitions away from the node", n)
+	}
 	testenv.EventuallyWithin(t, patience, "balance has had its turn", func() bool {
 		b := newBalancer(moved, time.Millisecond)
 		defer b.close()
 		if _, now, ok := moved.Engine(0); !ok || now != epoch {
 			return true // an election was faster
 		}
+		b.lead[0] = steadyLead{epoch, time.Now().Add(-time.Hour)} // long ago
 		if to := b.destination(0); to != "" {
 			t.Errorf("balance moves the partition to %s", to)
 		}
