@@ -85,6 +85,8 @@ func (n *testNode) read(t *testing.T, key messages.AttemptKey, stream messages.S
 func TestEndWaitsForTheCopyOfItsOutput(t *testing.T) {
 	c := newTestCluster(t, "a", "b", "c")
 	a, b, third := c.nodes[0], c.nodes[1], c.nodes[2]
+	b.drain() // tasks start at a
+	third.drain()
 	long, short := strings.Repeat("0123456789", maxOutputRead/4), "error"
 	check := func(leader, has *testNode, key messages.AttemptKey) {
 		t.Helper()
@@ -141,6 +143,7 @@ func TestEndWaitsForTheCopyOfItsOutput(t *testing.T) {
 func TestEndWithoutACopy(t *testing.T) {
 	c := newTestCluster(t, "a", "b")
 	a, b := c.nodes[0], c.nodes[1]
+	b.drain() // tasks start at a
 	b.outputs.KeepFree(func(total int64) int64 { return total })
 	a.lead(4)
 	a.begun(testKey(1))
@@ -184,6 +187,7 @@ func damageBlock(t *testing.T, n *testNode, block int64) {
 func TestCopyThatBreaksOff(t *testing.T) {
 	c := newTestCluster(t, "a", "b")
 	a, b := c.nodes[0], c.nodes[1]
+	b.drain() // tasks start at a
 	a.lead(4)
 	a.begun(testKey(1))
 	eventually(t, "the nodes are connected", func() bool {
