@@ -178,6 +178,7 @@ type chunkMeter struct {
 	wireBytes    int64 // bytes that arrived from the connection
 	contentBytes int64 // bytes that the reader of the body got
 	wireLimit    int64 // wireBytes may not exceed it before the present Read of the body ends
+	ended        bool  // the client sends nothing more
 }
 
 // start begins to count if the body is chunked.
@@ -204,6 +205,13 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	c.chunks.wireBytes += int64(n)
+	switch {
+	case err != io.EOF:
+	case n > 0:
+		err = nil // the next Read has it: the bytes may be all of the body
+	default:
+		c.chunks.ended = true
+	}
 	return n, err
 }
 
@@ -230,8 +238,11 @@ func (r *chunkReader) Read(p []byte) (int, error) {
 	n, err := r.stream.Read(p)
 	m.contentBytes += int64(n)
 	m.wireLimit = m.wireBytes + maxFraming // fasthttp may drain the rest
-	if m.exceeded && err != nil && err != io.EOF {
+	switch {
+	case m.exceeded && err != nil && err != io.EOF:
 		err = errFraming // fasthttp does not return it
+	case m.ended && err == io.EOF:
+		err = io.ErrUnexpectedEOF // fasthttp takes an end between two chunks for that of the body
 	}
 	return n, err
 }

@@ -175,6 +175,20 @@ func (b *forwardedBody) readFailure() error {
 	return b.readErr
 }
 
+// hasFailed tells whether there is a readFailure. It never waits: a read that waits for the client has not failed.
+func (b *forwardedBody) hasFailed() bool {
+	if !b.isStream() {
+		return false
+	}
+	select {
+	case b.turn <- struct{}{}:
+		defer func() { <-b.turn }()
+		return b.readErr != nil && b.readErr != io.EOF && b.readErr != errBodyDetached
+	default:
+		return false
+	}
+}
+
 // isComplete tells whether the other node may have all of the body. The Transport reads an announced body up
 // to its length, and asks for the end when the last bytes may have left.
 func (b *forwardedBody) isComplete() bool {

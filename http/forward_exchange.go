@@ -96,6 +96,11 @@ func (f *forwarder) send(ctx *fasthttp.RequestCtx, rt *route, body *forwardedBod
 	if err == nil {
 		r.waitFor(func() { resp, err = f.transport.RoundTrip(req) })
 	}
+	if err == nil && resp.StatusCode >= fasthttp.StatusBadRequest && body.hasFailed() {
+		// The node has refused a body that it got in part. Why it is not whole is the answer.
+		resp.Body.Close()
+		err, isSent = errBodyDetached, true
+	}
 	if err == nil {
 		err = f.receive(ctx, rt, r, resp, body, within)
 		if err == nil {

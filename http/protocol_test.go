@@ -155,6 +155,18 @@ func TestPartialRequests(t *testing.T) {
 			t.Fatalf("after %d bytes: %q, %v", cut, answer, err)
 		}
 	}
+	// All of the content without its last chunk, and a part that ends with a chunk. The same on both ways of a body.
+	for path, kind := range map[string]string{"/v1/dagrun": "application/json", "/v1/dagruns": linesType} {
+		for _, content := range []string{specOf("x"), specOf("x")[:20]} {
+			c, r := s.raw("POST " + path + chunked + kind + "\r\n\r\n" + strings.TrimSuffix(inChunks(content, 10, ""), "0\r\n"))
+			if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.answerTo(r); got.status != 400 || !strings.Contains(got.body, "incomplete") {
+				t.Errorf("%s, %d bytes in chunks: %d %s", path, len(content), got.status, got.body)
+			}
+		}
+	}
 	// A half-close after a complete request: answered.
 	c, r := s.raw("GET /v1/dagrun/0 HTTP/1.1\r\nHost: c\r\n\r\n")
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
