@@ -175,7 +175,7 @@ func readFanOut(t *testing.T, file string) fanOutLines {
 func TestTasksRunOnAllNodes(t *testing.T) {
 	t.Parallel()
 	const lease, tasks = 15 * time.Second, 20
-	c := startCluster(t, "--worker-lease", lease.String())
+	c := startCluster(t, append(onePartition, "--worker-lease", lease.String())...)
 	ctx := t.Context()
 	leads, follows := c.leader(c.nodes[0])
 	dir := t.TempDir()
