@@ -105,6 +105,7 @@ func TestNoViewsOfAWrongReplica(t *testing.T) {
 	refused := func(want string) {
 		t.Helper()
 		views, err := bad.running().OpenViews(t.Context())
+		closeViews(views)
 		if code(err) != messages.Unavailable || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "ask another node") || views != nil {
 			t.Errorf("%v, %v; want %s", views, err, want)
 		}
@@ -130,7 +131,13 @@ func TestViewsNeedALeader(t *testing.T) {
 	c.mustSubmit(0, 1)
 	c.nodes[1].close()
 	c.nodes[2].close()
-	views, err := c.nodes[0].running().OpenViews(t.Context())
+	var views []*PartitionView
+	var err error
+	testenv.EventuallyWithin(t, patience, "no leader answers", func() bool { // a leader has its lease for a moment
+		views, err = c.nodes[0].running().OpenViews(t.Context())
+		closeViews(views)
+		return err != nil
+	})
 	if code(err) != messages.Unavailable || !strings.Contains(err.Error(), "partition 0 has no leader that answers") || views != nil {
 		t.Errorf("%v, %v", views, err)
 	}
