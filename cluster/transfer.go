@@ -38,7 +38,8 @@ const (
 	// transferInquiry asks the leader of a partition to give its leadership to another node (inquiry.Node), or
 	// to one that it chooses. The answer has the node.
 	transferInquiry inquiryKind = "transfer"
-	// readyInquiry asks a node whether it may lead a partition.
+	// readyInquiry asks a node whether it may lead a partition, which it is about to get. If so, it holds the
+	// partition for moveLimit: a holdInquiry may come only after the first look of its balance.
 	readyInquiry inquiryKind = "ready"
 	// holdInquiry tells the next leader of a partition that an operator wants it there.
 	holdInquiry inquiryKind = "hold"
@@ -173,6 +174,7 @@ func (m *Member) transferHere(ctx context.Context, partition int, to raftlog.Nod
 		return "", err
 	}
 	if to == m.Self() {
+		m.holdHere(partition) // an election was faster, and would not keep balance from it
 		return "", refuse(messages.Conflict, "node %s leads partition %d already", nameOfID(to), partition)
 	}
 	if to == "" {
@@ -192,7 +194,6 @@ func (m *Member) transferHere(ctx context.Context, partition int, to raftlog.Nod
 	}
 	h.logger.Info("the partition was moved by an operator", "to", to)
 	m.holdLead(partition, 0)
-	// Balance looks at a leadership only when it is steadyTime old.
 	if _, err := m.ask(ctx, to, &inquiry{Kind: holdInquiry, Partition: partition}); err != nil {
 		h.logger.Warn("balance may move the partition again: its leader was not told to hold it", "err", err)
 	}
@@ -228,6 +229,9 @@ func (m *Member) differs(partition int, node raftlog.NodeID) bool {
 func (m *Member) readyHere(partition int) error {
 	if err := m.hosts[partition].machine.damage(); err != nil {
 		return fmt.Errorf("its rows are damaged: %w", err)
+	}
+	if !m.isLeadHeld(partition) {
+		m.holdLead(partition, moveLimit)
 	}
 	return nil
 }

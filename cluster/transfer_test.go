@@ -190,6 +190,21 @@ func TestTransferIsRefused(t *testing.T) {
 	down.start()
 }
 
+// TestNextLeaderHoldsAtOnce: balance of the next leader leaves the partition alone from the first moment, also while
+// nobody has told it yet that the transfer is done.
+func TestNextLeaderHoldsAtOnce(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	leader, _ := c.leaderOf(0)
+	next := c.others(leader)[0].running()
+	if _, err := leader.running().ask(t.Context(), next.Self(), &inquiry{Kind: readyInquiry}); err != nil {
+		t.Fatal(err)
+	}
+	if !next.isLeadHeld(0) {
+		t.Error("balance may move the partition before it is told")
+	}
+}
+
 // TestTransferProblems: a voter is not heard, or lacks entries.
 func TestTransferProblems(t *testing.T) {
 	for want, at := range map[string][2]uint64{"it is not heard": {0, 5000}, "it has 9 of 5000 entries": {9, 5000}} {
