@@ -111,13 +111,23 @@ func (m *Member) checkRemoval(ctx context.Context, partition int, name string) (
 	return ids, nil
 }
 
-// removeHere removes a node from a partition, if this node leads it: one change for each of its IDs.
+// removeHere removes a node from a partition, if this node leads it: one change for each of its IDs. Without any it
+// waits until that is committed, because an earlier call may not have ended yet.
 func (m *Member) removeHere(ctx context.Context, partition int, name string) error {
 	ids, err := m.checkRemoval(ctx, partition, name)
 	if err != nil {
 		return err
 	}
 	h := m.hosts[partition]
+	if len(ids) == 0 {
+		want := h.group.Members()
+		if slices.ContainsFunc(slices.Concat(want.Voters, want.Learners), func(id raftlog.NodeID) bool { return nameOfID(id) == name }) {
+			return errNotLeader // the members of another leader have come in between
+		}
+		if err := h.group.Change(want); err != nil {
+			return refuse(messages.Unavailable, "partition %d: the removal of node %s is not committed yet: %v", partition, name, err)
+		}
+	}
 	for _, id := range ids {
 		want := h.group.Members()
 		isNode := func(other raftlog.NodeID) bool { return other == id }
@@ -200,7 +210,8 @@ func (m *Member) answerMembership(conn net.Conn) error {
 }
 
 // watchMembership ends this node if it was removed: it hears no leader of a partition, and another node that leads
-// it says twice that this one is not a member. The list that it goes by the first time need not be committed.
+// it says twice that this one is not a member. The list that it goes by the first time need not be committed. A node
+// that was removed a moment ago may hear a leader for a while: see confirmMembership.
 func (m *Member) watchMembership() {
 	removed := map[int]bool{}
 	for m.pauseMembership() {
@@ -219,11 +230,17 @@ func (m *Member) watchMembership() {
 	}
 }
 
-// confirmMembership waits until this node knows whether it is a member of a partition, which has admitted it. It
-// reports whether the node goes on.
+// confirmMembership waits until the leader of a partition that has admitted this node says whether the node is still
+// a member. It reports whether the node goes on. To hear the leader is not enough: when a member that does not answer is
+// removed, the library's pause between two requests to it, of up to 10 s, goes on, and so do heartbeats. The node would
+// ask other partitions to admit it, and end as a voter of those alone.
 func (m *Member) confirmMembership(partition int) bool {
 	for removed := false; ; {
-		switch isMember, err := m.isMemberOf(partition); {
+		isMember, err := m.askMembership(partition)
+		if node, _, ok := m.hosts[partition].group.Leader(); ok && node == m.Self() {
+			isMember, err = true, nil
+		}
+		switch {
 		case err != nil:
 		case isMember:
 			return true

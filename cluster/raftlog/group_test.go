@@ -464,3 +464,27 @@ func TestPowerFailureOfAReplica(t *testing.T) {
 		after.crash(found)
 	}
 }
+
+// TestChangeReturnsWhenItIsCommitted: the same change, asked for again while it is not committed, has no other
+// outcome than the first one.
+func TestChangeReturnsWhenItIsCommitted(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, withoutWatch())
+	leader, _ := c.lead()
+	followers := c.followers(leader)
+	for _, r := range followers { // they answer heartbeats and confirm no entry
+		defer r.blockSync()()
+	}
+	want := raftlog.Membership{Voters: []raftlog.NodeID{leader.id, followers[0].id}}
+	outcomes := make(chan error, 2)
+	go func() { outcomes <- leader.group.Change(want) }()
+	testenv.EventuallyWithin(t, patience, "the change is in the leader's log", func() bool { return len(leader.group.Members().Voters) == 2 })
+	go func() { outcomes <- leader.group.Change(want) }()
+	c.network.Isolate(leader.id, c.ids()...)
+	for range 2 {
+		if testenv.ReceiveWithin(t, patience, "the change ends", outcomes) == nil {
+			t.Error("a change is reported that no other member has")
+		}
+	}
+	c.network.HealAll()
+}

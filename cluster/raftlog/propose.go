@@ -273,8 +273,11 @@ func (g *Group) Change(want Membership) error {
 	}
 	is := inc.members()
 	node, err := differentMember(is, want)
-	if err != nil || node == "" {
+	if err != nil {
 		return err
+	}
+	if node == "" { // Members has what another call has begun and what may still be lost
+		return inc.awaitAnswer(inc.raft.Barrier(0))
 	}
 	id, address := raft.ServerID(node), raft.ServerAddress(node)
 	var future raft.Future
