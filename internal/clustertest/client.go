@@ -235,6 +235,7 @@ type Task struct {
 	Body       string // script for /bin/sh; "" makes a no-op task, which has no process and no marks
 	Parents    []string
 	MaxRetries int
+	Cores      int // that a process takes; 0 is the default of the service
 }
 
 // NewDocument makes a document whose tag no other document has. Its processes write their marks, with
@@ -251,6 +252,9 @@ func (c *Cluster) NewDocument(tag string, tasks map[string]Task) Document {
 		job := map[string]any{"executor": "noop"}
 		if t.Body != "" {
 			job = map[string]any{"commandString": history.Script(c.marksFile(), "0.1", t.Body)}
+		}
+		if t.Cores > 0 {
+			job["cores"] = t.Cores
 		}
 		task := map[string]any{"job": job, "maxRetries": t.MaxRetries}
 		if len(t.Parents) > 0 {

@@ -3,6 +3,8 @@ package clustertest_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -19,19 +21,40 @@ func newMembers(t *testing.T, plain bool, seed uint64) *clustertest.Cluster {
 	c := clustertest.New(t, clustertest.Options{
 		Binary: realBinary(t), PlainFolders: plain, Proxies: plain, Seed: seed,
 		Arguments: func(n *clustertest.Node) []string {
-			arguments := append(n.MemberArguments(), "--cores", "4", "--memory-mb", "4000", "--insecure")
+			arguments := append(n.MemberArguments(), "--cores", nodeCores, "--memory-mb", "4000", "--insecure")
 			if !plain {
 				arguments = append(arguments, "--partitions", "1")
 			}
 			return arguments
 		},
 	})
-	// TODO(leases): a node begins new attempts as soon as it leads, while those of a former leader may go
-	// on where it was frozen or cut off. So every interruption excuses an overlap.
-	c.SetLease(time.Nanosecond)
 	c.LaunchAll()
 	return c
 }
+
+// longTasks starts a run with a task at each node that goes on until end is called. The faults meet attempts of
+// it. A round is far shorter than a lease, so attempts of one task never overlap, whatever happens to their
+// nodes and leaders.
+func longTasks(t *testing.T, c *clustertest.Cluster) (end func()) {
+	t.Helper()
+	gate := filepath.Join(c.Dir(), "gate")
+	tasks := map[string]clustertest.Task{}
+	for _, n := range c.Nodes() {
+		tasks["at-"+n.Name] = clustertest.Task{Cores: longTaskCores, Body: "until [ -e " + gate + " ]; do sleep 0.2; done"}
+	}
+	user := c.NewClient(98)
+	defer user.Close()
+	user.CallLimit = clustertest.Patience
+	_, err := user.Submit("n1", c.NewDocument("long", tasks), "")
+	mustDo(t, err)
+	return func() { mustDo(t, os.WriteFile(gate, nil, 0o600)) }
+}
+
+// Two long tasks do not fit into one node, and leave room for the tasks of the load.
+const (
+	nodeCores     = "5"
+	longTaskCores = 3
+)
 
 // judge ends the load when the cluster has recovered, and checks what its clients saw.
 func judge(t *testing.T, c *clustertest.Cluster, l *load) {
@@ -52,9 +75,11 @@ func TestClusterHistory(t *testing.T) {
 		t.Run(fmt.Sprintf("plain=%v", plain), func(t *testing.T) {
 			seed := roundSeed(t)
 			c := newMembers(t, plain, seed)
+			endLongTasks := longTasks(t, c)
 			load := startLoad(c, seed, 3)
 			mustDo(t, c.RunPlan(context.Background(), clustertest.NewPlan(seed, []string{"n1", "n2", "n3"}, clustertest.PlanOptions{
 				Steps: *stepsFlag / 2, Kinds: c.Capabilities().Kinds(), MaxPause: time.Second, MaxLasts: 3 * time.Second})))
+			endLongTasks()
 			judge(t, c, load)
 		})
 	}
