@@ -61,6 +61,8 @@ type agent struct {
 	node       string // its ID; "" until setNode
 	links      map[*agentLink]bool
 	state      workerpb.NodeStatus // of the node, as its leaders see it
+	stopping   bool                // the node takes no more orders
+	unhealthy  bool                // its workers cannot start attempts: it takes no orders in the meantime
 	replaces   bool                // the node took the place of a former one
 	partitions []agentPartition
 	heartbeat  uint64                      // number of the last one
@@ -119,16 +121,42 @@ func (a *agent) name() string {
 // that no order waits here any more, for that long at most.
 func (a *agent) drain(most time.Duration) {
 	a.mu.Lock()
-	a.state.Draining = true
-	a.announceState()
+	a.stopping = true
 	a.mu.Unlock()
-	a.frameMu.Lock() // no order of an earlier frame comes after the list
-	for p := range a.partitions {
-		a.revokeQueued(p)
-	}
-	a.frameMu.Unlock()
+	a.announceDraining()
 	for until := time.Now().Add(most); a.hasWaiting() && time.Now().Before(until); {
 		time.Sleep(drainPoll)
+	}
+}
+
+// checkHealth lets the node drain while its workers cannot start attempts: so orders do not wait here while other nodes
+// have room. The workers log what is wrong.
+func (a *agent) checkHealth() {
+	unhealthy := a.workers.Healthy() != nil
+	a.mu.Lock()
+	changed := unhealthy != a.unhealthy
+	a.unhealthy = unhealthy
+	a.mu.Unlock()
+	if changed {
+		a.announceDraining()
+	}
+}
+
+// announceDraining tells the leaders whether the node takes orders. If it does not, it gives back those that have not
+// begun.
+func (a *agent) announceDraining() {
+	a.mu.Lock()
+	a.state.Draining = a.stopping || a.unhealthy
+	isDraining := a.state.Draining
+	a.announceState()
+	a.mu.Unlock()
+	if !isDraining {
+		return
+	}
+	a.frameMu.Lock() // no order of an earlier frame comes after the list
+	defer a.frameMu.Unlock()
+	for p := range a.partitions {
+		a.revokeQueued(p)
 	}
 }
 
@@ -175,10 +203,15 @@ func (a *agent) takeShare(l *agentLink, m *workerpb.Share) {
 	}
 }
 
-// run sends heartbeats and the state of the node, and watches the leases, until the channel is closed.
+// healthInterval is between two looks at the health of the workers.
+const healthInterval = time.Second
+
+// run sends heartbeats and the state of the node, and watches the leases and the health of the workers, until the channel
+// is closed.
 func (a *agent) run(ended <-chan struct{}) {
 	beats, checks := time.NewTicker(lease.HeartbeatInterval(a.length)), time.NewTicker(lease.CheckInterval(a.length))
-	announce := time.NewTimer(time.Hour)
+	health, announce := time.NewTicker(healthInterval), time.NewTimer(time.Hour)
+	defer health.Stop()
 	defer beats.Stop()
 	defer checks.Stop()
 	defer announce.Stop()
@@ -189,6 +222,8 @@ func (a *agent) run(ended <-chan struct{}) {
 			a.beat(lease.Now())
 		case <-checks.C:
 			a.check(lease.Now())
+		case <-health.C:
+			a.checkHealth()
 		case <-a.stateChanged:
 			if !isDue {
 				isDue = true

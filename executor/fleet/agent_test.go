@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -269,6 +270,46 @@ func TestAgentDoesNotAskForOrdersItRefuses(t *testing.T) {
 	g.lead(l, workerpb.Session{Partition: 1, Epoch: 4, Number: 3})
 	if l.outgoing.Heartbeat == 0 {
 		t.Error("no heartbeat when all attempts have ended")
+	}
+}
+
+// TestAgentOfUnhealthyWorkers: a node whose workers cannot start attempts accepts no order, gives back those that have not
+// begun, and tells the leaders. It accepts orders again when the workers can start attempts.
+func TestAgentOfUnhealthyWorkers(t *testing.T) {
+	g := newAgentRig(t)
+	l := newAgentLink()
+	g.links[l] = true
+	g.lead(l, firstSession)
+	g.renewNow(l, 4)
+	for task := range uint32(2) {
+		g.order(l, firstSession, testKey(task))
+	}
+	g.workers.begin(testKey(0))
+	said(l)
+	g.workers.setHealth(errors.New("the worker hangs"))
+	g.checkHealth()
+	if !l.outgoing.Node.GetDraining() {
+		t.Error("the leaders do not hear of it")
+	}
+	g.order(l, firstSession, testKey(2))
+	g.expect(l, "1: revoked 1", "1: revoked 2")
+	g.checkHealth()
+	if l.outgoing.Node != nil {
+		t.Error("the state is told again without a change")
+	}
+	g.workers.setHealth(nil)
+	g.checkHealth()
+	if l.outgoing.Node == nil || l.outgoing.Node.Draining {
+		t.Error("the leaders do not hear that the workers are well again")
+	}
+	g.order(l, firstSession, testKey(1))
+	if g.workers.startsOf(testKey(1)) != 2 || g.workers.startsOf(testKey(2)) != 0 {
+		t.Errorf("starts: %v", g.workers.starts)
+	}
+	g.drain(0)
+	g.checkHealth()
+	if !g.state.Draining {
+		t.Error("a node that stops takes orders, since its workers are well")
 	}
 }
 

@@ -8,11 +8,12 @@
 // machine (package remote). To a Table the agent of a node is a worker; its name is the ID of the node.
 //
 // Slots is what a process knows of the slots of all nodes. Leaders tell each agent what the attempts of their
-// partitions take of its node, and an agent tells all leaders the sum. By that a Table places an order: at the node
+// partitions take of its node, and an agent tells all leaders the shares of all partitions. By that a Table places an order: at the node
 // where the attempt fits tightest, or, if it fits nowhere, where it waits for the least (placement.go). Its knowledge
 // may be old. A node does not begin more than fits, so a wrong choice costs time only: an order that waits is taken
 // back while another node has room, and placed again when the first report of the next session proves that the node
-// does not have it. The engine may grant the slots of all nodes that accept orders (Table.Capacity).
+// does not have it. A node whose workers cannot start attempts drains until they can; and an order that a node with room
+// does not begin for long moves, too. The engine may grant the slots of all nodes that accept orders (Table.Capacity).
 //
 // A Table is the pure core, without a clock, a lock or I/O. It belongs to one engine, that is to a partition
 // in an epoch, and begins empty with it. Its caller holds a lock over each call, passes on what comes from
@@ -44,8 +45,8 @@
 // (AcknowledgeAfterCommit). The members of the cluster are the workers that may have attempts
 // (RegisterWorkers), and a node that takes the place of another has an ID of its own.
 //
-// An agent tells leaders of attempts, and nothing of its machine: postponed starts, slots in use and the health
-// of its workers reach the server of that machine alone.
+// An agent tells leaders of attempts, and little of its machine: whether it drains, as it does while its workers cannot
+// start attempts. Postponed starts, slots in use and the cause reach the server of that machine alone.
 //
 // An agent has no memory of epochs from before its start, in place of NoteIsDurable. It accepts orders only
 // under a lease that it got itself since then, which a former leader cannot renew. The processes of workers

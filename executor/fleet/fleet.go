@@ -181,6 +181,9 @@ func (f *Fleet) Join(c Cluster) error {
 // quietTime is for how long a node may not be heard and still gets orders.
 const quietTime = 3 * time.Second
 
+// startPatience is for how long an order may wait at a node that has room for it, before it moves for the first time.
+const startPatience = 10 * time.Second
+
 // tickInterval is that of a Table's ticks.
 func (f *Fleet) tickInterval() time.Duration { return lease.HeartbeatInterval(f.config.Lease) }
 
@@ -315,9 +318,10 @@ func (f *Fleet) TakeOver(partition messages.Numbering, epoch uint64, runs ...mes
 	}
 	l.table = NewTable(TableConfig{
 		Partition: uint32(partition.Partition), Epoch: epoch, LastSession: &f.lastSession, Slots: f.slots,
-		SilenceTicks: int((lease.Silence(f.config.Lease)+f.tickInterval()-1)/f.tickInterval()) + 1,
-		QuietTicks:   int((quietTime + f.tickInterval() - 1) / f.tickInterval()),
-		OrphanGrace:  f.config.Grace, Report: f.queueReport,
+		SilenceTicks:  int((lease.Silence(f.config.Lease)+f.tickInterval()-1)/f.tickInterval()) + 1,
+		QuietTicks:    int((quietTime + f.tickInterval() - 1) / f.tickInterval()),
+		PatienceTicks: int((startPatience + f.tickInterval() - 1) / f.tickInterval()),
+		OrphanGrace:   f.config.Grace, Report: f.queueReport,
 		Complain: func(text, worker string, key messages.AttemptKey) {
 			f.log.Error(text, executor.LogKey(key), "node", worker)
 		},

@@ -44,6 +44,7 @@ type fakeWorkers struct {
 	leases   map[uint32]int64
 	listed   func()        // if set, called by Attempts when the list is made
 	silence  chan struct{} // if set, OpenLog answers when it is closed
+	health   error         // nil: attempts can start
 }
 
 var _ Workers = (*fakeWorkers)(nil)
@@ -156,7 +157,19 @@ func (*fakeWorkers) ExpectResume(...messages.RunID) {}
 func (*fakeWorkers) ResumeDone(messages.RunID)      {}
 func (*fakeWorkers) Close() error                   { return nil }
 func (*fakeWorkers) Detach() error                  { return nil }
-func (*fakeWorkers) Healthy() error                 { return nil }
+
+func (w *fakeWorkers) Healthy() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.health
+}
+
+// setHealth changes what Healthy says.
+func (w *fakeWorkers) setHealth(health error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.health = health
+}
 
 func (*fakeWorkers) PostponedStarts() map[string]uint64 { return map[string]uint64{"memory": 3} }
 

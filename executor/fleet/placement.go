@@ -102,6 +102,7 @@ func (s *Slots) hasNodeFor(size workerpb.Amount) bool {
 type candidate struct {
 	capacity, taken workerpb.Amount
 	own             bool
+	stalled         bool // see knownWorker
 }
 
 // fits reports whether an attempt of this size may start at once.
@@ -112,7 +113,7 @@ func (c *candidate) fits(size workerpb.Amount) bool {
 // chooseNode returns the index of the node that an attempt of this size goes to; -1 without a candidate:
 //
 //  1. Where the attempt may start at once: the node with the least free cores, and then with the least free memory.
-//     So the others keep room for large attempts.
+//     So the others keep room for large attempts. A node that does not begin what it has (stalled) comes last.
 //  2. If it fits nowhere now, the node that has the least to do for its size, where the attempt waits. The queue of a
 //     node starts nothing ahead of its first order, so a large attempt gets its room there.
 //  3. If no node is large enough, any node, which refuses it and says why.
@@ -136,6 +137,8 @@ func (c *candidate) isBetter(other *candidate, size workerpb.Amount) bool {
 	switch a, b := c.fits(size), other.fits(size); {
 	case a != b:
 		return a
+	case c.stalled != other.stalled:
+		return other.stalled
 	case a:
 		mine, others := c.capacity.Minus(c.taken), other.capacity.Minus(other.taken)
 		if mine != others {
@@ -161,9 +164,15 @@ func (c *candidate) load(size workerpb.Amount) float64 {
 
 // This part has what a Table does with its Slots.
 
-// moveAfterTicks is for how many ticks an order waits at a node before it may move to another one that has room:
-// by then the start of an attempt that fits is known.
+// moveAfterTicks is for how many ticks an order waits at a node that is full before it may move to another one that has
+// room.
 const moveAfterTicks = 2
+
+// patience returns for how many ticks an order waits at a node that has room for it. The node may not be able to start
+// it, or its slots may be in use without this Table knowing it. It doubles with each move.
+func (t *Table) patience(a *trackedAttempt) uint64 {
+	return uint64(cmp.Or(t.config.PatienceTicks, 10)) << min(a.moves, 6)
+}
 
 // TakenAt returns what the attempts of the Table take of a node.
 func (t *Table) TakenAt(node string) workerpb.Taken {
@@ -230,7 +239,7 @@ func (t *Table) candidates() ([]*knownWorker, []candidate) {
 		if t.accepts(w) {
 			slots := t.config.Slots
 			t.choice = append(t.choice, w)
-			t.choices = append(t.choices, candidate{capacity: slots.nodes[w.name].Capacity, taken: slots.taken(w.name).Amount, own: w.name == slots.own})
+			t.choices = append(t.choices, candidate{capacity: slots.nodes[w.name].Capacity, taken: slots.taken(w.name).Amount, own: w.name == slots.own, stalled: w.stalled})
 		}
 	}
 	return t.choice, t.choices
@@ -246,8 +255,8 @@ func (t *Table) PlaceWaiting(at int64) {
 // moveWaiting takes orders back that wait at a node while another one has room for them. The first report of the
 // next session proves that the node does not have them (isReturned), and then they are placed again.
 //
-// A node where all fits is left alone, however long it takes to start what it has: on a slow machine orders would go
-// round for ever.
+// An order moves from a node where all fits, too, when its patience is over. The patience is long and doubles: on a slow
+// machine orders would go round for ever. A node from which an order has moved so is stalled until an attempt begins there.
 func (t *Table) moveWaiting() {
 	if t.config.Slots == nil {
 		return
@@ -263,29 +272,38 @@ func (t *Table) moveWaiting() {
 	}
 }
 
-// moveFrom takes those orders back from a worker that another candidate has room for, the last ones first, until the
-// others fit. self is the worker's index among the candidates, or -1 if it is not among them.
+// moveFrom takes those orders back from a worker that another candidate has room for, the last ones first: from a full
+// node until the others fit, and else those whose patience is over. self is the worker's index among the candidates, or
+// -1 if it is not among them.
 func (t *Table) moveFrom(w *knownWorker, candidates []candidate, self int) {
+	if w.taken.Waiting == 0 {
+		return
+	}
+	stalled := w.stalled
 	for a := w.attempts.last; a != nil; a = a.previous {
-		if self >= 0 && candidates[self].taken.FitsInto(candidates[self].capacity) {
-			return
-		}
-		if !a.movable || a.moving || a.killed || a.revoked || a.order == nil || a.standing != placed ||
-			a.State() != lifecycle.Queued || t.ticks-a.placedAt < moveAfterTicks {
+		if !a.movable || a.moving || a.killed || a.revoked || a.order == nil || a.standing != placed || a.State() != lifecycle.Queued {
 			continue
 		}
-		size := sizeOf(a.order)
+		size, waited := sizeOf(a.order), t.ticks-a.placedAt
+		fits := self >= 0 && candidates[self].taken.FitsInto(candidates[self].capacity)
+		isOver := waited >= t.patience(a)
 		for i := range candidates {
-			if c := &candidates[i]; i != self && c.fits(size) {
-				c.taken = c.taken.Plus(size)
-				if self >= 0 {
-					candidates[self].taken = candidates[self].taken.Minus(size)
-				}
-				a.moving = true
-				t.config.Slots.Moved++
-				w.link.AddRevocation(w.session, a.key)
-				break
+			c := &candidates[i]
+			if i == self || !c.fits(size) || !isOver && (waited < moveAfterTicks || fits && (!stalled || c.stalled)) {
+				continue
 			}
+			c.taken = c.taken.Plus(size)
+			if self >= 0 {
+				candidates[self].taken = candidates[self].taken.Minus(size)
+			}
+			if fits {
+				w.stalled = true
+				a.moves++
+			}
+			a.moving = true
+			t.config.Slots.Moved++
+			w.link.AddRevocation(w.session, a.key)
+			break
 		}
 	}
 }

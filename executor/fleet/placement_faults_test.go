@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/caravan-dag/caravan/executor"
@@ -74,17 +75,45 @@ func TestQuietNodeGetsNoOrder(t *testing.T) {
 	}
 }
 
-// TestSlowStartDoesNotMove: an order stays at a node that has room for it, however long its start takes.
-func TestSlowStartDoesNotMove(t *testing.T) {
-	g := placing(t, map[string]int64{"n1": 2, "n2": 2})
-	g.place(1, 1, 2)
-	g.effects = nil
-	for range 30 {
-		g.Tick(9)
-		g.Heartbeat("n1")
-		g.Heartbeat("n2")
+// TestOrderThatDoesNotBeginMoves: a node may not be able to start what it has room for, and not know it. An order moves
+// from there when its patience is over, which doubles each time: on slow machines orders do not go round for ever. Until
+// the node begins an attempt, orders prefer the others.
+func TestOrderThatDoesNotBeginMoves(t *testing.T) {
+	g := placing(t, map[string]int64{"n1": 2, "n2": 4})
+	ticks := func(n int) {
+		for range n {
+			g.Tick(9)
+			g.Heartbeat("n1")
+			g.Heartbeat("n2")
+		}
 	}
+	g.place(1, 1, 2)
+	g.expect("n1: order 1 in 1", "n1: order 2 in 1")
+	ticks(9)
 	g.expect()
+	ticks(1)
+	g.expect("n1: revocation 2 in 1", "n1: revocation 1 in 1")
+	g.hear("n1", revoked(2), revoked(1))
+	g.hear("n1", synced)
+	g.expect("n1: lead 3 of epoch 4", "n2: order 1 in 2", "n2: order 2 in 2")
+	g.beat("n1")
+	g.place(1, 3)
+	if g.at(3) != "n2" { // both have two cores free, and n1 is the own node
+		t.Errorf("an order goes to %q, which has begun nothing", g.at(3))
+	}
+	g.hear("n2", started(2))
+	g.effects = nil
+	ticks(10)
+	g.expect("n2: revocation 3 in 2") // the patience of the first one is twice as long by now
+	g.hear("n2", revoked(3))
+	g.hear("n2", queued(1), started(2), synced)
+	g.expect("n2: lead 4 of epoch 4", "n1: order 3 in 3")
+	g.beat("n2")
+	g.hear("n1", started(3))
+	g.place(1, 4)
+	if g.at(4) != "n1" {
+		t.Errorf("an order goes to %q, although n1 has begun one", g.at(4))
+	}
 }
 
 // TestLargeOrderWaitsForTheNodeThatFits: while the only node that is large enough begins a session, an order does not go
@@ -157,4 +186,23 @@ func TestDrainingNodeGivesItsOrdersBack(t *testing.T) {
 			t.Error("a task that runs is ended")
 		}
 	}
+}
+
+// TestUnhealthyNodeGivesItsOrdersBack: a node whose workers hang keeps no order that has not begun, and gets none.
+func TestUnhealthyNodeGivesItsOrdersBack(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	a.lead(4)
+	capacity := a.capacityOf()
+	eventually(t, "the slots of both nodes", func() bool { return capacity() == 4 })
+	a.orderOf(1, testKey(1))
+	a.orderOf(1, testKey(2))
+	eventually(t, "the orders are at a", func() bool { return a.workers.has(testKey(1)) && a.workers.has(testKey(2)) })
+	a.workers.setHealth(errors.New("the worker hangs"))
+	eventually(t, "the orders are at b", func() bool { return b.workers.has(testKey(1)) && b.workers.has(testKey(2)) })
+	if a.workers.has(testKey(1)) || a.workers.has(testKey(2)) {
+		t.Error("a has kept an order")
+	}
+	a.workers.setHealth(nil)
+	eventually(t, "the slots of both nodes", func() bool { return capacity() == 4 })
 }

@@ -27,17 +27,20 @@ func TestChooseNode(t *testing.T) {
 		want  int
 	}{
 		{"no node", nil, cores(1, 1), -1},
-		{"the tightest", []candidate{{cores(4, 9), none, true}, {cores(4, 9), cores(2, 0), false}, {cores(4, 9), cores(1, 0), false}}, cores(1, 1), 1},
-		{"the one that fits, not a tighter one that is full", []candidate{{cores(2, 9), cores(2, 2), true}, {cores(8, 9), none, false}}, cores(1, 1), 1},
-		{"memory counts as cores do", []candidate{{cores(2, 9), cores(1, 9), true}, {cores(2, 9), none, false}}, cores(1, 1), 1},
-		{"as many cores, less memory", []candidate{{cores(2, 9), none, true}, {cores(2, 9), cores(0, 5), false}}, cores(1, 1), 1},
-		{"the own one of equals", []candidate{{cores(2, 9), none, false}, {cores(2, 9), none, true}, {cores(2, 9), none, false}}, cores(1, 1), 1},
-		{"the first of equals", []candidate{{cores(2, 9), none, false}, {cores(2, 9), none, false}}, cores(1, 1), 0},
-		{"all are full: the one with the least to do", []candidate{{cores(2, 9), cores(4, 0), true}, {cores(2, 9), cores(3, 0), false}}, cores(1, 1), 1},
-		{"all are full: for its size", []candidate{{cores(2, 9), cores(3, 0), true}, {cores(8, 9), cores(9, 0), false}}, cores(1, 1), 1},
-		{"all are full: the memory is the scarce part", []candidate{{cores(4, 10), cores(4, 30), true}, {cores(4, 10), cores(8, 0), false}}, cores(1, 1), 1},
-		{"too large for all but a full one", []candidate{{cores(2, 9), none, true}, {cores(4, 9), cores(4, 0), false}}, cores(4, 1), 1},
-		{"too large for all", []candidate{{cores(2, 9), cores(2, 0), true}, {cores(2, 9), cores(2, 0), false}}, cores(4, 1), 0},
+		{"the tightest", []candidate{{cores(4, 9), none, true, false}, {cores(4, 9), cores(2, 0), false, false}, {cores(4, 9), cores(1, 0), false, false}}, cores(1, 1), 1},
+		{"the one that fits, not a tighter one that is full", []candidate{{cores(2, 9), cores(2, 2), true, false}, {cores(8, 9), none, false, false}}, cores(1, 1), 1},
+		{"memory counts as cores do", []candidate{{cores(2, 9), cores(1, 9), true, false}, {cores(2, 9), none, false, false}}, cores(1, 1), 1},
+		{"as many cores, less memory", []candidate{{cores(2, 9), none, true, false}, {cores(2, 9), cores(0, 5), false, false}}, cores(1, 1), 1},
+		{"the own one of equals", []candidate{{cores(2, 9), none, false, false}, {cores(2, 9), none, true, false}, {cores(2, 9), none, false, false}}, cores(1, 1), 1},
+		{"the first of equals", []candidate{{cores(2, 9), none, false, false}, {cores(2, 9), none, false, false}}, cores(1, 1), 0},
+		{"all are full: the one with the least to do", []candidate{{cores(2, 9), cores(4, 0), true, false}, {cores(2, 9), cores(3, 0), false, false}}, cores(1, 1), 1},
+		{"all are full: for its size", []candidate{{cores(2, 9), cores(3, 0), true, false}, {cores(8, 9), cores(9, 0), false, false}}, cores(1, 1), 1},
+		{"all are full: the memory is the scarce part", []candidate{{cores(4, 10), cores(4, 30), true, false}, {cores(4, 10), cores(8, 0), false, false}}, cores(1, 1), 1},
+		{"one that starts what it gets, not a tighter one that does not", []candidate{{cores(2, 9), none, true, true}, {cores(8, 9), none, false, false}}, cores(1, 1), 1},
+		{"a full one rather than one that is full and starts nothing", []candidate{{cores(2, 9), cores(2, 0), true, true}, {cores(2, 9), cores(3, 0), false, false}}, cores(1, 1), 1},
+		{"one that starts nothing, if all others are full", []candidate{{cores(2, 9), none, true, true}, {cores(2, 9), cores(2, 0), false, false}}, cores(1, 1), 0},
+		{"too large for all but a full one", []candidate{{cores(2, 9), none, true, false}, {cores(4, 9), cores(4, 0), false, false}}, cores(4, 1), 1},
+		{"too large for all", []candidate{{cores(2, 9), cores(2, 0), true, false}, {cores(2, 9), cores(2, 0), false, false}}, cores(4, 1), 0},
 	} {
 		if got := chooseNode(c.nodes, c.size); got != c.want {
 			t.Errorf("%s: %d, want %d", c.what, got, c.want)

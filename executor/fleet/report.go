@@ -113,6 +113,7 @@ func (t *Table) onStarted(w *knownWorker, m *workerpb.Started, at int64) {
 	if a.State() != lifecycle.Running {
 		a.MoveTo(lifecycle.Running)
 		t.account(a)
+		w.stalled = false
 	}
 	a.StartedAt = m.At
 	if a.order == nil && t.isOrphan(key) {
@@ -129,6 +130,9 @@ func (t *Table) onFinished(w *knownWorker, end *executor.Report, at int64) {
 	a := t.attemptOf(w, end.Key)
 	if a == nil || a.State() == lifecycle.Ended {
 		return
+	}
+	if end.Record.Start != 0 && a.State() == lifecycle.Queued {
+		w.stalled = false
 	}
 	foreign := a.standing != placed && a.isForeign(end.GrantedAt)
 	a.MoveTo(lifecycle.Ended)

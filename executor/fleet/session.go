@@ -26,6 +26,7 @@ type knownWorker struct {
 	successor    *knownWorker   // the worker that speaks for it; nil without one
 	predecessors []predecessor  // the dead workers for which it speaks
 	taken        workerpb.Taken // by its attempts: see account
+	stalled      bool           // it did not begin an order that it has room for, and none since then
 }
 
 // predecessor is a dead worker for which another one speaks.

@@ -22,6 +22,9 @@ type TableConfig struct {
 	// QuietTicks is how many ticks without a heartbeat make a worker quiet, which gets no order: its machine may be
 	// lost, although its connection is still open. 0: three.
 	QuietTicks int
+	// PatienceTicks is for how many ticks an order may wait at a node that has room for it, before it moves for the first
+	// time. 0: ten.
+	PatienceTicks int
 	// Slots are those of all workers, by which the Table places orders; nil: each order names its worker.
 	Slots       *Slots
 	OrphanGrace time.Duration         // from SIGTERM to SIGKILL, for attempts that runs do not ask for
@@ -85,6 +88,7 @@ type trackedAttempt struct {
 	revoked           bool             // the engine wants the order back
 	movable           bool             // the Table chooses the worker
 	moving            bool             // the order was asked back from its worker, for another one
+	moves             uint8            // how many times it was asked back since its worker did not begin it
 	placedAt          uint64           // the tick in which the Table gave it to its worker
 	accountedAt       *knownWorker     // see account
 	accounted         workerpb.Taken
