@@ -122,6 +122,7 @@ func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) error {
 	if s.cfg.Access.Keys == nil && c != nil && c.entrance.TLS == nil && !c.entrance.Local {
 		return nil // the address is all there is to know, and the connection has it
 	}
+	tokens := s.tokensInForce() // before the look-up: see recheckPermit
 	who, err := s.identify(h, c)
 	setCaller(ctx, &who)
 	switch {
@@ -134,6 +135,7 @@ func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) error {
 	}
 	if s.cfg.Access.Keys != nil {
 		ctx.SetUserValue(permitKey{}, rt)
+		ctx.SetUserValue(authorizedByKey{}, tokens)
 		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "private, no-cache")
 	}
 	return nil
@@ -180,6 +182,9 @@ type permit struct {
 
 // permitKey is the key of a request's route, and of its permit once that was needed.
 type permitKey struct{}
+
+// authorizedByKey is the key of the token file that a request was authorized by, or of an older one.
+type authorizedByKey struct{}
 
 // permitOf returns the permit of an authorized request; nil where the route or the server needs no
 // token. It is made when it is first asked for, so that short requests do not pay for copies of their
@@ -285,10 +290,11 @@ func (s *Server) revokePermits() {
 }
 
 // recheckPermit checks the caller of a request that took a while to arrive, before it changes anything.
-// before is the token file when the request began: while it is the same one, a token is still valid,
-// and a submission does not make a permit. A session may have ended by a logout or by time, so a
-// request with a cookie is always checked.
-func (s *Server) recheckPermit(ctx *fasthttp.RequestCtx, before *access.Tokens) error {
+// While the token file is the one that the request was authorized by, a token is still valid, and a
+// submission does not make a permit. A session may have ended by a logout or by time, so a request with a
+// cookie is always checked.
+func (s *Server) recheckPermit(ctx *fasthttp.RequestCtx) error {
+	before, _ := ctx.UserValue(authorizedByKey{}).(*access.Tokens)
 	if s.tokensInForce() == before && ctx.Request.Header.Peek(fasthttp.HeaderCookie) == nil {
 		return nil
 	}

@@ -64,10 +64,9 @@ func (f *forwarder) openBody(ctx *fasthttp.RequestCtx, rt *route) (*forwardedBod
 	b := &forwardedBody{length: h.ContentLength(), held: s.newBudgetShare(ctx), permit: s.permitOf(ctx), limit: s.bodyLimit(h),
 		isLines: rt.body == linesBody, isEncoded: len(h.Peek(fasthttp.HeaderContentEncoding)) > 0}
 	if b.length >= 0 && b.length <= maxRepeatedBody {
-		tokens := s.tokensInForce()
 		var err error
 		if b.whole, _, err = s.readBody(ctx, &b.held); err == nil {
-			err = s.recheckPermit(ctx, tokens)
+			err = s.recheckPermit(ctx)
 		}
 		if err != nil {
 			b.held.release()

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/valyala/fasthttp"
+
 	"github.com/caravan-dag/caravan/http/access"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
@@ -293,6 +295,26 @@ func TestLoggedOutWhileTheBodyCame(t *testing.T) {
 	refusedWith(t, s.answerTo(r), 401, "a token is needed")
 	if len(e.submitted) != 0 {
 		t.Errorf("%d runs", len(e.submitted))
+	}
+}
+
+// TestRevokedBeforeTheBodyIsRead: a request is checked again also when its token went between its authorization
+// and the first look at its body.
+func TestRevokedBeforeTheBodyIsRead(t *testing.T) {
+	option, secret, path := withTokenFile(t)
+	s := newService(t, contractEngine(t), option)
+	var ctx fasthttp.RequestCtx
+	ctx.Request.Header.SetMethod("POST")
+	ctx.Request.Header.Set("Authorization", "Bearer "+secret[access.Submit])
+	if err := s.authorize(&ctx, &route{scope: access.Submit}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.recheckPermit(&ctx); err != nil {
+		t.Error(err)
+	}
+	s.rewrite(path, "# none\n")
+	if err := s.recheckPermit(&ctx); err == nil || !strings.Contains(err.Error(), "unknown token") {
+		t.Errorf("after its token went: %v", err)
 	}
 }
 

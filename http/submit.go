@@ -42,7 +42,6 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	var warnings dag.Problems
-	tokens := s.tokensInForce() // before the body is read: see recheckPermit
 	held := s.newBudgetShare(ctx)
 	defer held.release()
 	doc, long, err := s.document(ctx, &held)
@@ -67,7 +66,7 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 			sub.BodyHash = sha256.Sum256(doc)
 		}
 	}
-	if err := s.recheckPermit(ctx, tokens); err != nil {
+	if err := s.recheckPermit(ctx); err != nil {
 		return err
 	}
 	sub.At = time.Now().UnixNano()
