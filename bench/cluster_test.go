@@ -1,12 +1,15 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // TestGapsBetweenAnswers: a gap counts by its end, so that one which began before the period is in it.
@@ -59,13 +62,16 @@ func TestRefusedLoad(t *testing.T) {
 	}))
 	defer srv.Close()
 	req := jsonRequest("GET", "/", nil)
-	got, err := closedLoopOver([]string{srv.URL, srv.URL}, 2, 50*time.Millisecond, req)
-	if err != nil || got.refused == 0 || got.rate <= 0 {
-		t.Errorf("%+v, %v", got, err)
-	}
-	if _, err := closedLoop(srv.URL, 2, 50*time.Millisecond, req); err == nil || !strings.Contains(err.Error(), "503") {
-		t.Errorf("a single server that answers 503: %v", err)
-	}
+	testenv.WithGrowingTime(t, 50*time.Millisecond, func(during time.Duration) error {
+		got, err := closedLoopOver([]string{srv.URL, srv.URL}, 2, during, req)
+		if err != nil || got.refused == 0 || got.rate <= 0 {
+			return fmt.Errorf("%+v, %v", got, err)
+		}
+		if _, err := closedLoop(srv.URL, 2, during, req); err == nil || !strings.Contains(err.Error(), "503") {
+			return fmt.Errorf("a single server that answers 503: %v", err)
+		}
+		return nil
+	})
 }
 
 // TestAwaitsTheNamedState: the server is asked to wait until the run leaves the state that it has answered with.

@@ -146,14 +146,26 @@ func TestKilledStartIsNotExplained(t *testing.T) {
 	p.endAttempt(a, causeKill, 0)
 	p.resetFailedStart(a, false)
 	p.mu.Unlock()
-	began := time.Now()
-	p.explain(a, &c, unix.ENOENT)
-	if took := time.Since(began); took >= explainPatience {
-		t.Errorf("explained for %v after the kill", took)
-	}
+	requireNoPatience(t, "after the kill", func() { p.explain(a, &c, unix.ENOENT) })
 	if n := len(p.explainSlots); n != 0 {
 		t.Errorf("%d explanations are under way", n)
 	}
+}
+
+// requireNoPatience requires that an explanation takes less than explainPatience. The best of some tries counts,
+// since the machine may be busy.
+func requireNoPatience(t *testing.T, when string, explain func()) {
+	t.Helper()
+	var took []time.Duration
+	for began := time.Now(); len(took) < 3 || time.Since(began) < testenv.Patience; {
+		asked := time.Now()
+		explain()
+		took = append(took, time.Since(asked))
+		if took[len(took)-1] < explainPatience {
+			return
+		}
+	}
+	t.Errorf("%s it takes %v", when, took)
 }
 
 // The record of a start that fails by itself after its timeout has both.
@@ -217,32 +229,30 @@ func TestHangingExplanationIsCutShort(t *testing.T) {
 	p, _ := newInternalRig(t, ProcessConfig{})
 	c := command{path: "tool", argv: []string{"tool"}, dir: dir}
 	const want = `start "tool": no such file or directory`
-	explain := func(a *attempt) (took time.Duration) {
-		asked := time.Now()
+	explain := func(a *attempt) {
 		if err := p.explain(a, &c, unix.ENOENT); err.Error() != want {
 			t.Errorf("%v", err)
 		}
-		return time.Since(asked)
 	}
-	if took := explain(newAttempt(Order{})); took < explainPatience {
+	began := time.Now()
+	explain(newAttempt(Order{}))
+	if took := time.Since(began); took < explainPatience {
 		t.Errorf("it did not hang: it took %v", took)
 	}
-	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}})
-	time.AfterFunc(50*time.Millisecond, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.endAttempt(a, causeKill, 0)
+	requireNoPatience(t, "beside a kill", func() {
+		a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}})
+		time.AfterFunc(50*time.Millisecond, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.endAttempt(a, causeKill, 0)
+		})
+		explain(a)
 	})
-	if took := explain(a); took >= explainPatience {
-		t.Errorf("%v beside a kill", took)
-	}
 	others := maxExplaining - len(p.explainSlots)
 	for range others {
 		p.explainSlots <- struct{}{}
 	}
-	if took := explain(newAttempt(Order{})); took >= explainPatience {
-		t.Errorf("one too many took %v", took)
-	}
+	requireNoPatience(t, "one too many", func() { explain(newAttempt(Order{})) })
 	folder.Close()
 	for range others {
 		<-p.explainSlots

@@ -42,8 +42,8 @@ type clusterRig struct {
 	cut         map[[2]string]bool // links between two nodes that are cut
 	unreachable map[string]bool
 	dialed      int
-	dialing     int // at present
-	mostDialing int
+	dialing     map[string]int // at present, by the node that is dialed
+	mostDialing int            // to one node
 	changed     chan struct{}
 	// onStatus is called by Status; it may be nil.
 	onStatus func()
@@ -70,7 +70,7 @@ func newClusterRig(t testing.TB, count int, change ...func(*Config)) *clusterRig
 func newPartedRig(t testing.TB, count int, leaders []string, change ...func(*Config)) *clusterRig {
 	t.Helper()
 	rig := &clusterRig{t: t, authority: newTestAuthority(t), nodes: map[string]*clusterNode{}, leader: "n1", leaders: leaders,
-		views: map[string]string{}, unreachable: map[string]bool{}, cut: map[[2]string]bool{}, changed: make(chan struct{})}
+		views: map[string]string{}, unreachable: map[string]bool{}, cut: map[[2]string]bool{}, dialing: map[string]int{}, changed: make(chan struct{})}
 	for i := range count {
 		rig.start(fmt.Sprint("n", i+1), change...)
 	}
@@ -85,7 +85,9 @@ func (rig *clusterRig) start(id string, change ...func(*Config)) *clusterNode {
 	rig.mu.Lock()
 	rig.nodes[id] = n
 	rig.mu.Unlock()
-	n.service = newService(rig.t, n.engine, append([]func(*Config){func(c *Config) { c.Cluster = n }}, change...)...)
+	n.service = newService(rig.t, n.engine, append([]func(*Config){func(c *Config) {
+		c.Cluster, c.leaderWait = n, testenv.Patience // longer than a busy machine needs
+	}}, change...)...)
 	port := rig.listen()
 	n.port = port.Addr().String()
 	forNodes := &Entrance{Listener: port, TLS: rig.authority.nodeTLS(id), CheckNode: checkTestNode}
@@ -164,12 +166,12 @@ func (n *clusterNode) Changed() <-chan struct{} {
 func (n *clusterNode) Dial(ctx context.Context, node string) (net.Conn, error) {
 	n.rig.mu.Lock()
 	n.rig.dialed++
-	n.rig.dialing++
-	n.rig.mostDialing = max(n.rig.mostDialing, n.rig.dialing)
+	n.rig.dialing[node]++
+	n.rig.mostDialing = max(n.rig.mostDialing, n.rig.dialing[node])
 	defer func() {
 		n.rig.mu.Lock()
 		defer n.rig.mu.Unlock()
-		n.rig.dialing--
+		n.rig.dialing[node]--
 	}()
 	target, isUnreachable := n.rig.nodes[node], n.rig.unreachable[node] || n.rig.cut[[2]string{n.id, node}]
 	n.rig.mu.Unlock()

@@ -94,10 +94,14 @@ func TestFirstRelayIsNotTheLastLeader(t *testing.T) {
 	testenv.Eventually(t, "the node takes itself for cut off", func() bool { return f.isCutOff(0) })
 	later := map[string]bool{}
 	for range 4 {
-		pace := new(relayPace)
+		pace, began := new(relayPace), time.Now()
 		if node := f.relayWithoutLeader(0, pace); node != "n3" {
 			t.Errorf("the first relay is %q", node)
 		}
+		if pause := pace.next.Sub(began); pause < firstRelayPause {
+			t.Errorf("the next one is asked after %v", pause)
+		}
+		pace.next = time.Now().Add(time.Hour)
 		if node := f.relayWithoutLeader(0, pace); node != "" {
 			t.Errorf("%s is asked without a pause", node)
 		}

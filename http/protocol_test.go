@@ -183,18 +183,32 @@ func TestPartialRequests(t *testing.T) {
 
 // TestSlowRequests: header and body must arrive in time.
 func TestSlowRequests(t *testing.T) {
-	s := serve(t, contractEngine(t), func(c *Config) { c.ReadTimeout = 50 * time.Millisecond })
 	for _, text := range []string{
 		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
 		"GET /ready HTT",
 	} {
-		_, r := s.raw(text)
-		refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
+		refusedInTime(t, text)
 	}
+	s := serve(t, contractEngine(t), func(c *Config) { c.ReadTimeout = 50 * time.Millisecond })
 	large := s.requestLimits(&Entrance{}, headerOf(t, "POST / HTTP/1.1\r\nHost: c\r\nContent-Length: 33554432\r\n\r\n"))
 	if want := 512*time.Second + 50*time.Millisecond; large.ReadTimeout != want {
 		t.Errorf("a body of 32 MiB may take %v, want %v", large.ReadTimeout, want)
 	}
+}
+
+// refusedInTime requires that the time of a request ends that does not arrive as a whole. A connection on
+// which not even a first byte is read in time ends without an answer.
+func refusedInTime(t *testing.T, text string, change ...func(*Config)) {
+	t.Helper()
+	testenv.WithGrowingTime(t, 50*time.Millisecond, func(limit time.Duration) error {
+		s := serve(t, contractEngine(t), append(change, func(c *Config) { c.ReadTimeout = limit })...)
+		_, r := s.raw(text)
+		if _, err := r.Peek(1); err != nil {
+			return err
+		}
+		refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
+		return nil
+	})
 }
 
 // TestIdleConnectionEnds without a word.
@@ -275,14 +289,16 @@ func TestSlowChunkedBody(t *testing.T) {
 			return sendSlowly(t, size+(4+3*int(timeout/time.Second))*minBodyRate, timeout)
 		})
 	}
+	refusedInTime(t, chunkedHead+"1\r\n{\r\n")
 }
+
+const chunkedHead = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 // sendSlowly returns an error when not even the beginning of the body is read within timeout.
 func sendSlowly(t *testing.T, size int, timeout time.Duration) error {
 	e := &fakeEngine{}
 	s := serveLong(t, e, func(c *Config) { c.ReadTimeout = timeout })
-	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-	c, r := s.raw(fmt.Sprintf("%s%x\r\n%s\r\n", head, size, strings.Repeat(" ", size)))
+	c, r := s.raw(fmt.Sprintf("%s%x\r\n%s\r\n", chunkedHead, size, strings.Repeat(" ", size)))
 	<-time.After(3 * timeout) // longer than the timeout, shorter than size / minBodyRate
 	if _, err := fmt.Fprintf(c, "%x\r\n%s\r\n0\r\n\r\n", len(contractSpec), contractSpec); err != nil {
 		return err
@@ -290,8 +306,6 @@ func sendSlowly(t *testing.T, size int, timeout time.Duration) error {
 	if got := s.answerTo(r); got.body != `{"runID":0}` {
 		return fmt.Errorf("%d bytes: %d %s", size, got.status, got.body)
 	}
-	_, r = s.raw(head + "1\r\n{\r\n")
-	refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
 	return nil
 }
 
@@ -299,7 +313,7 @@ func sendSlowly(t *testing.T, size int, timeout time.Duration) error {
 func TestChunkedBodies(t *testing.T) {
 	e := contractEngine(t)
 	s := serve(t, e, func(c *Config) { c.MaxBody = 5000 })
-	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+	const head = chunkedHead
 	_, r := s.raw(fmt.Sprintf("%s5\r\n     \r\n%x\r\n%s\r\n0\r\n\r\nGET /ready HTTP/1.1\r\nHost: c\r\n\r\n", head, len(contractSpec), contractSpec))
 	if got := s.answerTo(r); got.body != `{"runID":0}` || string(e.submitted[0].Body) != "     "+contractSpec {
 		t.Error(got)

@@ -61,6 +61,7 @@ func TestLeadersFindWhatAFormerServerOrdered(t *testing.T) {
 	rec.WaitStarted(running.Key)
 	rec.WaitStarted(ended.Key)
 	rec.WaitStarted(other.Key)
+	g.awaitText("ran", "x\n")
 	if err := r.Detach(); err != nil {
 		t.Fatal(err)
 	}

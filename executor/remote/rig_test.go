@@ -177,6 +177,13 @@ func poll(t testing.TB, what string, done func() bool, before ...func()) {
 	}
 }
 
+// awaitText waits until a file of the data folder has a text. A start is reported as soon as the process is
+// made, so a kill after it may come before the first line of its script.
+func (g *rig) awaitText(file, text string) {
+	g.t.Helper()
+	poll(g.t, fmt.Sprintf("%s to have %q", file, text), func() bool { return read(filepath.Join(g.data, file)) == text })
+}
+
 func read(path string) string {
 	b, _ := os.ReadFile(path)
 	return string(b)

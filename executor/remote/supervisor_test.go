@@ -266,6 +266,7 @@ func TestUnresponsiveWorkerDelaysStarts(t *testing.T) {
 	o := g.order(1, "echo x >>ran; exec sleep 1000")
 	r.Start(o)
 	rec.WaitStarted(key(1))
+	g.awaitText("ran", "x\n") // a start comes before what the script does
 	r.Detach()
 	pid := g.worker()
 	_ = unix.Kill(pid, unix.SIGSTOP)

@@ -23,7 +23,7 @@ import (
 func TestRecordsOfEnds(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
-	s := g.open(rec, func(c *slurm.Config) { c.Grace = 300 * time.Millisecond })
+	s := g.open(rec, func(c *slurm.Config) { c.Grace = testenv.Patience })
 	program := func(task uint32, argv ...string) executor.Order {
 		o := g.order(task, "")
 		o.UseShell, o.Command = false, argv
@@ -89,14 +89,23 @@ func TestRecordsOfEnds(t *testing.T) {
 			t.Errorf("task %d: %+v", c.order.Key.Task, r.Record)
 		}
 	}
-	for task, limit := uint32(100), 200*time.Millisecond; ; task, limit = task+1, 4*limit {
-		s.Start(limited(g.order(task, `trap "" TERM; while :; do sleep 0.05; done`), limit))
+}
+
+// A task that ignores SIGTERM is killed when its timeout and its grace are over.
+func TestTimeoutForcesATaskThatIgnoresSIGTERM(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec, func(c *slurm.Config) { c.Grace = 300 * time.Millisecond })
+	for task, limit := uint32(1), 200*time.Millisecond; ; task, limit = task+1, 4*limit {
+		o := g.order(task, `trap "" TERM; while :; do sleep 0.05; done`)
+		o.Timeout = limit
+		s.Start(o)
 		r := rec.WaitFinal(key(task))
 		if r.Record.RC == 143 && limit < testenv.Patience { // a busy machine reached the trap too late
 			continue
 		}
 		checkEnd(t, r, messages.AttemptTimedOut, 137, "timed out")
-		break
+		return
 	}
 }
 

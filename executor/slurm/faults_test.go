@@ -1,6 +1,7 @@
 package slurm_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/slurm"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -24,6 +26,13 @@ func (g *rig) releaseTasks() {
 }
 
 func (g *rig) countStarts() int { return countLines(filepath.Join(g.data, "starts")) }
+
+// waitStarts waits for the first line of n scripts. A start is reported before, so a kill after that report
+// may come first.
+func (g *rig) waitStarts(n int) {
+	g.t.Helper()
+	poll(g.t, "scripts to begin", func() bool { return g.countStarts() == n })
+}
 
 // An order that sbatch will never accept fails; one that it may accept later waits.
 func TestRefusedSubmissions(t *testing.T) {
@@ -69,9 +78,15 @@ func TestSubmitLimitIsAwaited(t *testing.T) {
 
 // Arrays that exceed the cluster's limit are split.
 func TestTooLargeArraysAreSplit(t *testing.T) {
+	testenv.WithGrowingTime(t, 200*time.Millisecond, func(gather time.Duration) error { return splitArray(t, gather) })
+}
+
+// splitArray returns an error when an array has half of the orders. A busy machine takes longer than gather to
+// give all orders, and may have submitted only some of them in the array that was refused.
+func splitArray(t *testing.T, gather time.Duration) error {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
-	s := g.open(rec, func(c *slurm.Config) { c.Gather = 200 * time.Millisecond })
+	s := g.open(rec, func(c *slurm.Config) { c.Gather = gather })
 	g.cluster.RefuseSubmissions("Invalid job array specification")
 	for i := range uint32(8) {
 		s.Start(g.order(i, "true"))
@@ -86,9 +101,10 @@ func TestTooLargeArraysAreSplit(t *testing.T) {
 	}
 	for _, j := range g.cluster.Jobs() {
 		if j.Index >= 4 {
-			t.Errorf("an array with index %d", j.Index)
+			return fmt.Errorf("an array with index %d", j.Index)
 		}
 	}
+	return nil
 }
 
 // When sbatch accepts a job and fails, the job is found by its name and not submitted again.
@@ -156,7 +172,7 @@ func TestNodeFailureLosesTheAttempt(t *testing.T) {
 		s := g.open(rec)
 		s.Start(g.order(1, waitingScript))
 		rec.WaitStarted(key(1))
-		poll(t, "the task", func() bool { return g.countStarts() == 1 })
+		g.waitStarts(1)
 		g.cluster.LoseRunningJobs(state)
 		checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptLost, rec.WaitFinal(key(1)).Record.RC, "ended as "+state)
 	}
@@ -239,7 +255,7 @@ func TestOldSlurmWithoutJSON(t *testing.T) {
 	s.Start(g.order(2, waitingScript))
 	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 2, "")
 	rec.WaitStarted(key(2))
-	s.Kill(key(2), time.Second)
+	s.Kill(key(2), testenv.Patience)
 	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptKilled, 143, "killed by the user")
 	if n := g.cluster.CallCount("squeue"); n != 1 {
 		t.Errorf("squeue was called %d times", n)

@@ -18,6 +18,7 @@ import (
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/slurm"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -59,7 +60,7 @@ func TestNextServerResumesAttempts(t *testing.T) {
 	}
 	g.cluster.HoldJobs(false)
 	g.cluster.ForgetJobs(false)
-	poll(t, "task 4", func() bool { return g.countStarts() == 2 })
+	g.waitStarts(2)
 	before := len(rec.All())
 
 	rec2 := executortest.NewRecorder(t)
@@ -80,7 +81,7 @@ func TestNextServerResumesAttempts(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
-	s.Kill(key(4), time.Second)
+	s.Kill(key(4), testenv.Patience)
 	checkEnd(t, rec2.WaitFinal(key(4)), messages.AttemptKilled, 143, "")
 	g.releaseTasks()
 	r := rec2.WaitFinal(key(2))
@@ -108,6 +109,7 @@ func TestUnexpectedAttemptsAreDiscarded(t *testing.T) {
 	s.Start(g.order(2, "true"))
 	rec.WaitStarted(key(1))
 	rec.WaitFinal(key(2))
+	g.waitStarts(1)
 	g.cluster.HoldJobs(true)
 	s.Start(g.order(3, waitingScript))
 	g.waitSubmitted(3)
@@ -148,6 +150,7 @@ func TestResumeDoneEndsOrphansOfItsRun(t *testing.T) {
 		s.Start(o)
 		rec.WaitStarted(o.Key)
 	}
+	g.waitStarts(3)
 	if err := s.Detach(); err != nil {
 		t.Fatal(err)
 	}

@@ -2,11 +2,14 @@ package worker
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -87,12 +90,30 @@ func recoverState(t *testing.T, path string) *DeadWorkerState {
 }
 
 func TestIdleWorkerEnds(t *testing.T) {
-	// Long enough for the test to come before the worker has been idle for so long.
-	g := newRig(t, func(s *Settings) { s.Idle = time.Second })
-	c, _ := g.attach()
-	c.send(shell(1, "sleep 1.5"))
-	c.want("started", key(1))
-	c.conn.Close()
+	testenv.WithGrowingTime(t, 200*time.Millisecond, func(idle time.Duration) error { return endIdle(t, idle) })
+}
+
+// endIdle returns an error when the worker has been idle for its time before this server comes.
+func endIdle(t *testing.T, idle time.Duration) error {
+	g := newRig(t, func(s *Settings) { s.Idle = idle })
+	conn, ctx, cancel := g.dial()
+	stream, err := workerpb.NewWorkerClient(conn).Attach(ctx)
+	if err != nil {
+		return err
+	}
+	f := new(workerpb.ServerFrame)
+	lead(firstSession)(f)
+	if err := stream.Send(f); err != nil {
+		return err
+	}
+	if _, err := stream.Recv(); err != nil {
+		return err
+	}
+	c := &client{t: t, conn: conn, cancel: cancel, stream: stream}
+	c.send(func(f *workerpb.ServerFrame) { f.SetCapacity(workerpb.Amount{CPUMillis: 2000, MemoryBytes: 1 << 20}) },
+		shell(1, fmt.Sprintf("sleep %f", 1.5*idle.Seconds())))
+	c.of("started")
+	conn.Close()
 	if err := g.wait(); err != nil {
 		t.Error(err)
 	}
@@ -101,19 +122,22 @@ func TestIdleWorkerEnds(t *testing.T) {
 	if len(e.Ends) != 1 || e.Ends[0].Record.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", e)
 	}
+	return nil
 }
 
 // TestStoppedWorkerDoesNotAwaitAServerThatIsBack has a server that heard stopped, went, and came
 // back before the worker looked. The worker does not wait for it.
 func TestStoppedWorkerDoesNotAwaitAServerThatIsBack(t *testing.T) {
-	heard := newLink()
-	close(heard.left)
-	w := &Worker{link: newLink()}
-	begin := time.Now()
-	w.awaitFarewell(heard)
-	if took := time.Since(begin); took >= farewellTimeout {
-		t.Errorf("the worker ended after %v", took)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		heard := newLink()
+		close(heard.left)
+		w := &Worker{link: newLink()}
+		begin := time.Now()
+		w.awaitFarewell(heard)
+		if took := time.Since(begin); took > 0 {
+			t.Errorf("the worker ended after %v", took)
+		}
+	})
 }
 
 func TestRunRefusesBadFolders(t *testing.T) {
