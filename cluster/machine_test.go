@@ -36,7 +36,7 @@ type entryLog struct {
 // newMachine opens the rows of a replica.
 func newMachine(t *testing.T, dir string, base uint64) *machine {
 	t.Helper()
-	m := &machine{dir: dir, fsys: vfs.OS{}, base: base, config: persistence.Config{Registerer: prometheus.NewRegistry()},
+	m := &machine{dir: dir, fsys: vfs.OS{}, base: base, config: persistence.Config{HasSmallMemTables: true, Registerer: prometheus.NewRegistry()},
 		logger: slog.New(slog.DiscardHandler), evictEngine: func() func() { return func() {} }}
 	if err := openMachine(m, true); err != nil {
 		t.Fatal(err)
@@ -123,6 +123,7 @@ func synced(t *testing.T, m *machine) uint64 {
 // TestMachineOfAReplayIsEqual: a replica that is opened again says up to where its rows are durable, never
 // more than it was given, and ends equal whatever entries come again.
 func TestMachineOfAReplayIsEqual(t *testing.T) {
+	t.Parallel()
 	for _, base := range []uint64{0, 1000} {
 		t.Run(fmt.Sprintf("base %d", base), func(t *testing.T) {
 			l := &entryLog{t: t}
@@ -155,6 +156,7 @@ func TestMachineOfAReplayIsEqual(t *testing.T) {
 // TestRestoredMachineStandsAtItsEntry: after a copy a replica stands at the entry that the copy is said to be
 // of, whether its rows are older or newer, and also when it is opened again.
 func TestRestoredMachineStandsAtItsEntry(t *testing.T) {
+	t.Parallel()
 	l := &entryLog{t: t}
 	one := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)
 	defer func() { closeMachine(t, one) }()
@@ -205,6 +207,7 @@ func TestRestoredMachineStandsAtItsEntry(t *testing.T) {
 // TestUnwrittenEntriesAreNoted: an entry that comes again, and one of another epoch, change nothing, and the
 // machine knows.
 func TestUnwrittenEntriesAreNoted(t *testing.T) {
+	t.Parallel()
 	l := &entryLog{t: t}
 	m := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)
 	defer func() { closeMachine(t, m) }()
@@ -283,7 +286,7 @@ func TestReplicaWithoutMetricsIsClosed(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "p", "0")
 	closeMachine(t, newMachine(t, dir, 0))
 	registry := prometheus.NewRegistry()
-	m := &machine{dir: dir, fsys: vfs.OS{}, config: persistence.Config{Registerer: &refusingRegisterer{registry, 2, 0}},
+	m := &machine{dir: dir, fsys: vfs.OS{}, config: persistence.Config{HasSmallMemTables: true, Registerer: &refusingRegisterer{registry, 2, 0}},
 		logger: slog.New(slog.DiscardHandler), evictEngine: func() func() { return func() {} }}
 	if err := openMachine(m, false); err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Fatalf("the replica is open: %v", err)
@@ -385,6 +388,7 @@ func TestDigestsAreBounded(t *testing.T) {
 // TestReadsOfReplacedRows: a reader keeps its view while the rows are replaced, and the next one reads the
 // new rows. One that comes in between is told to repeat the request.
 func TestReadsOfReplacedRows(t *testing.T) {
+	t.Parallel()
 	l := &entryLog{t: t}
 	one := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)
 	defer func() { closeMachine(t, one) }()
@@ -451,6 +455,7 @@ func TestOnlyALostLeadershipEndsAnEngineAlone(t *testing.T) {
 // TestViewOutlivesTwoCopies: the rows of a second copy stay when the last reader of the rows before the first
 // one goes.
 func TestViewOutlivesTwoCopies(t *testing.T) {
+	t.Parallel()
 	l := &entryLog{t: t}
 	one := newMachine(t, filepath.Join(t.TempDir(), "p", "0"), 0)
 	defer func() { closeMachine(t, one) }()

@@ -15,7 +15,6 @@ import (
 
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
-	"github.com/caravan-dag/caravan/persistence"
 )
 
 // filesIn returns the digests of all files below a folder, by their paths.
@@ -45,7 +44,7 @@ func recoverNodes(t *testing.T, nodes ...*testNode) (dir string, partitions []Re
 		dirs = append(dirs, SurvivorFolder{Dir: n.dir})
 		maps.Copy(before, filesIn(t, n.dir))
 	}
-	r, err := OpenRecovery(dirs, persistence.Config{})
+	r, err := OpenRecovery(dirs, smallStorage)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,12 +74,13 @@ func recoverNodes(t *testing.T, nodes ...*testNode) (dir string, partitions []Re
 // TestRecoverFromOneSurvivor: two of three folders are lost. The new cluster has all that the third one had: its
 // tables and its log. The survivor does not start any more.
 func TestRecoverFromOneSurvivor(t *testing.T) {
+	t.Parallel()
 	old := startCluster(t, 2)
 	accepted := [][]messages.RunID{old.mustSubmit(0, 8), old.mustSubmit(1, 8)}
 	old.checkRuns(accepted)
 	old.checkReplicas() // the survivor has all
 	survivor := old.nodes[2]
-	if _, err := OpenRecovery([]SurvivorFolder{{Dir: survivor.dir}}, persistence.Config{}); err == nil || !strings.Contains(err.Error(), "another process uses the folder") {
+	if _, err := OpenRecovery([]SurvivorFolder{{Dir: survivor.dir}}, smallStorage); err == nil || !strings.Contains(err.Error(), "another process uses the folder") {
 		t.Errorf("a folder in use: %v", err)
 	}
 	survivor.kill() // its memtables are lost, the log has them
@@ -127,6 +127,7 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 // TestRecoverTakesTheReplicaThatReachesFurthest: of two survivors one was down while runs were accepted. With two of
 // three voters nothing is lost, in whichever order they are given.
 func TestRecoverTakesTheReplicaThatReachesFurthest(t *testing.T) {
+	t.Parallel()
 	old := startCluster(t, 1)
 	accepted := [][]messages.RunID{old.mustSubmit(0, 3)}
 	old.checkRuns(accepted)
@@ -157,6 +158,7 @@ func (renameless) Rename(string, string) error { return errors.New("the disk is 
 // TestFailedMarkIsTakenBack: when the second folder cannot be marked there is no new cluster, so the first one is not
 // marked either, and the recovery can be repeated. The mark of an earlier recovery stays.
 func TestFailedMarkIsTakenBack(t *testing.T) {
+	t.Parallel()
 	old := startCluster(t, 1)
 	old.mustSubmit(0, 1)
 	old.each((*testNode).close)
@@ -167,7 +169,7 @@ func TestFailedMarkIsTakenBack(t *testing.T) {
 	}
 	fail := func() {
 		t.Helper()
-		r, err := OpenRecovery(folders, persistence.Config{})
+		r, err := OpenRecovery(folders, smallStorage)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -195,10 +197,11 @@ func TestFailedMarkIsTakenBack(t *testing.T) {
 
 // TestCopiesProveNothing: with copies of folders it is unknown what the originals have confirmed since.
 func TestCopiesProveNothing(t *testing.T) {
+	t.Parallel()
 	old := startCluster(t, 1)
 	old.mustSubmit(0, 1)
 	old.each((*testNode).close)
-	r, err := OpenRecovery([]SurvivorFolder{{Dir: old.nodes[0].dir}, {Dir: old.nodes[1].dir, IsCopy: true}}, persistence.Config{})
+	r, err := OpenRecovery([]SurvivorFolder{{Dir: old.nodes[0].dir}, {Dir: old.nodes[1].dir, IsCopy: true}}, smallStorage)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,6 +219,7 @@ func TestCopiesProveNothing(t *testing.T) {
 // TestRecoveryRefusesWrongFolders: folders of two clusters, a node twice, one that never was part of a cluster, and
 // one that lacks a replica.
 func TestRecoveryRefusesWrongFolders(t *testing.T) {
+	t.Parallel()
 	one, other := startCluster(t, 1), startCluster(t, 1)
 	one.mustSubmit(0, 1)
 	for _, c := range []*testCluster{one, other} {
@@ -237,7 +241,7 @@ func TestRecoveryRefusesWrongFolders(t *testing.T) {
 		for _, dir := range dirs {
 			folders = append(folders, SurvivorFolder{Dir: dir})
 		}
-		if r, err := OpenRecovery(folders, persistence.Config{}); err == nil || !strings.Contains(err.Error(), want) {
+		if r, err := OpenRecovery(folders, smallStorage); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, %v; want %s", dirs, r, err, want)
 		}
 	}

@@ -43,6 +43,7 @@ func restoreViews(t *testing.T, views []*PartitionView) (dir string) {
 // them, goes on with those that were unfinished, leads in higher terms, and gives new runs higher IDs. It is another
 // cluster, and its replicas are equal.
 func TestClusterOfTheRowsOfAnother(t *testing.T) {
+	t.Parallel()
 	old := startCluster(t, 2)
 	load := old.startLoad(4)
 	load.awaitAccepted(0, 30)
@@ -84,6 +85,7 @@ func TestClusterOfTheRowsOfAnother(t *testing.T) {
 // TestRestoredSeedIsWhole: rows that are not those of the digest, rows out of order and a partition that is given up make no seed, and
 // leave no work behind.
 func TestRestoredSeedIsWhole(t *testing.T) {
+	t.Parallel()
 	old := startCluster(t, 1)
 	old.mustSubmit(0, 1)
 	views := old.nodes[0].openViews()

@@ -30,9 +30,13 @@ import (
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
 )
 
 func TestMain(m *testing.M) { testenv.VerifyNoLeaks(m, raftlogtest.LibraryLeaks()...) }
+
+// smallStorage is the configuration of rows: tests open hundreds of replicas.
+var smallStorage = persistence.Config{HasSmallMemTables: true}
 
 // patience is the deadline of a step that needs an election, or several on a busy machine.
 const patience = 2 * time.Minute
@@ -227,7 +231,7 @@ func (n *testNode) config() Config {
 				},
 			}
 		},
-		Log: c.settings, Logger: logger, Registerer: n.registry, steadyTime: c.steadyTime,
+		Storage: smallStorage, Log: c.settings, Logger: logger, Registerer: n.registry, steadyTime: c.steadyTime,
 		Fatal: func(err error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()

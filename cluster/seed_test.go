@@ -21,7 +21,7 @@ import (
 // folder and the IDs of the runs.
 func makeSeed(t *testing.T, runs, partitions int) (dir string, ids []messages.RunID) {
 	t.Helper()
-	config := persistence.Config{Dir: filepath.Join(t.TempDir(), "db")}
+	config := persistence.Config{HasSmallMemTables: true, Dir: filepath.Join(t.TempDir(), "db")}
 	for range 3 { // the epochs of a single server count its starts
 		store, err := persistence.OpenStore(config)
 		if err == nil {
@@ -108,6 +108,7 @@ func (n *testNode) plant(seed string) {
 // TestSeededCluster: a cluster begins with the runs of a single server. New runs have higher IDs than all of
 // them, its replicas are equal, and a node that replaces another one gets the runs as well.
 func TestSeededCluster(t *testing.T) {
+	t.Parallel()
 	seed, ids := makeSeed(t, 12, 2)
 	c := newTestCluster(t, 3, 2)
 	for _, n := range c.nodes {
@@ -179,6 +180,7 @@ func TestSeededCluster(t *testing.T) {
 // TestSeedsThatDiffer: nodes form a cluster with copies of one seed alone, and a node that replaces another
 // one begins without it.
 func TestSeedsThatDiffer(t *testing.T) {
+	t.Parallel()
 	seeded := func() map[string]*introduction {
 		all := introductions()
 		for _, i := range all {
@@ -218,6 +220,7 @@ func TestSeedsThatDiffer(t *testing.T) {
 
 // TestSeedIsCompared: a folder that is not what was seeded never becomes part of a cluster.
 func TestSeedIsCompared(t *testing.T) {
+	t.Parallel()
 	seed, _ := makeSeed(t, 3, 2)
 	c := newTestCluster(t, 3, 2)
 	n := c.nodes[0]

@@ -64,6 +64,7 @@ func (c *testCluster) verify(at *testNode) (verdict PartitionVerdict) {
 // TestVerifyNamesTheReplicaThatDiffers: a replica whose disk has lost rows is found from any node, and all nodes
 // know of it.
 func TestVerifyNamesTheReplicaThatDiffers(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 5)}
 	c.checkRuns(accepted)
@@ -104,6 +105,7 @@ func differing(v PartitionVerdict) (nodes []raftlog.NodeID) {
 
 // TestInquiriesAreAnswered with an error when they make no sense.
 func TestInquiriesAreAnswered(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	m := c.nodes[0].running()
 	other := c.nodes[1].running().Self()

@@ -55,6 +55,7 @@ func (l *load) acceptedSoFar() (accepted [][]messages.RunID) {
 // TestViewsHaveAllThatWasAcknowledged: whichever node is asked, under load, and also right after it was killed
 // and applies its log again. At rest the views of all nodes are equal.
 func TestViewsHaveAllThatWasAcknowledged(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 2)
 	load := c.startLoad(6)
 	check := func(n *testNode) {
@@ -99,6 +100,7 @@ func TestViewsHaveAllThatWasAcknowledged(t *testing.T) {
 
 // TestNoViewsOfAWrongReplica: a node whose replica is damaged, or differs from the others, opens no views until that is over.
 func TestNoViewsOfAWrongReplica(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	c.mustSubmit(0, 1)
 	bad, good := c.nodes[0], c.nodes[1]
@@ -127,6 +129,7 @@ func TestNoViewsOfAWrongReplica(t *testing.T) {
 
 // TestViewsNeedALeader: without one it is unknown whether this replica has all that was acknowledged.
 func TestViewsNeedALeader(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	c.mustSubmit(0, 1)
 	c.nodes[1].close()

@@ -40,6 +40,9 @@ type Config struct {
 	// Synced is for a replica: tables have all rows up to this moment, because the log may no
 	// longer have them (DB.Sync).
 	Synced uint64
+	// HasSmallMemTables makes memtables as small as on a disk of 500 MB. To open a store clears the memory of a
+	// memtable: tests that open many spend most of their time on that otherwise.
+	HasSmallMemTables bool
 	// FS is where the commit log lies; nil = the machine's. Badger opens its own files without it.
 	FS vfs.FS
 
@@ -135,6 +138,9 @@ func openDBOnce(c Config, local bool) (*DB, error) {
 		return nil, err
 	}
 	if c.memTable == 0 {
+		if c.HasSmallMemTables {
+			total = min(total, 500<<20)
+		}
 		c.memTable = badgerguard.MemTableSize(total)
 	}
 	if !local {
