@@ -71,7 +71,7 @@ run=$("$caravan" submit - <<GRAPH
   "tag": "fan-out",
   "parameters": {"N": ["$(seq -s '","' $tasks)"]},
   "tasks": {
-    "part": {"job": {"command": ["sleep", "0.5{{N}}"], "cores": "0.1", "memoryMB": "1"}},
+    "part": {"job": {"commandString": "echo \$CARAVAN_TASK \$CARAVAN_ATTEMPT >>$dir/begun; sleep 0.5{{N}}", "cores": "0.1", "memoryMB": "1"}},
     "sum": {"job": {"command": ["echo", "done"]}, "parents": ["part"]}
   }
 }
@@ -89,6 +89,8 @@ for node in $nodes; do # a node that stays
 		CARAVAN_SERVER=http://$address
 	fi
 done
+completed | sort >"$dir/completed"
+begun=$(wc -l <"$dir/begun")
 echo
 echo "The machine of $leader, which leads the run, is lost: kill -9, and its folder is removed."
 kill -9 "$(cat "$dir/$leader/pid")"
@@ -104,6 +106,11 @@ echo "\$ caravan cluster status"
 echo
 echo "\$ caravan get $run --limit 5"
 "$caravan" get "$run" --limit 5
-[ "$(completed | sort -u | wc -l)" = "$(completed | wc -l)" ]
+
+# A task that was COMPLETED before the loss does not begin again, and no attempt begins twice. An attempt that
+# was lost with its machine has a successor with another number.
+again=$(tail -n +$((begun + 1)) "$dir/begun" | cut -d ' ' -f 1 | sort -u | comm -12 - "$dir/completed"; sort "$dir/begun" | uniq -d)
+[ -z "$again" ] || { echo "these tasks have begun again:"; echo "$again"; exit 1; }
+[ "$(cut -d ' ' -f 1 "$dir/begun" | sort -u | wc -l)" = $tasks ]
 echo
-echo "The fan-out has $(completed | wc -l) COMPLETED tasks of $tasks, each once."
+echo "The fan-out has $(completed | wc -l) COMPLETED tasks of $tasks. No attempt began twice, and no COMPLETED task again."

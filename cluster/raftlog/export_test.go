@@ -80,6 +80,18 @@ func (g *Group) PretendStuck(node NodeID) {
 // PretendTransfer ends the lease as a transfer does whose last message is lost.
 func (g *Group) PretendTransfer() { g.incarnation().followers.voidLease() }
 
+// PretendRefused is a proposal that the library refuses because of a transfer.
+func (g *Group) PretendRefused() {
+	_ = g.translateOutcome(applyResult{}, raft.ErrLeadershipTransferInProgress)
+}
+
+// RefusesProposals reports whether the library has refused the newest proposal because of a transfer.
+func (g *Group) RefusesProposals() bool {
+	g.watch.mu.Lock()
+	defer g.watch.mu.Unlock()
+	return g.watch.refusedSince > 0
+}
+
 func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // IsStuck reports whether the watch takes a follower for stuck that lacks entries, whose last append
