@@ -3,6 +3,7 @@ package actors
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -205,6 +206,51 @@ func TestPanicOfARunKeepsItsAttempts(t *testing.T) {
 	r.awaitState(whole, dag.RunCompleted)
 	if err := r.node.Err(); err != nil {
 		t.Error(err)
+	}
+}
+
+// panicLog has a test act while an actor panics: the log of the panic waits for the test.
+type panicLog struct {
+	slog.Handler
+	panics  chan struct{}
+	proceed chan struct{}
+}
+
+func (l *panicLog) Handle(ctx context.Context, record slog.Record) error {
+	if record.Message == "actor panicked" {
+		l.panics <- struct{}{}
+		<-l.proceed
+	}
+	return l.Handler.Handle(ctx, record)
+}
+
+// TestRevocationIsOfOneIncarnation: an order comes back while the actor of its run panics. The next
+// incarnation has given the attempt to the executor again when it finds the word of the former task actor in
+// its mailbox. If it took that for the present order's, the task would be granted again under the same
+// number, and the end of the attempt would have no recipient.
+func TestRevocationIsOfOneIncarnation(t *testing.T) {
+	log := &panicLog{slog.NewTextHandler(t.Output(), nil), make(chan struct{}), make(chan struct{})}
+	r, d := durable(t, func(c *Config) { c.Logger = slog.New(log) })
+	id := r.submit(single)
+	k := r.order(1)
+	if _, err := r.node.View(t.Context(), id, 0, 1); err != nil { // the run is at rest
+		t.Fatal(err)
+	}
+	former := r.node.env.attempts.find(k).task
+	r.fake.SetScript(succeed)
+	r.node.env.root.Send(r.node.shard(id), &bombFor{id})
+	testenv.Receive(t, "the run panics", log.panics)
+	r.fake.Revoke(k)
+	r.node.env.root.Send(former, &messages.KillAttempt{Attempt: k.Attempt})
+	r.fake.WaitKill(t, k) // so the actor has passed the revocation on
+	close(log.proceed)
+	r.awaitState(id, dag.RunCompleted)
+	d.WaitAck(t, k)
+	if n := r.fake.Starts(k); n != 1 {
+		t.Errorf("it was started %d times", n)
+	}
+	if a := r.attempts(id, "a"); len(a) != 1 || a[0].Result != messages.AttemptSucceeded {
+		t.Errorf("attempts: %+v", a)
 	}
 }
 

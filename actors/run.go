@@ -210,12 +210,8 @@ func (r *run) handle(ctx actor.Context, m any) {
 	case *taskFailed:
 		r.attemptStarted(m.Record.Task, m.Record.Attempt, m.Record.Start, m.Idle)
 		r.attemptFinished(ctx, m.Record, false, now)
-	case *messages.AttemptRevoked:
-		if c := r.tasks[m.Task]; c != nil && c.attempt == m.Attempt {
-			r.setUnstarted(c, false)
-			r.trackNoop(c, false)
-		}
-		r.applyEvent(ctx, dag.Revoked{Task: m.Task, Attempt: m.Attempt, At: now})
+	case *attemptRevoked:
+		r.attemptRevoked(ctx, m, now)
 	case *orphanedEnd:
 		r.orphanedEnd(ctx, m)
 	case *messages.RetryDue:
@@ -304,6 +300,18 @@ func (r *run) attemptStarted(task, attempt uint32, at int64, idle time.Duration)
 	if r.indexEntry.Log().Followed() {
 		r.startedAttempts = append(r.startedAttempts, watch.AttemptStart{Task: task, Attempt: attempt, At: at})
 	}
+}
+
+// attemptRevoked gives the number of an attempt back, which the next attempt of the task takes. It
+// drops the word of a task actor of a former incarnation, after which the attempt was ordered again.
+func (r *run) attemptRevoked(ctx actor.Context, m *attemptRevoked, now int64) {
+	c := r.tasks[m.task]
+	if c == nil || c.attempt != m.attempt || !c.pid.Equal(m.actor) {
+		return
+	}
+	r.setUnstarted(c, false)
+	r.trackNoop(c, false)
+	r.applyEvent(ctx, dag.Revoked{Task: m.task, Attempt: m.attempt, At: now})
 }
 
 // attemptEnded applies the end of an attempt that did not fail. One that failed comes as taskFailed, by

@@ -51,6 +51,15 @@ type attachAttempt struct {
 	last any // nil for a new actor
 }
 
+// attemptRevoked goes from a task actor to its run: the executor has given the order back. The
+// run's mailbox outlives a panic of the run, and a later incarnation may have given the executor the same
+// attempt again. So the message names its sender: no other actor ever has that name. A start and an end
+// need not, since they are as true for every later incarnation.
+type attemptRevoked struct {
+	task, attempt uint32
+	actor         *actor.PID
+}
+
 func (t *task) Receive(ctx actor.Context) {
 	defer t.env.logPanic(ctx)
 	switch m := ctx.Message().(type) {
@@ -177,7 +186,7 @@ func (t *task) forwardReport(ctx actor.Context, r *executor.Report) {
 		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At, Idle: r.StartDelay})
 	case executor.Revoked:
 		t.attemptOver(ctx)
-		ctx.Send(ctx.Parent(), &messages.AttemptRevoked{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
+		ctx.Send(ctx.Parent(), &attemptRevoked{task: r.Key.Task, attempt: r.Key.Attempt, actor: ctx.Self()})
 	case executor.Finished:
 		t.attemptOver(ctx)
 		rec := r.Record

@@ -22,7 +22,7 @@ type (
 	KillAttempt   struct{ Attempt uint32 }
 	RevokeAttempt struct{ Attempt uint32 }
 
-	// AttemptStarted, AttemptEnded and AttemptRevoked go from the task to its run.
+	// AttemptStarted and AttemptEnded go from the task to its run.
 	AttemptStarted struct {
 		Task, Attempt uint32
 		At            int64         // ns since the epoch
@@ -34,10 +34,6 @@ type (
 		// Generated is what a generator printed, decoded; Output its text.
 		Generated []dag.TaskSpec
 		Output    []byte
-	}
-	AttemptRevoked struct {
-		Task, Attempt uint32
-		At            int64
 	}
 	// RetryDue comes from the node's timers, by way of the shard, so that a timer
 	// keeps no finished run in memory; the run checks that it still holds.
