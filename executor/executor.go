@@ -165,7 +165,9 @@ type Durable interface {
 	// ExpectResume is called once when the server starts, with the unfinished runs that have
 	// ever been granted a slot. It is called again with each run whose actor is rebuilt: the
 	// former orders of that run no longer count, and its attempts are not reported until they
-	// are ordered again.
+	// are ordered again. When it returns, no report of a former order is on its way to the sink: the
+	// engine would take it for one of the present order, which has the same key. So it waits for the
+	// calls of the sink that are under way, and the sink may not call it.
 	ExpectResume(runs ...messages.RunID)
 	// ResumeDone says that the run has ordered all its live attempts again.
 	ResumeDone(run messages.RunID)

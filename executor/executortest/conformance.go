@@ -4,10 +4,12 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -44,6 +46,7 @@ func Test(t *testing.T, s Subject) {
 	t.Run("kill", s.kill)
 	t.Run("revoke spares what has begun", s.revokeBegun)
 	t.Run("storm", s.storm)
+	t.Run("a rebuilt run hears of its present orders", s.rebuiltRun)
 	if s.Slots > 0 {
 		t.Run("slots and order", s.slotsAndOrder)
 		t.Run("what waits is revoked", s.revokeWaiting)
@@ -224,6 +227,72 @@ func (s Subject) revokeBegun(t *testing.T) {
 	if r := rec.WaitFinal(key(1, 1)); r.Kind != executor.Finished {
 		t.Errorf("revoked after it began: %+v", r)
 	}
+}
+
+// rebuiltRun: a run is rebuilt while the end of one attempt is in the sink, and another order has just
+// been withdrawn. ExpectResume returns after the sink. From then on the executor reports an attempt only
+// once it is ordered again: then it repeats the end.
+func (s Subject) rebuiltRun(t *testing.T) {
+	started, inSink, proceed, again := make(chan struct{}, 2), make(chan struct{}), make(chan struct{}), make(chan executor.Report, 2)
+	var isRebuilt, isHeld atomic.Bool
+	e := s.Open(t, func(reports ...executor.Report) {
+		for _, r := range reports {
+			switch {
+			case isRebuilt.Load() && r.Key != key(1, 1):
+				t.Errorf("a report of a former order after ExpectResume: %+v", r)
+			case r.Key != key(1, 1):
+			case r.Kind == executor.Started:
+				started <- struct{}{}
+			case isHeld.CompareAndSwap(false, true):
+				close(inSink)
+				<-proceed
+			default:
+				again <- r
+			}
+		}
+	})
+	defer func() {
+		if err := e.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		if s.AfterClose != nil {
+			s.AfterClose(t, e)
+		}
+	}()
+	d, ok := e.(executor.Durable)
+	if !ok {
+		t.Skip("the executor is not durable")
+	}
+	d.ExpectResume() // as when the server starts
+	o := with(*s.Block, key(1, 1))
+	d.Start(o)
+	testenv.ReceiveWithin(t, waitLimit, "the start", started)
+	var calls sync.WaitGroup
+	calls.Go(func() { d.Kill(o.Key, 5*time.Second) }) // it may be the one that calls the sink
+	testenv.ReceiveWithin(t, waitLimit, "the end", inSink)
+	d.Start(with(*s.Block, key(2, 1)))
+	d.Revoke(key(2, 1))
+	rebuilt := make(chan struct{})
+	calls.Go(func() {
+		d.ExpectResume(o.Key.Run)
+		isRebuilt.Store(true)
+		close(rebuilt)
+	})
+	select {
+	case <-rebuilt:
+		t.Error("ExpectResume has returned, and a report of a former order is on its way")
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(proceed)
+	testenv.ReceiveWithin(t, waitLimit, "the return of ExpectResume", rebuilt)
+	o.Resume = true
+	d.Start(o)
+	if r := testenv.ReceiveWithin(t, waitLimit, "the end once more", again); r.Kind != executor.Finished || r.Record.Result != messages.AttemptKilled {
+		t.Errorf("the end was repeated as %+v", r)
+	}
+	d.Acknowledge(o.Key)
+	d.ResumeDone(o.Key.Run)
+	calls.Wait()
 }
 
 // slotsAndOrder: not more than Slots attempts run at once, and the orders of a run start in the order in

@@ -39,6 +39,7 @@ func (d *Durable) Bind(sink executor.Sink) (executor.Executor, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.sink, d.closed, d.detached = sink, false, false
+	d.bindings++
 	for _, fo := range d.orders {
 		fo.unclaimed = true
 	}
@@ -89,6 +90,14 @@ func (d *Durable) ExpectResume(runs ...messages.RunID) {
 			fo.unclaimed = fo.unclaimed || key.Run == run
 		}
 	}
+	d.dropReports(func(key messages.AttemptKey) bool { return slices.Contains(runs, key.Run) })
+}
+
+// dropReports drops the reports of these attempts that were not delivered. When it returns, none is on its way
+// to the sink. d.mu is held, and released while it waits for the sink.
+func (d *Durable) dropReports(of func(messages.AttemptKey) bool) {
+	d.outbox = slices.DeleteFunc(d.outbox, func(r queuedReport) bool { return of(r.report.Key) })
+	d.awaitDelivery()
 }
 
 // TakeOver implements executor.Partitioned. It forgets the orders of the partition's other runs.
@@ -105,6 +114,7 @@ func (d *Durable) TakeOver(partition messages.Numbering, _ uint64, runs ...messa
 		}
 	}
 	d.expected = append(d.expected, runs...)
+	d.dropReports(func(key messages.AttemptKey) bool { return partition.Owns(key.Run) })
 	d.mu.Unlock()
 }
 
@@ -157,6 +167,7 @@ func (d *Durable) Detach() error {
 	for _, fo := range d.orders {
 		fo.unclaimed = true
 	}
+	d.dropReports(func(messages.AttemptKey) bool { return true })
 	return nil
 }
 

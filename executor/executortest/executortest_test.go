@@ -1,6 +1,7 @@
 package executortest
 
 import (
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -27,6 +28,30 @@ func TestFakeConforms(t *testing.T) {
 		Quick: executor.Order{Name: "quick"},
 		Block: &executor.Order{Name: "block"},
 	})
+}
+
+// TestDurableConforms: also if its reports are gathered.
+func TestDurableConforms(t *testing.T) {
+	for _, gathers := range []bool{false, true} {
+		t.Run(fmt.Sprintf("gathers=%t", gathers), func(t *testing.T) {
+			Test(t, Subject{
+				Open: func(t testing.TB, sink executor.Sink) executor.Executor {
+					d := NewDurable()
+					if gathers {
+						d.GatherReports()
+					}
+					d.SetScript(func(o executor.Order) Step { return Step{Begin: o.Name == "block"} })
+					e, err := d.Bind(sink)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return e
+				},
+				Quick: executor.Order{Name: "quick"},
+				Block: &executor.Order{Name: "block"},
+			})
+		})
+	}
 }
 
 func TestFakeFollowsTheTest(t *testing.T) {

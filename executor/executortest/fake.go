@@ -53,13 +53,18 @@ type Fake struct {
 	// delivers: a second one that adds a report leaves it to the first.
 	outbox     []queuedReport
 	delivering bool
+	deliveries int  // calls of the sink that are over
+	bindings   int  // calls of Bind
+	gathers    bool // see GatherReports
+	isDue      bool // a delivery is under way, by a timer
 }
 
 // queuedReport is a report with the sink that was bound when it was made: a report of a former node
 // does not reach the next one.
 type queuedReport struct {
-	sink   executor.Sink
-	report executor.Report
+	binding int // by which Bind the sink was set
+	sink    executor.Sink
+	report  executor.Report
 }
 
 // fakeOrder is an accepted order and what has become of it. Fake.mu guards it.
@@ -92,6 +97,7 @@ func (f *Fake) Bind(sink executor.Sink) (executor.Executor, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sink, f.closed = sink, false
+	f.bindings++
 	f.orders = map[messages.AttemptKey]*fakeOrder{}
 	return f, nil
 }
@@ -213,7 +219,27 @@ func (f *Fake) post(r executor.Report) {
 	if fo := f.orders[r.Key]; fo != nil && fo.unclaimed {
 		return
 	}
-	f.outbox = append(f.outbox, queuedReport{f.sink, r})
+	f.outbox = append(f.outbox, queuedReport{f.bindings, f.sink, r})
+}
+
+const (
+	gatherTime = 300 * time.Microsecond
+	gatherMax  = 20
+)
+
+// GatherReports makes the Fake deliver its reports several at a time, as a worker does whose frames hold
+// several: those of 300 µs, or 20.
+func (f *Fake) GatherReports() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gathers = true
+}
+
+// awaitDelivery waits for the call of the sink that is under way. f.mu is held, and released while it waits.
+func (f *Fake) awaitDelivery() {
+	for before := f.deliveries; f.delivering && f.deliveries == before; {
+		f.changed.Wait()
+	}
 }
 
 // flush delivers the outbox, unless another goroutine is delivering it. The sink is called without mu,
@@ -222,16 +248,41 @@ func (f *Fake) post(r executor.Report) {
 func (f *Fake) flush() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.gathers && !f.closed && len(f.outbox) < gatherMax {
+		if !f.isDue {
+			f.isDue = true
+			time.AfterFunc(gatherTime, f.deliverDue)
+		}
+		return
+	}
+	f.deliver()
+}
+
+// deliverDue delivers what was gathered.
+func (f *Fake) deliverDue() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.isDue = false
+	f.deliver()
+}
+
+// deliver is flush, at once. f.mu is held.
+func (f *Fake) deliver() {
 	if f.delivering {
 		return
 	}
 	f.delivering = true
 	for len(f.outbox) > 0 {
-		l := f.outbox[0]
-		f.outbox = f.outbox[1:]
+		first := f.outbox[0]
+		batch := []executor.Report{first.report}
+		for f.outbox = f.outbox[1:]; f.gathers && len(f.outbox) > 0 && f.outbox[0].binding == first.binding; f.outbox = f.outbox[1:] {
+			batch = append(batch, f.outbox[0].report)
+		}
 		f.mu.Unlock()
-		l.sink(l.report)
+		first.sink(batch...)
 		f.mu.Lock()
+		f.deliveries++
+		f.changed.Broadcast()
 	}
 	f.delivering = false
 	f.changed.Broadcast()

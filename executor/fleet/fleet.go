@@ -313,9 +313,7 @@ func (f *Fleet) TakeOver(partition messages.Numbering, epoch uint64, runs ...mes
 	f.mu.Lock()
 	defer f.unlockAndDeliver()
 	f.endLead(partition)
-	for before := f.deliveries; f.delivering && f.deliveries == before; {
-		f.delivered.Wait()
-	}
+	f.awaitDelivery()
 	l.table = NewTable(TableConfig{
 		Partition: uint32(partition.Partition), Epoch: epoch, LastSession: &f.lastSession, Slots: f.slots,
 		SilenceTicks:  int((lease.Silence(f.config.Lease)+f.tickInterval()-1)/f.tickInterval()) + 1,
@@ -349,7 +347,19 @@ func (f *Fleet) endLead(partition messages.Numbering) {
 		l.table.Close()
 		f.leads[partition.Partition] = nil
 	}
-	f.undelivered = slices.DeleteFunc(f.undelivered, func(r executor.Report) bool { return partition.Owns(r.Key.Run) })
+	f.dropReports(func(key messages.AttemptKey) bool { return partition.Owns(key.Run) })
+}
+
+// dropReports drops the reports of these attempts that were queued. mu is held.
+func (f *Fleet) dropReports(of func(messages.AttemptKey) bool) {
+	f.undelivered = slices.DeleteFunc(f.undelivered, func(r executor.Report) bool { return of(r.Key) })
+}
+
+// awaitDelivery waits for the call of the sink that is under way. mu is held, and released while it waits.
+func (f *Fleet) awaitDelivery() {
+	for before := f.deliveries; f.delivering && f.deliveries == before; {
+		f.delivered.Wait()
+	}
 }
 
 // queueReport queues a report. mu is held.
@@ -382,9 +392,15 @@ func (f *Fleet) Revoke(key messages.AttemptKey) {
 
 // ExpectResume implements executor.Durable: the actor of a run is rebuilt.
 func (f *Fleet) ExpectResume(runs ...messages.RunID) {
+	f.mu.Lock()
+	defer f.unlockAndDeliver()
 	for _, run := range runs {
-		f.withTable(run, func(t *Table, _ int64) { t.ExpectResume(run) })
+		if l := f.leadOf(run); l != nil {
+			l.table.ExpectResume(run)
+		}
 	}
+	f.dropReports(func(key messages.AttemptKey) bool { return slices.Contains(runs, key.Run) })
+	f.awaitDelivery()
 }
 
 // ResumeDone implements executor.Durable.

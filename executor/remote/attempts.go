@@ -412,6 +412,15 @@ func (r *Remote) queueReport(rep executor.Report) {
 	}
 }
 
+// dropReports drops the reports of these attempts that were queued. When it returns, none is on its way to
+// the sink. It releases mu while it waits for the sink.
+func (r *Remote) dropReports(of func(messages.AttemptKey) bool) {
+	r.undelivered = slices.DeleteFunc(r.undelivered, func(rep executor.Report) bool { return of(rep.Key) })
+	for before := r.deliveries; r.delivering && r.deliveries == before; {
+		r.delivered.Wait()
+	}
+}
+
 // unlockAndDeliver releases mu and delivers the reports that were queued. The sink is called without the
 // lock, since it may call Start or Kill. If another goroutine is delivering already, it delivers these
 // reports too: so only one goroutine delivers at a time, and the reports of an attempt stay in order.
@@ -427,6 +436,8 @@ func (r *Remote) unlockAndDeliver() {
 		r.mu.Unlock()
 		r.cfg.Sink(batch...)
 		r.mu.Lock()
+		r.deliveries++
+		r.delivered.Broadcast()
 	}
 	r.delivering = false
 	r.mu.Unlock()

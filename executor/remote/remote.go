@@ -84,6 +84,8 @@ type Remote struct {
 	active       *peer             // nil, or synced and taking orders
 	undelivered  []executor.Report // in the order in which they are to be made; see unlockAndDeliver
 	delivering   bool              // a goroutine delivers the reports
+	deliveries   uint64            // calls of the sink that are over
+	delivered    *sync.Cond        // of mu; signalled by each of them
 	earlyDeaths  int               // new workers in a row that never served, or could not be started
 	discoveryErr error             // why the workers without a folder are not known yet; nil once they are
 	recovering   *peer             // the dead worker whose state the supervisor recovers at present, or nil
@@ -124,6 +126,7 @@ func New(cfg Config) (*Remote, error) {
 	cfg.slowRecovery = cmp.Or(cfg.slowRecovery, cfg.Settings.CloseGrace+defaultSlowRecovery)
 	r := &Remote{cfg: cfg, log: cfg.Logger, wakeSupervisor: make(chan struct{}, 1), supervised: make(chan struct{}),
 		attempts: attemptTable{}, postponedStarts: map[string]uint64{}}
+	r.delivered = sync.NewCond(&r.mu)
 	for _, reason := range executor.PostponeReasons {
 		r.postponedStarts[reason] = 0
 	}
@@ -285,7 +288,8 @@ func (r *Remote) OpenLog(key messages.AttemptKey, stream messages.Stream) (messa
 
 // ExpectResume implements executor.Durable. From the first call on, the attempts that workers have of all
 // other runs are orphans. Each call takes the orders of its runs back: an attempt that a worker has stays
-// in the table without an order, and is reported once its run orders it again. It costs O(attempts).
+// in the table without an order, and is reported once its run orders it again. It costs O(attempts), and
+// waits for the call of the sink that is under way.
 func (r *Remote) ExpectResume(runs ...messages.RunID) {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
@@ -304,6 +308,7 @@ func (r *Remote) ExpectResume(runs ...messages.RunID) {
 			r.discardOrphan(key, a)
 		}
 	}
+	r.dropReports(func(key messages.AttemptKey) bool { return resuming[key.Run] })
 }
 
 // detachOrder makes an attempt one that is not asked for yet. An order that was never given to a worker

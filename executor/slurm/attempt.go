@@ -92,7 +92,9 @@ func (r *reconciler) setStage(a *attempt, to stage) {
 
 // startOrder accepts an order, or finds out what became of it before a restart. It serves Slurm.Start.
 //
-// An order is a repetition if its attempt has an order, or was acknowledged not long ago (recent). An
+// An order is a repetition if its attempt has an order, or was acknowledged not long ago (recent). An order
+// that is resumed is not: its end is not durable, and is reported again, also that of one that can never
+// run. An
 // attempt without an order is an orphan that is being ended: it gets the order, and so its end is
 // reported. A folder that exists shows that a former server accepted the order (recoverAttempt).
 //
@@ -103,9 +105,9 @@ func (r *reconciler) startOrder(o *executor.Order) {
 	a := r.attempts[o.Key]
 	switch {
 	case r.closing:
-		r.slurm.cfg.Sink(o.ReportAfterClose(time.Now().UnixNano()))
+		r.slurm.report(o.ReportAfterClose(time.Now().UnixNano()))
 		return
-	case a != nil && a.order != nil, a == nil && r.recent.Has(o.Key):
+	case a != nil && a.order != nil, a == nil && r.recent.Has(o.Key) && !o.Resume:
 		return
 	case a != nil:
 		a.order = o
@@ -122,7 +124,7 @@ func (r *reconciler) startOrder(o *executor.Order) {
 	}
 	if err != nil {
 		r.recent.Add(o.Key)
-		r.slurm.cfg.Sink(o.NotStartedReport(time.Now().UnixNano(), messages.AttemptNotStarted, err.Error()))
+		r.slurm.report(o.NotStartedReport(time.Now().UnixNano(), messages.AttemptNotStarted, err.Error()))
 		return
 	}
 	r.track(a)
@@ -393,7 +395,7 @@ func (r *reconciler) noteStart(a *attempt) {
 func (r *reconciler) reportStart(a *attempt) {
 	if !a.startReported && a.order != nil && a.startedAt != 0 {
 		a.startReported = true
-		r.slurm.cfg.Sink(executor.Report{Key: a.key, Kind: executor.Started, At: a.startedAt})
+		r.slurm.report(executor.Report{Key: a.key, Kind: executor.Started, At: a.startedAt})
 	}
 }
 
@@ -435,6 +437,6 @@ func (r *reconciler) reportEnd(a *attempt, report *executor.Report) {
 		}
 	}
 	if report != nil && a.order != nil {
-		r.slurm.cfg.Sink(*report)
+		r.slurm.report(*report)
 	}
 }

@@ -219,6 +219,29 @@ func TestRebuiltRunMustOrderAgain(t *testing.T) {
 	}
 }
 
+// An order that can never run has no folder. A run that is rebuilt before its end was durable orders it again,
+// and hears the same again.
+func TestRebuiltRunHearsAgainWhyAnOrderCannotRun(t *testing.T) {
+	g := newRig(t)
+	log := &reports{rec: executortest.NewRecorder(t)}
+	s, err := slurm.New(g.config(log.sink))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.ExpectResume()
+	o := g.order(1, "")
+	o.Command, o.UseShell = nil, false
+	s.Start(o)
+	checkEnd(t, log.rec.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "")
+	s.ExpectResume(1)
+	fresh := executortest.NewRecorder(t)
+	log.use(fresh)
+	s.Start(asResumed(o))
+	s.ResumeDone(1)
+	checkEnd(t, fresh.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "")
+}
+
 // A run's actor is rebuilt while the report of an ended attempt is being made. The report that the run
 // gets once it has ordered the attempt again has the whole output.
 func TestRebuildDuringCollectionKeepsOutput(t *testing.T) {

@@ -57,6 +57,12 @@ type Slurm struct {
 	reconcilerDone chan struct{}  // closed when the reconciler has ended
 	reconciler     reconciler     // used by its own goroutine only
 
+	// sinkMu is held over the reconciler's calls of the sink, and guards rebuilding. It is taken before mu.
+	sinkMu sync.Mutex
+	// rebuilding counts, by run, the calls of ExpectResume that the reconciler has not served yet. What it
+	// would report of these runs is of former orders.
+	rebuilding map[messages.RunID]int
+
 	mu         sync.Mutex
 	state      state
 	requests   []func()                               // for the reconciler, in the order of the calls
@@ -103,7 +109,7 @@ func New(cfg Config) (*Slurm, error) {
 	}
 	s := &Slurm{cfg: cfg, commands: newCommands(cfg.Getenv), baseEnv: executor.BaseEnvironment(cfg.Getenv),
 		collectSlots: make(chan struct{}, maxCollecting),
-		wakeup:       make(chan struct{}, 1), reconcilerDone: make(chan struct{}), liveOutput: map[messages.AttemptKey]*attemptOutput{}}
+		wakeup:       make(chan struct{}, 1), reconcilerDone: make(chan struct{}), rebuilding: map[messages.RunID]int{}, liveOutput: map[messages.AttemptKey]*attemptOutput{}}
 	if err := s.commands.checkInstalled(); err != nil {
 		return nil, err
 	}
@@ -232,9 +238,36 @@ func (s *Slurm) Acknowledge(keys ...messages.AttemptKey) {
 // attempts are not reported until they are ordered again.
 //
 // Until the first call a Slurm leaves the attempts in its folder alone.
+//
+// The reconciler may be behind, and still report what came of orders before this call: report drops that.
 func (s *Slurm) ExpectResume(runs ...messages.RunID) {
 	runs = slices.Clone(runs)
-	s.request(func() { s.reconciler.expectResume(runs) })
+	s.countRebuilding(runs, 1)
+	s.request(func() {
+		s.reconciler.expectResume(runs)
+		s.countRebuilding(runs, -1)
+	})
+}
+
+// countRebuilding adds n to the entries of runs in rebuilding. It waits for the call of the sink that is under
+// way.
+func (s *Slurm) countRebuilding(runs []messages.RunID, n int) {
+	s.sinkMu.Lock()
+	defer s.sinkMu.Unlock()
+	for _, run := range runs {
+		if s.rebuilding[run] += n; s.rebuilding[run] == 0 {
+			delete(s.rebuilding, run)
+		}
+	}
+}
+
+// report makes a report, unless it is of a former order. Only the reconciler calls it.
+func (s *Slurm) report(r executor.Report) {
+	s.sinkMu.Lock()
+	defer s.sinkMu.Unlock()
+	if s.rebuilding[r.Key.Run] == 0 {
+		s.cfg.Sink(r)
+	}
 }
 
 // ResumeDone says that the run has ordered all its live attempts again. Other attempts of that run
