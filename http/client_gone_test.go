@@ -61,13 +61,16 @@ func waitForDeparture(e *fakeEngine, method string) (waiting chan struct{}, ende
 	return waiting, ended
 }
 
+// withShortWatch has clients watched soon after their request has begun to wait.
+func withShortWatch(c *Config) { c.watchAfter = 5 * time.Millisecond }
+
 // TestCallEndsWhenTheClientLeaves: a call that waits in the engine ends soon after its client
 // has gone. The connection and the request's place are free then, and the log has no error.
 func TestCallEndsWhenTheClientLeaves(t *testing.T) {
 	for method, request := range callsOfTheEngine() {
 		t.Run(method, func(t *testing.T) {
 			e := contractEngine(t)
-			s := serve(t, e, func(c *Config) { c.watchAfter = 5 * time.Millisecond })
+			s := serve(t, e, withShortWatch)
 			waiting, ended := waitForDeparture(e, method)
 			c, _ := s.raw(request)
 			<-waiting

@@ -221,7 +221,7 @@ func TestLeaderLostInMidRequest(t *testing.T) {
 	} {
 		for _, how := range []string{"dies", "freezes"} {
 			t.Run(fmt.Sprint(c.method, " ", c.target, " ", len(c.body), " ", len(c.header), " ", how), func(t *testing.T) {
-				rig := newClusterRig(t, 3)
+				rig := newClusterRig(t, 3, withShortTicks)
 				first, entry := rig.node("n1"), rig.node("n2")
 				reached, release := make(chan struct{}, 8), make(chan struct{})
 				first.engine.wait = func(ctx context.Context, method string) error {
@@ -288,7 +288,7 @@ func TestRepeatThatFailsLeavesTheOutcomeUnknown(t *testing.T) {
 func TestDepartureEndsAForwardedRequest(t *testing.T) {
 	for name, path := range map[string]string{"long poll": "/v1/dagrun/2/state?wait=60s", "events": "/v1/dagrun/2/events", "all events": "/v1/events", "log": "/v1/dagrun/0/task/simple_0/log?follow=1"} {
 		t.Run(name, func(t *testing.T) {
-			rig := newClusterRig(t, 2)
+			rig := newClusterRig(t, 2, withShortWatch)
 			leader, entry := rig.node("n1"), rig.node("n2")
 			feed, log := newFakeFeed(), &fakeLog{live: true}
 			leader.engine.feed, leader.engine.runs[0].logs[logKey("simple_0", 1, messages.Stdout)] = feed, log

@@ -374,7 +374,7 @@ func TestBatchOverPartitions(t *testing.T) {
 func TestLostNodeOfAPart(t *testing.T) {
 	for _, how := range []string{"dies", "freezes"} {
 		t.Run(how, func(t *testing.T) {
-			rig, all := newPartedCluster(t, []string{"n1", "n2"}, 4)
+			rig, all := newPartedCluster(t, []string{"n1", "n2"}, 4, withShortTicks)
 			entry := rig.node("n1")
 			release := make(chan struct{})
 			// lose has the next call at n2 hang, and makes n3 the leader of partition 1 then.

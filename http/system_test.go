@@ -158,7 +158,7 @@ func TestBackupThatCannotBegin(t *testing.T) {
 func TestBackupEndsWithItsClient(t *testing.T) {
 	for _, first := range []string{"", strings.Repeat("x", 100_000)} {
 		begun, ended := make(chan struct{}), make(chan error, 1)
-		s := serve(t, &fakeEngine{}, func(c *Config) {
+		s := serve(t, &fakeEngine{}, withShortWatch, func(c *Config) {
 			c.Backup = func(ctx context.Context, w io.Writer) error {
 				close(begun)
 				for ctx.Err() == nil && first != "" {

@@ -20,7 +20,7 @@ import (
 const script = `echo "begin $CARAVAN_TASK $CARAVAN_ATTEMPT" >>lines; sleep 0.02; echo "end $CARAVAN_TASK $CARAVAN_ATTEMPT" >>lines`
 
 // storm starts the server of a folder, again and again, until all tasks have
-// succeeded; disturb is called beside each of its lives but the last ones.
+// succeeded. Storms mostly wait, so they run in parallel.
 type storm struct {
 	*rig
 	tasks  int
@@ -29,13 +29,14 @@ type storm struct {
 }
 
 func newStorm(t *testing.T, tasks int, seed uint64) *storm {
-	return &storm{rig: newRig(t), tasks: tasks, rng: rand.New(rand.NewPCG(seed, 1))}
+	t.Parallel()
+	return &storm{rig: newParallelRig(t), tasks: tasks, rng: rand.New(rand.NewPCG(seed, 1))}
 }
 
 func (s *storm) serve() *exec.Cmd {
 	s.t.Helper()
 	cmd := exec.Command(os.Args[0], "server", s.data, fmt.Sprint(s.tasks), script)
-	cmd.Stderr = &s.stderr
+	cmd.Stderr, cmd.Env = &s.stderr, append(os.Environ(), s.mark)
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}

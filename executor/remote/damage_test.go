@@ -61,7 +61,8 @@ func TestDamageNeverStartsAnAttemptTwice(t *testing.T) {
 			continue
 		}
 		t.Run(c.name, func(t *testing.T) {
-			g := newRig(t)
+			t.Parallel() // it mostly waits
+			g := newParallelRig(t)
 			folder := func(cfg *remote.Config) {
 				cfg.Settings.DataFolderID = "data" + filepath.Base(g.data) + t.Name()
 				cfg.CPUMillis = 8000

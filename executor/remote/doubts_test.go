@@ -26,7 +26,8 @@ var steps = []time.Duration{0, -time.Hour, time.Hour}
 func TestResumeOfAnUnknownAttempt(t *testing.T) {
 	for _, step := range steps {
 		t.Run(step.String(), func(t *testing.T) {
-			g := newRig(t)
+			t.Parallel() // it mostly waits
+			g := newParallelRig(t)
 			before, later := g.order(1, "echo x >>ran"), g.order(2, "true")
 			before.GrantedAt -= int64(step)
 			later.GrantedAt += int64(step)
@@ -79,7 +80,8 @@ func TestResumeOfAnUnknownAttempt(t *testing.T) {
 func TestLossesOutliveTheServer(t *testing.T) {
 	for _, step := range steps {
 		t.Run(step.String(), func(t *testing.T) {
-			g := newRig(t)
+			t.Parallel() // it mostly waits
+			g := newParallelRig(t)
 			rec := executortest.NewRecorder(t)
 			r := g.open(rec)
 			r.ExpectResume()

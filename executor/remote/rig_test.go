@@ -31,10 +31,17 @@ type rig struct {
 }
 
 func newRig(t *testing.T) *rig {
-	g := &rig{t: t, data: t.TempDir(), log: &executortest.SyncBuffer{}}
-	g.mark = "CARAVAN_TEST_MARK=" + filepath.Base(filepath.Dir(g.data)) + strconv.Itoa(os.Getpid())
+	g := newParallelRig(t)
 	name, value, _ := strings.Cut(g.mark, "=")
 	t.Setenv(name, value)
+	return g
+}
+
+// newParallelRig is newRig for a test that runs in parallel with others: the mark is not in the environment of
+// this process. Workers and tasks are found by their folder.
+func newParallelRig(t *testing.T) *rig {
+	g := &rig{t: t, data: t.TempDir(), log: &executortest.SyncBuffer{}}
+	g.mark = "CARAVAN_TEST_MARK=" + filepath.Base(filepath.Dir(g.data)) + strconv.Itoa(os.Getpid())
 	t.Cleanup(g.end)
 	t.Cleanup(func() {
 		if !t.Failed() { // else a server that would end them may be missing
