@@ -7,9 +7,14 @@ import "time"
 // meets it: two processors with a load of 20 make a test under the race detector wait for seconds.
 const Patience = 30 * time.Second
 
-// pollInterval is the time between two looks at a state that has no signal. It is short, since most
-// states are reached within milliseconds, and a look costs little.
-const pollInterval = 2 * time.Millisecond
+// The time between two looks at a state that has no signal. It is short at first, since most states are
+// reached within milliseconds. A look may be a request to a process, so a long wait looks less often: the
+// tests that run beside it need the processors, and the state is noticed late by a part of the wait.
+const (
+	shortestPollPause = 2 * time.Millisecond
+	longestPollPause  = 20 * time.Millisecond
+	pollPausePart     = 16 // of the time since the first look
+)
 
 // TB is the part of testing.TB that the functions of this package need. Their own tests pass one
 // that records the failure. Fatalf must not return, as that of testing.T does not.
@@ -94,18 +99,20 @@ func BusyFactor() int {
 // Poll reports whether a condition holds within limit. It looks at once, and once more at the end,
 // so that a machine which was asleep for the whole limit does not decide.
 func Poll(limit time.Duration, condition func() bool) bool {
+	begin := time.Now()
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
+	pause := time.NewTimer(shortestPollPause)
+	defer pause.Stop()
 	for {
 		if condition() {
 			return true
 		}
+		pause.Reset(min(max(time.Since(begin)/pollPausePart, shortestPollPause), longestPollPause))
 		select {
 		case <-deadline.C:
 			return condition()
-		case <-tick.C:
+		case <-pause.C:
 		}
 	}
 }

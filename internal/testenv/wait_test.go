@@ -40,6 +40,14 @@ func TestEventuallyFailsAfterItsDeadline(t *testing.T) {
 	}
 }
 
+// TestLongWaitLooksLessOften: a look every 2 ms would be a hundred. A busy machine has fewer in any case.
+func TestLongWaitLooksLessOften(t *testing.T) {
+	looks := 0
+	if Poll(200*time.Millisecond, func() bool { looks++; return false }) || looks > 60 {
+		t.Errorf("%d looks", looks)
+	}
+}
+
 func TestGrowingTimeEndsAtTheFirstSuccess(t *testing.T) {
 	var r recorder
 	var times []time.Duration
