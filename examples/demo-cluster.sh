@@ -14,10 +14,9 @@ cluster=n1=127.0.0.1:$((base + 1)),n2=127.0.0.1:$((base + 2)),n3=127.0.0.1:$((ba
 
 # kill_workers ends the workers of a node that is gone. They outlive their server, but not their machine.
 kill_workers() {
-	for process in /proc/[0-9]*; do
-		if tr '\0' ' ' 2>/dev/null <"$process/cmdline" | grep -qF "worker --data $dir/$1/data "; then
-			kill -9 "${process#/proc/}" 2>/dev/null || true
-		fi
+	for file in $(grep -lsF "$dir/$1/data" /proc/[0-9]*/cmdline); do # grep finds itself, too, and has ended
+		process=${file%/cmdline}
+		kill -9 "${process#/proc/}" 2>/dev/null || true
 	done
 }
 finish() {
