@@ -22,7 +22,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-var seedRunsFlag = flag.Int("seed-runs", 40, "runs of the server that becomes a cluster")
+var seedRunsFlag = flag.Int("seed-runs", 12, "runs of the server that becomes a cluster")
 
 // answer is what a server says to a request, without what differs from one server to another.
 type answer struct {
@@ -196,13 +196,17 @@ func fillServer(t testing.TB, server *testenv.Server, noops int, long string) (a
 
 	// Unfinished runs: paused ones with a task that has ended, and ones that wait for a server that is not paused.
 	for range 2 {
-		run := submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 0.3; echo done"), "b": e2etest.Sh("echo b").After("a")}))
+		gate := filepath.Join(t.TempDir(), "gate") // else a slow look would find that the task has ended
+		run := submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("until [ -e " + gate + " ]; do sleep 0.05; done; echo done"), "b": e2etest.Sh("echo b").After("a")}))
 		e2etest.Eventually(t, "the first task runs", func() bool {
 			a, _ := request(t, server.URL, "GET", fmt.Sprintf("/v1/dagrun/%d/task/a/state", run), "")
 			return strings.Contains(a.body, "RUNNING")
 		})
 		if a, _ := request(t, server.URL, "PATCH", fmt.Sprintf("/v1/dagrun/%d/state/PAUSED", run), ""); a.status != http.StatusOK {
 			t.Fatalf("%+v", a)
+		}
+		if err := os.WriteFile(gate, nil, 0o600); err != nil {
+			t.Fatal(err)
 		}
 		e2etest.Eventually(t, "the first task has ended", func() bool {
 			a, _ := request(t, server.URL, "GET", fmt.Sprintf("/v1/dagrun/%d/task/a/state", run), "")

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/client"
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
@@ -94,6 +95,10 @@ func TestLeadershipIsTransferred(t *testing.T) {
 	}
 }
 
+// loadInterval is the time between two submissions at a node that are the load of a test: enough that changes
+// meet them at any moment, and little work for a machine that runs other tests beside them.
+const loadInterval = 10 * time.Millisecond
+
 // submitNoops submits runs at nodes in turn until end, and returns those that were accepted.
 func (c *testCluster) submitNoops(nodes ...*clusterNode) (accepted func() int, end func() []uint64) {
 	ctx, cancel := context.WithCancel(c.t.Context())
@@ -103,7 +108,10 @@ func (c *testCluster) submitNoops(nodes ...*clusterNode) (accepted func() int, e
 	for _, n := range nodes {
 		api := c.client(n)
 		wait.Go(func() {
+			tick := time.NewTicker(loadInterval)
+			defer tick.Stop()
 			for ctx.Err() == nil {
+				<-tick.C
 				run, err := api.Submit(ctx, []byte(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), client.SubmitOptions{})
 				if err == nil {
 					lock.Lock()
@@ -216,13 +224,17 @@ func TestReplicaIsRepaired(t *testing.T) {
 }
 
 // TestNodeIsRemoved proves that a node of four can be taken out once it is stopped and the lease of its tasks is over,
-// that it ends with the reason when it comes back, and that the other three survive the loss of one more.
+// that it ends with the reason when it comes back, and that the other three survive the loss of one more. The cluster
+// has as many partitions as one that is started without the option.
 func TestNodeIsRemoved(t *testing.T) {
 	t.Parallel()
 	c := prepareNodes(t, 4, "--worker-lease", "5s")
 	c.start()
 	ctx := t.Context()
 	gone, asked := c.nodes[3], c.nodes[0]
+	if found, err := c.client(asked).Cluster(ctx); err != nil || len(found.Partitions) != 6 {
+		t.Errorf("a new cluster without the option has %+v, %v", found, err)
+	}
 	accepted, end := c.submitNoops(asked)
 	e2etest.Eventually(t, "runs are accepted", func() bool { return accepted() > 10 })
 	if out, ok := c.operate(asked, "cluster", "remove", gone.name); ok || !strings.Contains(out, "node n4 runs: stop it first") {

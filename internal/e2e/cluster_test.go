@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -212,7 +213,8 @@ func (c *testCluster) idOf(asked, n *clusterNode) string {
 var onePartition = []string{"--partitions", "1"}
 
 // TestClusterNode proves with the real binary what docs/cluster.md promises: a planned stop that no caller
-// notices, a crash, a node that lost its folder, and the loss of the majority.
+// notices, a crash, a node that lost its folder and is replaced by one that has all runs, and the loss of the
+// majority.
 func TestClusterNode(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, onePartition...)
@@ -300,6 +302,15 @@ func TestClusterNode(t *testing.T) {
 	if s, err := c.client(follows).Summary(ctx, run); err != nil || s.State != client.Completed {
 		t.Errorf("the run after the crash: %+v, %v", s, err)
 	}
+	var later uint64
+	e2etest.Eventually(t, "a run without the lost node is COMPLETED", func() bool {
+		api := c.client(leads)
+		if later, err = api.Submit(ctx, []byte(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), client.SubmitOptions{IdempotencyKey: "later"}); err != nil {
+			return false
+		}
+		s, err := api.Wait(ctx, later, client.WaitOptions{})
+		return err == nil && s.State == client.Completed
+	})
 	c.launch(lost)
 	e2etest.Eventually(t, "the node without its folder is refused", func() bool { return strings.Contains(lost.server.Log(), "the folder of that node was lost") })
 	<-lost.server.Ended()
@@ -319,11 +330,14 @@ func TestClusterNode(t *testing.T) {
 		id := c.idOf(leads, lost)
 		return err == nil && found.Partitions[0].Lag == 0 && found.Partitions[0].Lease && id != "" && id != formerID
 	})
+	e2etest.Eventually(t, "the new node says so", func() bool { return strings.Contains(lost.server.Log(), "this node is in place of the former one") })
 	follows.server.Kill()
-	e2etest.Eventually(t, "the new node counts for the majority", func() bool {
-		s, err := c.client(lost).Summary(ctx, run)
-		return err == nil && s.State == client.Completed
-	})
+	for _, run := range []uint64{run, later} {
+		e2etest.Eventually(t, "the new node counts for the majority, and has the runs", func() bool {
+			s, err := c.client(lost).Summary(ctx, run)
+			return err == nil && s.State == client.Completed
+		})
+	}
 	if _, err := c.client(lost).Submit(ctx, []byte(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), client.SubmitOptions{}); err != nil {
 		t.Errorf("a submission with the new node: %v", err)
 	}
@@ -333,6 +347,15 @@ func TestClusterNode(t *testing.T) {
 	}
 	if s, err := c.client(lost).Summary(ctx, run); err != nil || s.State != client.Completed {
 		t.Errorf("the run at the new node: %+v, %v", s, err)
+	}
+
+	// It is a node like any other: its folder ignores the option from now on.
+	if code, _, err := lost.server.Stop(e2etest.Patience); code != 0 || err != nil {
+		t.Errorf("exit %d, %v", code, err)
+	}
+	c.launch(lost)
+	if err := lost.server.AwaitReady(); err != nil {
+		t.Fatal(err)
 	}
 	lost.server.Kill()
 	lost.server = nil
@@ -368,98 +391,13 @@ func TestClusterNode(t *testing.T) {
 	leads.server = nil
 }
 
-// TestLostNodeIsReplaced proves that a new node takes the place of one that was lost with its disk, and has
-// all runs: it is one of the two that go on when the leader is lost, too.
-func TestLostNodeIsReplaced(t *testing.T) {
-	t.Parallel()
-	c := startCluster(t, onePartition...)
-	ctx := t.Context()
-	leads, lost := c.leader(c.nodes[0])
-	api := c.client(leads)
-	completed := func(api *client.Client) uint64 {
-		t.Helper()
-		run, err := api.Submit(ctx, []byte(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), client.SubmitOptions{})
-		if err == nil {
-			_, err = api.Wait(ctx, run, client.WaitOptions{})
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return run
-	}
-	runs := []uint64{completed(api)}
-	idOf := func(n *clusterNode) string {
-		found, err := api.Cluster(ctx)
-		if err != nil {
-			return ""
-		}
-		for _, node := range found.Nodes {
-			if node.Name == n.name {
-				return node.ID
-			}
-		}
-		return ""
-	}
-	former := idOf(lost)
-	lost.server.Kill()
-	if err := testenv.EndWorkers(lost.config.Data, e2etest.Patience); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.RemoveAll(lost.config.Data); err != nil {
-		t.Fatal(err)
-	}
-	lost.server = nil
-	runs = append(runs, completed(api))
-	lost.config.Args = append([]string{"--replace"}, lost.config.Args...)
-	c.launch(lost)
-	if err := lost.server.AwaitReady(); err != nil {
-		t.Fatal(err)
-	}
-	e2etest.Eventually(t, "the new node is in place of the former one", func() bool { return strings.Contains(lost.server.Log(), "this node is in place of the former one") })
-	e2etest.Eventually(t, "the leader lists it", func() bool { id := idOf(lost); return id != "" && id != former })
-	runs = append(runs, completed(c.client(lost)))
-
-	// The loss of the leader: the new node is needed for a majority.
-	leads.server.Kill()
-	leads.server = nil
-	api = c.client(lost)
-	e2etest.Eventually(t, "the other two go on", func() bool { _, err := api.Summary(ctx, runs[0]); return err == nil })
-	runs = append(runs, completed(api))
-	for _, run := range runs {
-		if s, err := api.Summary(ctx, run); err != nil || s.State != client.Completed {
-			t.Errorf("run %v: %+v, %v", run, s, err)
-		}
-	}
-
-	// It is a node like any other: its folder ignores the option from now on.
-	if code, _, err := lost.server.Stop(e2etest.Patience); code != 0 || err != nil {
-		t.Errorf("exit %d, %v", code, err)
-	}
-	c.launch(lost)
-	if err := lost.server.AwaitReady(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestClusterOfSeveralPartitions proves that each node lists the runs of all partitions and finds each of
 // them, also after the loss of a node, and that the number of partitions is fixed: a node that comes back
-// without the option has that of its folder.
+// without the option has that of its folder. TestNodeIsRemoved has the default number.
 func TestClusterOfSeveralPartitions(t *testing.T) {
-	for name, test := range map[string]struct {
-		options    []string
-		partitions int
-	}{
-		"of a new cluster": {nil, 6},
-		"three":            {[]string{"--partitions", "3"}, 3},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			testSeveralPartitions(t, test.partitions, test.options...)
-		})
-	}
-}
-
-func testSeveralPartitions(t *testing.T, partitions int, options ...string) {
+	t.Parallel()
+	const partitions = 3
+	options := []string{"--partitions", strconv.Itoa(partitions)}
 	c := startCluster(t, options...)
 	ctx := t.Context()
 	runs := map[uint64]bool{}
@@ -469,7 +407,7 @@ func testSeveralPartitions(t *testing.T, partitions int, options ...string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		runs[run], parts[run%uint64(partitions)] = true, true
+		runs[run], parts[run%partitions] = true, true
 	}
 	if len(runs) != 12 || len(parts) < 2 {
 		t.Errorf("runs %v are in partitions %v", runs, parts)

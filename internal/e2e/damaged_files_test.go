@@ -57,15 +57,28 @@ func flipBit(t *testing.T, path string, at int64) {
 	}
 }
 
+// submitPaused submits a run with a task and one after it, which is paused between the two.
+func submitPaused(t *testing.T, s *e2etest.Server, next e2etest.Task) (run uint64) {
+	t.Helper()
+	gate := filepath.Join(t.TempDir(), "gate")
+	run = s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"a": e2etest.Sh("until [ -e " + gate + " ]; do sleep 0.05; done"), "b": next.After("a"),
+	}).With("tag", "kept"))
+	s.AwaitTask(run, "a", "RUNNING")
+	s.Want(200, "PATCH", e2etest.Path(run, "/state/PAUSED"), "")
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.AwaitTask(run, "a", "COMPLETED")
+	return run
+}
+
 // stoppedFolder is a data folder, stopped cleanly, with a paused run whose command would create a
 // file.
 func stoppedFolder(t *testing.T, command string) (s *e2etest.Server, run uint64) {
 	t.Helper()
 	s = e2etest.Start(t)
-	run = s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"a": e2etest.Sh("sleep 0.01"), "b": e2etest.Sh(command).After("a").With("retryIntervalSeconds", 1),
-	}).With("tag", "kept"))
-	s.Want(200, "PATCH", e2etest.Path(run, "/state/PAUSED"), "")
+	run = submitPaused(t, s, e2etest.Sh(command).With("retryIntervalSeconds", 1))
 	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
@@ -194,10 +207,7 @@ func killedFolder(t *testing.T) (data string, ended, paused uint64, ran func() i
 	s := e2etest.Start(t)
 	ended = s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo ran >> " + lines)}))
 	s.Await(ended, "COMPLETED")
-	paused = s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"a": e2etest.Sh("sleep 0.01"), "b": e2etest.Sh("echo later >> " + lines).After("a"),
-	}))
-	s.Want(200, "PATCH", e2etest.Path(paused, "/state/PAUSED"), "")
+	paused = submitPaused(t, s, e2etest.Sh("echo later >> "+lines))
 	s.Kill()
 	<-s.Ended()
 	return s.Config().Data, ended, paused, func() int {

@@ -22,9 +22,9 @@ import (
 // runs once.
 func TestCommitLogErrors(t *testing.T) {
 	t.Parallel()
-	tasks := max(scaled(300), 100)
+	tasks := max(scaled(150), 100)
 	rng := seededRandom(t)
-	at := func() int { return 1 + rng.IntN(100) }
+	at := func() int { return 1 + rng.IntN(60) }
 	for name, fault := range sampleCases(rng, map[string]faults.Fault{
 		"a record":               {Op: faults.Write, Path: "0*", First: at(), Err: syscall.EIO},
 		"a torn record":          {Op: faults.Write, Path: "0*", First: at(), Err: syscall.EIO, Short: 1 + rng.IntN(2000)},
@@ -156,7 +156,7 @@ func TestDiskErrorsAtStart(t *testing.T) {
 func TestOutputErrors(t *testing.T) {
 	t.Parallel()
 	rng := seededRandom(t)
-	const tasks = 60
+	const tasks = 40
 	at := func() int { return 1 + rng.IntN(tasks/2) }
 	for name, fault := range sampleCases(rng, map[string]faults.Fault{
 		"the file":      {Op: faults.Create, Path: "*.out", Times: 3, Err: syscall.EIO},

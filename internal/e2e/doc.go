@@ -34,9 +34,9 @@
 //	-kills N    kills at random moments (20)
 //	-acked N    acknowledged submissions of the kill-after-200 test (400)
 //	-rounds N   rounds of the tests that kill server and worker (2)
-//	-damages N  damaged data folders (40); a tenth of it are cases of disk errors of each test
+//	-damages N  damaged data folders (30); a tenth of it are cases of disk errors of each test
 //	-cuts N     power cuts (3); they need root and an ext4 on a loop device
-//	-hostile N  malformed requests (5000)
+//	-hostile N  malformed requests (3000)
 //	-sizes big  runs of 1,000,000 tasks in large_runs_test.go, 10,000 concurrent processes
 //	-copies N   copies of a data folder (2)
 //	-pause D    how long worker_test.go stops processes (3s); 65s exceeds the limit of a commit

@@ -135,7 +135,7 @@ func TestHangingStartsDelayOnlyThemselves(t *testing.T) {
 	// Enough tasks to make the worker's garbage collector run.
 	many := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(": {{N}}"),
-	}).With("parameters", map[string]any{"N": e2etest.Numbers(1000)}))
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(400)}))
 	s.Await(many, "COMPLETED")
 
 	awaitExecs(t, leases) // they still wait

@@ -219,7 +219,7 @@ func slowBody(rng *rand.Rand) attack {
 	return attack{kind: "slow body", method: "POST", text: whole[:1+rng.IntN(len(whole)-1)], leave: true}
 }
 
-// TestHostileRequests makes -hostile (10,000) requests of all kinds, from 16 clients at a time,
+// TestHostileRequests makes -hostile requests of all kinds, from 16 clients at a time,
 // while 1,000 idle connections are open. Each gets a correct status. 20 submissions whose body
 // arrives one byte at a time succeed, truncated ones are never accepted, and afterwards the server
 // has its former numbers of goroutines and descriptors.
@@ -532,7 +532,7 @@ func TestHostileLoad(t *testing.T) {
 		})
 	}
 	began := time.Now()
-	took := honestClient(t, s, least, time.Duration(max(3, scaled(6)))*time.Second)
+	took := honestClient(t, s, least, 3*time.Second)
 	cancel()
 	hostile.Wait()
 	if len(took) < least {

@@ -170,12 +170,16 @@ func (h *history) submitRestartable(t *testing.T, s *e2etest.Server) {
 	s.Want(200, "DELETE", e2etest.Path(killed, ""), "")
 	s.Await(killed, "KILLED")
 	h.restartable[killed] = "QUEUED"
+	gate := filepath.Join(t.TempDir(), "gate")
 	paused := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"first": e2etest.Sh(h.noteScript("first", "paused") + "; sleep 0.2"),
+		"first": e2etest.Sh(h.noteScript("first", "paused") + "; until [ -e " + gate + " ]; do sleep 0.05; done"),
 		"then":  e2etest.Sh(h.noteScript("then_0", "paused") + "; test -n x{{N}}").After("first"),
 	}).With("parameters", map[string]any{"N": []string{"only"}}))
 	s.AwaitTask(paused, "first", "RUNNING")
 	s.Want(200, "PATCH", e2etest.Path(paused, "/state/PAUSED"), "")
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s.AwaitTask(paused, "first", "COMPLETED")
 	h.restartable[paused] = "RUNNING"
 }

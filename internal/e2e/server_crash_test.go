@@ -14,14 +14,14 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// The run of the crash test: 1 + 300 + 1 generator + 99 generated + 1 + 98 = 500
+// The run of the crash test: 1 + 180 + 1 generator + 59 generated + 1 + 58 = 300
 // tasks. Every attempt appends "start NAME ATTEMPT" and, at its end, "end NAME
 // ATTEMPT" to one file (lines that short are appended whole).
 //
-//	first -> work_0..299 (every 6th fails once) -> join -> tail_0..97
-//	first -> gen -> (made_0..98) -> join
+//	first -> work_0..179 (every 6th fails once) -> join -> tail_0..57
+//	first -> gen -> (made_0..58) -> join
 const (
-	works, mades, tails = 300, 99, 98
+	works, mades, tails = 180, 59, 58
 	crashTasks          = 1 + works + 1 + mades + 1 + tails
 )
 
@@ -76,12 +76,12 @@ func readLines(t *testing.T, dir string) []taskLine {
 	return lines
 }
 
-// TestKillNineAtRandomMoments kills the server during a run of 500 tasks with retries and a
+// TestKillNineAtRandomMoments kills the server during a run of 300 tasks with retries and a
 // generator. The moments are spread over the run: each is a random number of ended tasks and then a
 // random part of 20 ms.
 func TestKillNineAtRandomMoments(t *testing.T) {
 	rng := seededRandom(t)
-	// One run is long enough for some forty kills. On a busy machine it may be over sooner.
+	// One run is long enough for some thirty kills. On a busy machine it may be over sooner.
 	for left := scaled(*killsFlag); left > 0; {
 		left -= killAtRandomMoments(t, rng, min(left, 20))
 	}
@@ -98,7 +98,7 @@ func killAtRandomMoments(t *testing.T, rng *rand.Rand, kills int) (killed int) {
 	for killed < kills && s.State(run) != "COMPLETED" {
 		// The rest of the run, except its very end, is divided among the remaining kills.
 		done := countEnded(readLines(t, dir))
-		step := max(1, (crashTasks-150-done)/(kills-killed)) // tasks go on while the server is down
+		step := max(1, (crashTasks*7/10-done)/(kills-killed)) // tasks go on while the server is down
 		target := done + rng.IntN(step)
 		testenv.Poll(e2etest.Patience, func() bool {
 			return countEnded(readLines(t, dir)) >= target || s.State(run) == "COMPLETED"
@@ -389,7 +389,7 @@ func TestBacklogRecovers(t *testing.T) {
 	holder := s.Submit(e2etest.Graph(map[string]e2etest.Task{"hold": e2etest.Sh("exec sleep 300")}))
 	s.AwaitTask(holder, "hold", "RUNNING")
 	var waiting []uint64
-	for range max(scaled(200), 20) {
+	for range max(scaled(60), 20) {
 		waiting = append(waiting, s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true"), "b": e2etest.Sh("true").After("a")})))
 	}
 	killed, paused := waiting[0], waiting[1]
@@ -427,7 +427,7 @@ func TestBacklogRecovers(t *testing.T) {
 func TestKillNineDuringRetention(t *testing.T) {
 	t.Parallel()
 	const retained = 100
-	runs := max(scaled(4000), 1000)
+	runs := max(scaled(2000), 1000)
 	rng := seededRandom(t)
 	s := e2etest.Start(t, e2etest.Args("--retain-runs", "100"))
 	old := s.Submit(`{"tasks":{"a":{"job":{"command":["/bin/sleep","600"]}}}}`)
