@@ -5,13 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -142,6 +146,17 @@ func TestLateNodeHearsOfAReplacement(t *testing.T) {
 	}
 }
 
+// TestReplacementsAloneFormNothing: replacements that hear only of each other wait for a node of the cluster.
+func TestReplacementsAloneFormNothing(t *testing.T) {
+	all := introductions()
+	delete(all, "n1")
+	for name, self := range all {
+		if formed, err := decideReplacement(self, others(all, name)); formed != nil || err != nil {
+			t.Errorf("%s: %+v, %v", name, formed, err)
+		}
+	}
+}
+
 // TestReplacementWithAnotherListIsRefused: a replacement lists the nodes that the cluster has.
 func TestReplacementWithAnotherListIsRefused(t *testing.T) {
 	all := introductions()
@@ -241,4 +256,81 @@ func TestNodeLostDuringTheFirstStart(t *testing.T) {
 	c.each((*testNode).start)
 	lost.awaitAdmission()
 	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
+}
+
+// TestWipedNodesStartFirst: two of three nodes have lost their folders and start before the third one, which has
+// all that was acknowledged. Neither alone nor as replacements do they form an empty cluster: they wait for the
+// third one. It refuses them, or lets them wait, because it has no majority without the former nodes.
+func TestWipedNodesStartFirst(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
+	kept, wiped := c.nodes[0], c.nodes[1:]
+	for _, areReplacements := range []bool{false, true} {
+		kept.close()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		errs := make(chan error, len(wiped))
+		for _, n := range wiped {
+			n.wipe()
+			n.replace = areReplacements
+		}
+		var waiting []chan struct{}
+		for _, n := range wiped {
+			config, lines := n.config(), &missingNode{name: kept.name, heard: make(chan struct{})}
+			config.Logger = slog.New(slog.NewTextHandler(lines, nil))
+			waiting = append(waiting, lines.heard)
+			go func() {
+				m, err := Open(ctx, config)
+				if err == nil {
+					n.setRunning(m)
+				}
+				errs <- err
+			}()
+		}
+		for i, n := range wiped {
+			testenv.ReceiveWithin(t, patience, n.name+" has heard of the other one, and waits for the third", waiting[i])
+			var id identity
+			if err := readJSON(vfs.OS{}, filepath.Join(n.dir, identityFile), &id); err != nil || id.isFormed() {
+				t.Errorf("%s, a replacement: %v, is in cluster %q, %v", n.name, areReplacements, id.Cluster, err)
+			}
+		}
+		kept.start()
+		for range wiped {
+			err := testenv.ReceiveWithin(t, patience, "the start of a wiped node", errs)
+			switch {
+			case areReplacements && err != nil:
+				t.Error(err)
+			case !areReplacements && (!errors.As(err, new(*RefusedError)) || !strings.Contains(err.Error(), "the folder of that node was lost")):
+				t.Errorf("a node without its folder starts, or is refused for another reason: %v", err)
+			}
+		}
+	}
+	// Here a cluster of the two would elect a leader.
+	timer := time.NewTimer(4 * c.settings.Election)
+	<-timer.C
+	for _, n := range c.nodes {
+		if _, _, leads := n.running().Engine(0); leads {
+			t.Errorf("%s leads without a majority of the nodes that the cluster had", n.name)
+		}
+	}
+	if ids := [2]string{c.nodes[1].running().Cluster().String(), c.nodes[2].running().Cluster().String()}; ids[0] != kept.running().Cluster().String() || ids[0] != ids[1] {
+		t.Errorf("the new nodes are in clusters %v, and the third is in %s", ids, kept.running().Cluster())
+	}
+}
+
+// missingNode is a log. It closes heard at the first line that says that a node waits for the one of this name,
+// and for no other.
+type missingNode struct {
+	name  string
+	once  sync.Once
+	heard chan struct{}
+}
+
+func (m *missingNode) Write(line []byte) (int, error) {
+	text := string(line)
+	if strings.Contains(text, "waiting for the other nodes of the list") && strings.Contains(text, "node "+m.name+" at") && strings.Count(text, " at n") == 1 {
+		m.once.Do(func() { close(m.heard) })
+	}
+	return len(line), nil
 }

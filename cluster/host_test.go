@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
 )
 
 // TestUnresolvedProposalsHoldTheNextEngine: no engine begins while the log may still take a proposal of the
@@ -40,6 +42,29 @@ func TestUnresolvedProposalsHoldTheNextEngine(t *testing.T) {
 	h.unresolved.Add(-1)
 	testenv.EventuallyWithin(t, patience, "the next engine begins", func() bool { return h.takeovers.Load() > before || leader.running().Status(0).Term > 2 })
 	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})
+}
+
+// TestNoEngineBeginsInADoubtfulTerm: when the log does not know the outcome of a proposal, no other engine begins in
+// its term, although the node still leads: the entry may come after the rows that the engine would read. The
+// leadership is given away, and the next engine has a later term.
+func TestNoEngineBeginsInADoubtfulTerm(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	accepted := [][]messages.RunID{c.mustSubmit(0, 3)}
+	_, l := c.leadershipOf(0)
+	_, err := l.awaitLog(func() (logPosition, error) {
+		return logPosition{}, &raftlog.LostError{Unknown: true, Cause: errors.New("the answer was lost")}
+	})
+	if !errors.Is(err, persistence.ErrLost) {
+		t.Fatalf("the outcome of the proposal: %v", err)
+	}
+	l.retire()
+	testenv.ReceiveWithin(t, patience, "the engine ends", l.ended)
+	if _, next := c.leadershipOf(0); next.epoch <= l.epoch {
+		t.Errorf("an engine of term %d begins after one of term %d", next.epoch, l.epoch)
+	}
+	accepted[0] = append(accepted[0], c.mustSubmit(0, 3)...)
+	c.checkRuns(accepted)
 }
 
 // TestLeadershipThatComesBackUnnoticed: a node that loses and wins the leadership between two looks of its

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -190,6 +191,77 @@ func TestPortWithoutTLS(t *testing.T) {
 			t.Errorf("a member without TLS: %v", err)
 		}
 	}
+}
+
+// TestNodeWithANewAddress: the nodes of a cluster that was stopped start with another address of one of them. It
+// keeps its place, and the cluster needs it for a majority. A node that still has the former address of it is
+// reached by the others.
+func TestNodeWithANewAddress(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, 3, 1)
+	c.overTLS(newAuthority(t))
+	c.each((*testNode).start)
+	accepted := [][]messages.RunID{c.mustSubmit(0, 3)}
+	moved, ids := c.nodes[1], map[string]raftlog.NodeID{}
+	next, err := net.Listen("tcp", "127.0.0.1:0") // while the former address is in use
+	if err != nil {
+		t.Fatal(err)
+	}
+	former := moved.listener.Addr().String()
+	for _, n := range c.nodes {
+		ids[n.name] = n.running().Self()
+		n.close()
+		if n != moved {
+			c.overTLSAgain(n, n.credentials)
+		}
+	}
+	moved.listener = next
+	c.each((*testNode).start)
+	for _, n := range c.nodes {
+		if id := n.running().Self(); id != ids[n.name] {
+			t.Errorf("%s is %s now, and was %s", n.name, id, ids[n.name])
+		}
+		if n == moved {
+			continue
+		}
+		conn, err := n.running().Dial(t.Context(), ids[moved.name], raftlog.Protocol)
+		if err != nil {
+			t.Fatalf("%s does not reach the new address: %v", n.name, err)
+		}
+		conn.Close()
+	}
+	accepted[0] = append(accepted[0], c.mustSubmit(0, 3)...)
+
+	old, _ := c.leaderOf(0)
+	if old == moved {
+		old = c.nodes[0]
+	}
+	old.close()
+	accepted[0] = append(accepted[0], c.mustSubmit(0, 3)...)
+	c.checkRuns(accepted)
+
+	c.overTLSAgain(old, old.credentials)
+	config := old.config()
+	for i := range config.Nodes {
+		if config.Nodes[i].Name == moved.name {
+			config.Nodes[i].Address = former
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	m, err := Open(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.setRunning(m)
+	leader, _ := c.leaderOf(0)
+	last := leader.running().Status(0).Last
+	testenv.EventuallyWithin(t, patience, "the node with the former address gets the log", func() bool { return m.Status(0).Applied >= last })
+	conn, err := moved.running().Dial(ctx, m.Self(), raftlog.Protocol)
+	if err != nil {
+		t.Fatalf("the node with a new address reaches none that has its former one: %v", err)
+	}
+	conn.Close()
 }
 
 // overTLSAgain makes a closed node listen at its former address.
