@@ -19,15 +19,16 @@ import (
 // record that names both places. In the meantime the attempt counts as running.
 //
 // An end is passed on without a copy if all other nodes refuse it, or have not taken it for Fleet.logLimit while
-// a leader waits for the end. Until a leader is there, nothing is lost by trying on. The end itself is in the
-// journal of its worker, without the copy: after a restart of this server the output is copied again.
+// a leader waits for the end. The limit counts from the end, and an end that waits for its next try keeps no other
+// one waiting. Until a leader is there, nothing is lost by trying on. The end itself is in the journal of its worker,
+// without the copy: after a restart of this server the output is copied again.
 //
 // Lock: mu is a leaf.
 type copyingWorkers struct {
 	Workers
 	fleet *Fleet
 	sink  executor.Sink // of the agent
-	turns chan struct{} // one for each copy that is made
+	turns chan struct{} // one for each try that is under way
 
 	mu     sync.Mutex
 	closed bool
@@ -37,13 +38,15 @@ type copyingWorkers struct {
 // heldEnd is the end of an attempt with output in a file. The fields do not change once it is ready.
 type heldEnd struct {
 	report  executor.Report
-	isReady bool // with its copy, or without one for good
+	since   time.Time // when this server heard of it
+	isReady bool      // with its copy, or without one for good
 }
 
 const (
 	concurrentCopies = 8
-	// copyPause is between two attempts to copy an output.
-	copyPause = 500 * time.Millisecond
+	// The pause between two tries to copy an output doubles.
+	firstCopyPause = 500 * time.Millisecond
+	lastCopyPause  = 4 * time.Second
 )
 
 func newCopyingWorkers(f *Fleet, sink executor.Sink) *copyingWorkers {
@@ -82,7 +85,7 @@ func (w *copyingWorkers) readyEnd(r *executor.Report) *executor.Report {
 	defer w.mu.Unlock()
 	end := w.ends[r.Key]
 	if end == nil {
-		end = &heldEnd{report: *r}
+		end = &heldEnd{report: *r, since: time.Now()}
 		w.ends[r.Key] = end
 		if !w.closed {
 			w.fleet.wait.Go(func() { w.makeCopy(end) })
@@ -131,30 +134,34 @@ func (w *copyingWorkers) close() {
 
 // makeCopy copies the output of an end, and passes the end on.
 func (w *copyingWorkers) makeCopy(end *heldEnd) {
-	f := w.fleet
-	select {
-	case w.turns <- struct{}{}:
-		defer func() { <-w.turns }()
-	case <-f.ctx.Done():
-		return
-	}
-	key := end.report.Key
-	began := time.Now()
+	f, key := w.fleet, end.report.Key
 	var made *messages.OutputCopy
-	for {
-		err, isFinal := error(nil), false
-		if made, isFinal, err = f.copyOutput(&end.report.Record, key); made != nil {
+	for pause := firstCopyPause; ; pause = min(2*pause, lastCopyPause) {
+		select {
+		case w.turns <- struct{}{}:
+		case <-f.ctx.Done():
+			return
+		}
+		var err error
+		var isFinal bool
+		made, isFinal, err = f.copyOutput(&end.report.Record, key)
+		<-w.turns
+		if made != nil {
 			break
 		}
 		if f.ctx.Err() != nil {
 			return
 		}
-		if isFinal || time.Since(began) >= f.logLimit && f.agent.isLed(key.Run) {
+		left := f.logLimit - time.Since(end.since)
+		if isFinal || left <= 0 && f.agent.isLed(key.Run) {
 			f.log.Warn("the output of an attempt has one copy: no other node has stored one", executor.LogKey(key), "err", err)
 			break
 		}
+		if left > 0 {
+			pause = min(pause, left)
+		}
 		select {
-		case <-time.After(copyPause):
+		case <-time.After(pause):
 		case <-f.ctx.Done():
 			return
 		}

@@ -166,6 +166,36 @@ func TestEndWithoutACopy(t *testing.T) {
 	}
 }
 
+// TestEndsDoNotWaitForEachOthersCopies: ends of a partition that has no leader are held back until another node has a
+// copy, or a leader is there. Those of other partitions do not wait for them.
+func TestEndsDoNotWaitForEachOthersCopies(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	a.logLimit = 100 * time.Millisecond
+	b.stop()
+	a.lead(4)
+	a.awaitRoom()
+	a.begun(testKey(1))
+	var others []messages.AttemptKey
+	for task := range uint32(2 * concurrentCopies) {
+		key := messages.AttemptKey{Run: testRun + 1, Task: task, Attempt: 1}
+		a.workers.mu.Lock()
+		a.workers.attempts[key] = &Known{Key: key, GrantedAt: 5, State: lifecycle.Running, StartedAt: 7}
+		a.workers.mu.Unlock()
+		a.print(key, "a text")
+		others = append(others, key)
+	}
+	a.print(testKey(1), "a text")
+	a.awaitHeard(testKey(1), "started", "succeeded")
+	a.copying.mu.Lock()
+	defer a.copying.mu.Unlock()
+	for _, key := range others {
+		if a.copying.ends[key].isReady {
+			t.Errorf("the end of %v is passed on, and nobody waits for it", key)
+		}
+	}
+}
+
 // damageBlock changes a byte in a block of the only output file of a node.
 func damageBlock(t *testing.T, n *testNode, block int64) {
 	t.Helper()
