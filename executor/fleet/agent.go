@@ -88,6 +88,7 @@ type agentPartition struct {
 type agentLink struct {
 	outgoing *workerpb.WorkerFrame
 	wake     chan struct{} // outgoing has items
+	replaces bool          // its hello says so
 }
 
 func newAgent(c *Config) *agent {
@@ -255,8 +256,16 @@ func (a *agent) beat(now int64) {
 }
 
 // check makes reports that are due, and ends attempts whose lease is over. The workers do the latter as well:
-// this is for orders that wait for a worker.
+// this is for orders that wait for a worker. It says hello again where that has said that a former node may still
+// have processes, and the time of that is over: leaders need not wait for it any more.
 func (a *agent) check(now int64) {
+	a.mu.Lock()
+	for l := range a.links {
+		if l.replaces && !a.mayHaveFormer(now) {
+			a.sayHello(l)
+		}
+	}
+	a.mu.Unlock()
 	a.frameMu.Lock()
 	defer a.frameMu.Unlock()
 	for p := range a.partitions {
@@ -317,10 +326,9 @@ func (l *agentLink) requestSend() {
 func (a *agent) Attach(stream grpc.BidiStreamingServer[workerpb.ServerFrame, workerpb.WorkerFrame]) error {
 	l := &agentLink{outgoing: workerpb.WorkerFrameFromVTPool(), wake: make(chan struct{}, 1)}
 	a.mu.Lock()
-	l.outgoing.Hello = &workerpb.Hello{Name: []byte(a.node), Pid: int64(os.Getpid()), Replaces: a.mayHaveFormer(lease.Now())}
+	a.sayHello(l)
 	l.outgoing.SetNode(a.state)
 	a.links[l] = true
-	l.requestSend()
 	a.mu.Unlock()
 	defer a.endLink(l)
 
@@ -347,6 +355,13 @@ func (a *agent) Attach(stream grpc.BidiStreamingServer[workerpb.ServerFrame, wor
 			part.ReturnToVTPool()
 		}
 	}
+}
+
+// sayHello adds the hello to the next frame, which has nothing yet or begins the sessions of the link again. mu is held.
+func (a *agent) sayHello(l *agentLink) {
+	l.replaces = a.mayHaveFormer(lease.Now())
+	l.outgoing.Hello = &workerpb.Hello{Name: []byte(a.node), Pid: int64(os.Getpid()), Replaces: l.replaces}
+	l.requestSend()
 }
 
 // mayHaveFormer reports whether the former node of this one's name may still have processes. Their leases

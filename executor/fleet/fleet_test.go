@@ -487,6 +487,25 @@ func TestNewNodeDoesNotSpeakForTheFormerOne(t *testing.T) {
 	a.awaitHeard(testKey(1), "lost")
 }
 
+// TestNewNodeSpeaksForAllInTheEnd: when the leases of the node that was replaced are over, an agent says so on the links
+// that there are. Attempts that are not found are lost then, and do not wait at later takeovers.
+func TestNewNodeSpeaksForAllInTheEnd(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	b.stop()
+	b.replaces = true
+	b.start()
+	a.lead(4, testKey(1))
+	eventually(t, "all nodes are led", func() bool { return a.workers.leaseOf(1) != 0 && b.workers.leaseOf(1) != 0 })
+	b.agent.mu.Lock()
+	b.agent.ledSince -= int64(time.Hour)
+	b.agent.mu.Unlock()
+	a.awaitHeard(testKey(1), "lost")
+	a.HandOver(testPartition)
+	a.lead(5, testKey(2))
+	a.awaitHeard(testKey(2), "lost")
+}
+
 // TestFormerLeaderOrdersNothing: a node that has not heard of its successor does not renew leases, and its
 // orders are refused where the successor leads.
 func TestFormerLeaderOrdersNothing(t *testing.T) {

@@ -703,7 +703,7 @@ func (x *PartitionOrders) GetRevocations() []*AttemptKey {
 // their numbers.
 type WorkerFrame struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
-	Hello      *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first frame only
+	Hello      *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first frame; again when replaces changes, which begins the sessions again
 	Partitions []*PartitionReport     `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
 	Postponed  []*Postponed           `protobuf:"bytes,3,rep,name=postponed,proto3" json:"postponed,omitempty"` // not of an agent
 	// Slots in use: after drain, and whenever they fall from then on. Not of an agent.
