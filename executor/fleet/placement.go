@@ -206,7 +206,22 @@ func (t *Table) Capacity() (sum workerpb.Amount) {
 }
 
 // accepts reports whether attempts may be placed at a worker.
-func (t *Table) accepts(w *knownWorker) bool { return t.mayOrder(w) && t.isUsable(w) }
+func (t *Table) accepts(w *knownWorker) bool {
+	return t.mayOrder(w) && t.isUsable(w) && t.ticks >= w.pausedUntil
+}
+
+// longestPause is for how many ticks at most a worker that returns orders gets no further ones.
+const longestPause = 8
+
+// pauseOrders lets a worker get no orders for some ticks, since it has returned one unasked: its lease may be over with
+// attempts left. It would return the next ones, too, and each return costs a session.
+func (t *Table) pauseOrders(w *knownWorker) {
+	w.pausedUntil = t.ticks + min(uint64(2)<<w.returns, longestPause)
+	w.returns = min(w.returns+1, 4)
+}
+
+// hasBegun takes in that an attempt has begun at a worker: it can start what it gets.
+func (w *knownWorker) hasBegun() { w.stalled, w.returns, w.pausedUntil = false, 0, 0 }
 
 // isUsable reports whether a worker is heard, and its node has slots and takes orders.
 func (t *Table) isUsable(w *knownWorker) bool {

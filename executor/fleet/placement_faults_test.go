@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/caravan-dag/caravan/executor"
@@ -113,6 +115,50 @@ func TestOrderThatDoesNotBeginMoves(t *testing.T) {
 	g.place(1, 4)
 	if g.at(4) != "n1" {
 		t.Errorf("an order goes to %q, although n1 has begun one", g.at(4))
+	}
+}
+
+// TestNodeThatReturnsItsOrders gets no further ones for a while, which grows: else the orders that wait at a full node
+// would be asked back for it again and again.
+func TestNodeThatReturnsItsOrders(t *testing.T) {
+	g := placing(t, map[string]int64{"n1": 4, "n2": 1})
+	g.place(1, 1)
+	g.hear("n2", started(1))
+	g.place(1, 2, 3)
+	orders := 0
+	for range 100 {
+		g.Tick(9)
+		for handled := 0; handled < len(g.effects); handled++ {
+			var node string
+			var task, session uint32
+			effect := strings.ReplaceAll(g.effects[handled], ":", "")
+			switch n, _ := fmt.Sscanf(effect, "%s order %d in %d", &node, &task, &session); {
+			case n == 3 && node == "n1":
+				orders++
+				g.hear("n1", revoked(task))
+				g.hear("n1", synced)
+			case n != 3:
+				if n, _ := fmt.Sscanf(effect, "%s revocation %d in %d", &node, &task, &session); n == 3 {
+					g.hear("n2", revoked(task))
+					fill := []func(*workerpb.PartitionReport){started(1)}
+					for other := uint32(2); other < 4; other++ {
+						if other != task && g.at(other) == "n2" {
+							fill = append(fill, queued(other))
+						}
+					}
+					g.hear("n2", append(fill, synced)...)
+				}
+			}
+		}
+		g.effects = nil
+		g.beat("n1")
+		g.beat("n2")
+	}
+	if orders == 0 || orders > 50 {
+		t.Errorf("%d orders went to a node that returns all", orders)
+	}
+	if g.at(2) == "n1" || g.at(3) == "n1" {
+		t.Errorf("orders at %q and %q", g.at(2), g.at(3))
 	}
 }
 

@@ -432,7 +432,7 @@ func (e *gridEngine) check() {
 
 // settle lets all that is under way arrive, and time pass.
 func (g *grid) settle() {
-	for range 12 {
+	for range 12 + longestPause {
 		g.tick()
 		for again := true; again; {
 			again = false

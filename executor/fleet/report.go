@@ -37,9 +37,12 @@ func (t *Table) Hear(worker string, link Link, report *workerpb.PartitionReport,
 		}
 		t.onFinished(w, &end, at)
 	}
-	returned := false
+	returned, unasked := false, false
 	for _, m := range report.Revoked {
-		returned = t.isReturned(w, workerpb.KeyOf(m)) || returned
+		if key := workerpb.KeyOf(m); t.isReturned(w, key) {
+			a := t.attempts[key]
+			returned, unasked = true, unasked || !a.moving && !a.killed && !a.revoked
+		}
 	}
 	for _, m := range report.Ignored {
 		if m.Reason == workerpb.IgnoreReason_IGNORE_REASON_KEY_USED { // the others do not tell what became of the attempt
@@ -48,6 +51,9 @@ func (t *Table) Hear(worker string, link Link, report *workerpb.PartitionReport,
 	}
 	switch {
 	case returned:
+		if unasked {
+			t.pauseOrders(w)
+		}
 		t.beginSession(w)
 	case report.Synced && w.state == sessionLed:
 		t.completeReport(w, at)
@@ -113,7 +119,7 @@ func (t *Table) onStarted(w *knownWorker, m *workerpb.Started, at int64) {
 	if a.State() != lifecycle.Running {
 		a.MoveTo(lifecycle.Running)
 		t.account(a)
-		w.stalled = false
+		w.hasBegun()
 	}
 	a.StartedAt = m.At
 	if a.order == nil && t.isOrphan(key) {
@@ -132,7 +138,7 @@ func (t *Table) onFinished(w *knownWorker, end *executor.Report, at int64) {
 		return
 	}
 	if end.Record.Start != 0 && a.State() == lifecycle.Queued {
-		w.stalled = false
+		w.hasBegun()
 	}
 	foreign := a.standing != placed && a.isForeign(end.GrantedAt)
 	a.MoveTo(lifecycle.Ended)

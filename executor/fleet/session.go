@@ -26,6 +26,8 @@ type knownWorker struct {
 	successor    *knownWorker   // the worker that speaks for it; nil without one
 	predecessors []predecessor  // the dead workers for which it speaks
 	taken        workerpb.Taken // by its attempts: see account
+	returns      uint8          // how many times it has returned orders unasked since an attempt began there
+	pausedUntil  uint64         // the tick before which it gets no order, because of that
 	stalled      bool           // it did not begin an order that it has room for, and none since then
 }
 

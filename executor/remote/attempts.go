@@ -352,7 +352,9 @@ func (r *Remote) onFinished(p *peer, end executor.Report) {
 
 // onRevoked takes in that a worker gave an order back. If the server did not ask for that, the worker
 // accepts no more orders, and another one has to run the attempt: the supervisor assigns it. That is safe
-// under the same number, as the worker gives back only what it has not begun. mu is held.
+// under the same number, as the worker gives back only what it has not begun. A worker that does not drain gives
+// orders back because their lease is over there. They go back to their leader: the worker would return them again
+// and again. mu is held.
 func (r *Remote) onRevoked(p *peer, key messages.AttemptKey, at int64) {
 	a := r.attempts[key]
 	if a == nil || a.peer != p {
@@ -363,7 +365,7 @@ func (r *Remote) onRevoked(p *peer, key messages.AttemptKey, at int64) {
 	case a.State() != lifecycle.Queued:
 	case a.order == nil && !r.cfg.ForLeaders:
 		delete(r.attempts, key)
-	case a.order == nil, a.killed, a.revoked, r.phase == phaseClosing:
+	case a.order == nil, a.killed, a.revoked, r.phase == phaseClosing, r.cfg.ForLeaders && !p.draining:
 		delete(r.attempts, key)
 		r.queueReport(executor.Report{Key: key, Kind: executor.Revoked, At: at})
 	default:

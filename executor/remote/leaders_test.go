@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
@@ -87,6 +88,29 @@ func TestLeadersFindWhatAFormerServerOrdered(t *testing.T) {
 	}
 	if ran := read(filepath.Join(g.data, "ran")); ran != "x\n" {
 		t.Errorf("the attempt has started %q", ran)
+	}
+}
+
+// TestOrderThatTheWorkerRefusesGoesBackToItsLeader: a worker without a lease gives orders back. They are not given to it
+// again and again.
+func TestOrderThatTheWorkerRefusesGoesBackToItsLeader(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	r := g.open(rec, forLeaders)
+	knownTo(t, r, 1)
+	order := g.order(0, "echo x >>ran")
+	r.Start(order)
+	if report := rec.WaitFinal(order.Key); report.Kind != executor.Revoked {
+		t.Errorf("reported: %+v", report)
+	}
+	if states := knownTo(t, r, 1); len(states) > 0 {
+		t.Errorf("after that it knows %v", states)
+	}
+	leaseHour(r, 1)
+	order.Key.Task = 1
+	r.Start(order)
+	if report := rec.WaitFinal(order.Key); report.Kind != executor.Finished {
+		t.Errorf("under a lease: %+v", report)
 	}
 }
 
