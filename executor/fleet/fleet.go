@@ -81,6 +81,7 @@ type Fleet struct {
 	links       map[string]*leaderLink        // by node, while it is connected and has said hello
 	connecting  map[string]context.CancelFunc // by node: ends its goroutine
 	heard       map[string]time.Time          // by node: its last frame
+	complained  map[string]time.Time          // by node: see complain
 	lastSession uint64
 	undelivered []executor.Report // see unlockAndDeliver
 	delivering  bool
@@ -112,7 +113,7 @@ func Open(config Config, open func(executor.Sink) (Workers, error)) (*Fleet, err
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	f := &Fleet{config: config, log: config.Logger, agent: newAgent(&config), leads: make([]*lead, config.Partitions),
-		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}, heard: map[string]time.Time{}, logLimit: logWait,
+		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}, heard: map[string]time.Time{}, complained: map[string]time.Time{}, logLimit: logWait,
 		slots: NewSlots("", config.Partitions)}
 	f.delivered = sync.NewCond(&f.mu)
 	f.ctx, f.cancel = context.WithCancel(context.Background())

@@ -183,6 +183,7 @@ type testNode struct {
 	outputDir string
 	port      atomic.Pointer[localListener] // nil while the node is down
 	replaces  bool
+	dialed    func(id string) // if set, called by Dial
 
 	mu      sync.Mutex
 	reports []executor.Report
@@ -276,6 +277,9 @@ func (n *testNode) Nodes() (ids []string) {
 }
 
 func (n *testNode) Dial(ctx context.Context, id string) (net.Conn, error) {
+	if n.dialed != nil {
+		n.dialed(id)
+	}
 	for _, other := range n.c.nodes {
 		if other.id == id {
 			if l := other.port.Load(); l != nil {
@@ -550,6 +554,36 @@ func TestNodeThatDoesNotAnswerForOutput(t *testing.T) {
 	var known *messages.Error
 	if !errors.As(err, &known) || known.Code != messages.Unavailable || !strings.Contains(known.Text, "node a") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestConnectionsThatFailArePaused: a node whose frames are refused is connected to again and again, with pauses that grow,
+// although it has said hello each time.
+func TestConnectionsThatFailArePaused(t *testing.T) {
+	c := newTestCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	a.stop()
+	b.SetNode("x") // a does not believe it
+	times := make(chan time.Time, 100)
+	a.dialed = func(id string) {
+		if id == "b" {
+			times <- time.Now()
+		}
+	}
+	a.start()
+	var first, last time.Time
+	for i := range 8 {
+		select {
+		case last = <-times:
+		case <-time.After(patience):
+			t.Fatal("a does not connect again")
+		}
+		if i == 0 {
+			first = last
+		}
+	}
+	if d, pauses := last.Sub(first), 127*firstPause; d < pauses {
+		t.Errorf("8 connections in %v, want pauses of %v in all", d, pauses)
 	}
 }
 

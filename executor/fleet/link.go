@@ -40,15 +40,21 @@ var _ Link = (*leaderLink)(nil)
 const (
 	firstPause = 10 * time.Millisecond
 	lastPause  = time.Second
+	// steadyTime is how long a connection lasts after which the pauses begin anew. A node may end each one after its
+	// hello, or send what cannot be read.
+	steadyTime = 5 * time.Second
 )
 
 // keepConnected connects to the agent of a node, again and again until ctx ends.
 func (f *Fleet) keepConnected(ctx context.Context, node string) {
 	pause := firstPause
 	for ctx.Err() == nil {
+		began := time.Now()
 		said, err := f.serveLink(ctx, node)
-		if said && ctx.Err() == nil {
+		if said && time.Since(began) >= steadyTime {
 			pause = firstPause
+		}
+		if said && ctx.Err() == nil && pause == firstPause { // and not for each one in a row
 			f.log.Info("the connection to a node's workers has ended", "node", node, "err", err)
 		}
 		select {
@@ -153,9 +159,26 @@ func (f *Fleet) receiveFrames(l *leaderLink, stream grpc.BidiStreamingClient[wor
 		}
 		said = said || frame.Hello != nil
 		if err := f.handleFrame(l, frame); err != nil {
-			f.log.Error("invalid frame of a node's workers", "node", l.node, "err", err)
+			f.complain("invalid frame of a node's workers", l.node, err)
 			return said, err
 		}
+	}
+}
+
+// complaintInterval is between two complaints about a node.
+const complaintInterval = time.Minute
+
+// complain logs what is wrong with the frames of a node. Each connection may begin with the same.
+func (f *Fleet) complain(text, node string, err error) {
+	f.mu.Lock()
+	now := time.Now()
+	isDue := f.complained[node].IsZero() || now.Sub(f.complained[node]) >= complaintInterval
+	if isDue {
+		f.complained[node] = now
+	}
+	f.mu.Unlock()
+	if isDue {
+		f.log.Error(text, "node", node, "err", err)
 	}
 }
 

@@ -32,8 +32,11 @@ func (t *Table) Hear(worker string, link Link, report *workerpb.PartitionReport,
 	}
 	for _, encoded := range report.Finished {
 		end, err := workerpb.ParseFinished(encoded)
-		if err != nil {
+		switch {
+		case err != nil && end.Key.Attempt == 0:
 			return err
+		case err != nil: // of a later version
+			end = t.unreadableEnd(w, &end, err)
 		}
 		t.onFinished(w, &end, at)
 	}
@@ -59,6 +62,17 @@ func (t *Table) Hear(worker string, link Link, report *workerpb.PartitionReport,
 		t.completeReport(w, at)
 	}
 	return nil
+}
+
+// unreadableEnd returns what an end counts as whose attempt is known, and whose result is not. To refuse it would be of no
+// use: the worker repeats it until it is acknowledged.
+func (t *Table) unreadableEnd(w *knownWorker, end *executor.Report, err error) executor.Report {
+	if t.config.Complain != nil {
+		t.config.Complain("the end of an attempt counts as lost: "+err.Error(), w.name, end.Key)
+	}
+	rec := messages.AttemptRecord{Task: end.Key.Task, Attempt: end.Key.Attempt, Result: messages.AttemptLost, Start: end.Record.Start, Stop: end.Record.Stop,
+		ExecutorLog: "lost: its end cannot be read: " + err.Error()}
+	return executor.Report{Key: end.Key, Kind: executor.Finished, At: end.At, GrantedAt: end.GrantedAt, Record: rec}
 }
 
 // attemptOf returns the attempt that a worker speaks of, and enters it if it is new. An attempt without

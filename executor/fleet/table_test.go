@@ -164,6 +164,26 @@ func ignored(task uint32, reason workerpb.IgnoreReason) func(*workerpb.Partition
 	return func(r *workerpb.PartitionReport) { r.AddIgnored(key(task), reason, 6) }
 }
 
+// TestEndThatCannotBeRead: an end with a result of a later version counts as lost. It does not end the connection, on which
+// the next first report would have it again.
+func TestEndThatCannotBeRead(t *testing.T) {
+	g := newRig(t)
+	g.connect("a")
+	g.hear("a", synced)
+	g.start("a", 1, 2)
+	g.effects = nil
+	end := endOf(1)
+	end.Record.Result = 100
+	g.hear("a", func(r *workerpb.PartitionReport) { r.AddFinished(workerpb.AppendFinished(nil, &end)) }, finished(2))
+	g.expect("complaint about a, 1", "report: started 1", lost+"1", "report: started 2", succeeded+"2")
+	g.Acknowledge(key(1))
+	g.expect("a: acknowledgement 1")
+	report := &workerpb.PartitionReport{Epoch: 4, Session: 1, Finished: [][]byte{{0xff}}}
+	if g.Hear("a", g.links["a"], report, 9) == nil {
+		t.Error("a report without a key is accepted")
+	}
+}
+
 // TestEveryConnectionIsLed: each Hello is answered by Lead with the next number, whether rows name the
 // worker or not. Orders go out in a session that was heard, and attempts stay placed when the link
 // breaks.

@@ -346,10 +346,7 @@ func ParseFinished(data []byte) (executor.Report, error) {
 		return executor.Report{}, fmt.Errorf("end of an attempt: %w", err)
 	}
 	key := messages.AttemptKey{Run: messages.RunID(m.Run), Task: m.Task, Attempt: m.Attempt}
-	if m.Result < 0 || m.Result > Result_RESULT_REJECTED {
-		return executor.Report{}, fmt.Errorf("end of attempt %v: unknown result %d", key, m.Result)
-	}
-	return executor.Report{
+	report := executor.Report{
 		Key: key, Kind: executor.Finished, At: m.At, GrantedAt: m.GrantedAt, Stdout: m.Captured,
 		Record: messages.AttemptRecord{
 			Task: key.Task, Attempt: key.Attempt, Result: messages.AttemptResult(m.Result), RC: m.ExitCode,
@@ -357,7 +354,11 @@ func ParseFinished(data []byte) (executor.Report, error) {
 			UserCPU: time.Duration(m.UserCpu), SystemCPU: time.Duration(m.SystemCpu),
 			Stdout: m.Stdout.ToOutput(), Stderr: m.Stderr.ToOutput(), Copy: m.Copy.ToCopy(),
 		},
-	}, nil
+	}
+	if m.Result < 0 || m.Result > Result_RESULT_REJECTED {
+		return report, fmt.Errorf("end of attempt %v: unknown result %d", key, m.Result)
+	}
+	return report, nil
 }
 
 // codec is gRPC's codec of protobuf messages, with the generated methods in place of reflection.
