@@ -418,6 +418,11 @@ func (a *agent) handleFrame(l *agentLink, frame *workerpb.ServerFrame) error {
 		if int(m.Partition) >= len(a.partitions) {
 			return fmt.Errorf("orders of partition %d", m.Partition)
 		}
+		for _, o := range m.Orders {
+			if o.Attempt == 0 { // a worker would end its connection, and get the order again on the next one
+				return fmt.Errorf("run %d: task %d: an order without the number of its attempt", o.Run, o.Task)
+			}
+		}
 		a.handleOrders(l, m)
 	}
 	a.mu.Lock()
@@ -431,9 +436,14 @@ func (a *agent) handleFrame(l *agentLink, frame *workerpb.ServerFrame) error {
 	return nil
 }
 
-// beginSession accepts a Lead of the highest epoch, and of the newest session in it. frameMu is held.
+// beginSession accepts a Lead of the highest epoch, and of the newest session in it. A link that has ended begins none:
+// its last frame may be carried out after that. frameMu is held.
 func (a *agent) beginSession(l *agentLink, s workerpb.Session) {
 	a.mu.Lock()
+	if !a.links[l] {
+		a.mu.Unlock()
+		return
+	}
 	p := &a.partitions[s.Partition]
 	reason, stale := workerpb.IgnoreReason(0), false
 	switch {

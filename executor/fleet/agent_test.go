@@ -28,8 +28,11 @@ func newAgentRig(t *testing.T) *agentRig {
 	return g
 }
 
-func newAgentLink() *agentLink {
-	return &agentLink{outgoing: new(workerpb.WorkerFrame), wake: make(chan struct{}, 1)}
+// newLink returns a link that has said hello.
+func (g *agentRig) newLink() *agentLink {
+	l := &agentLink{outgoing: new(workerpb.WorkerFrame), wake: make(chan struct{}, 1)}
+	g.links[l] = true
+	return l
 }
 
 // send has the agent carry a frame out.
@@ -106,7 +109,7 @@ var (
 // report of a session has all attempts of the partition.
 func TestAgentObeysTheNewestSession(t *testing.T) {
 	g := newAgentRig(t)
-	former, present := newAgentLink(), newAgentLink()
+	former, present := g.newLink(), g.newLink()
 	g.lead(former, firstSession)
 	g.renewNow(former, 4)
 	g.order(former, firstSession, testKey(1))
@@ -134,10 +137,17 @@ func TestAgentObeysTheNewestSession(t *testing.T) {
 	}
 	g.lead(former, firstSession)
 	g.expect(former, "1: ignored 2, epoch 5", "1: ignored 0, epoch 5")
+	g.lead(present, workerpb.Session{Partition: 1, Epoch: 6, Number: 1}) // its frame is carried out late
+	if g.isLed(testRun) {
+		t.Error("a session begins on a link that has ended")
+	}
 	for _, bad := range []func(*workerpb.ServerFrame){
 		func(f *workerpb.ServerFrame) { f.AddLead(workerpb.Session{Partition: 2, Epoch: 9, Number: 1}) },
 		func(f *workerpb.ServerFrame) { f.AddLead(workerpb.Session{Partition: 1, Epoch: 9}) },
 		func(f *workerpb.ServerFrame) { f.AddRenewal(2, 9, 1) },
+		func(f *workerpb.ServerFrame) { // without the number of the attempt
+			f.OrdersIn(laterSession).AddOrder(&executor.Order{Key: messages.AttemptKey{Run: testRun, Task: 1}, GrantedAt: 5})
+		},
 		func(f *workerpb.ServerFrame) {
 			f.OrdersIn(workerpb.Session{Partition: 2, Number: 1}).AddKill(testKey(1), 0)
 		},
@@ -154,7 +164,7 @@ func TestAgentObeysTheNewestSession(t *testing.T) {
 // deadline counts from that heartbeat.
 func TestAgentLease(t *testing.T) {
 	g := newAgentRig(t)
-	l, other := newAgentLink(), newAgentLink()
+	l, other := g.newLink(), g.newLink()
 	g.lead(l, firstSession)
 	g.order(l, firstSession, testKey(1))
 	g.expect(l, "1: revoked 1", "1: synced")
@@ -211,7 +221,7 @@ func TestAgentWaitsForItsWorkers(t *testing.T) {
 	g := newAgentRig(t)
 	g.workers.isSilent = true
 	g.workers.attempts[testKey(1)] = &Known{Key: testKey(1), GrantedAt: 5}
-	l := newAgentLink()
+	l := g.newLink()
 	g.lead(l, firstSession)
 	g.workers.begin(testKey(1))
 	g.check(lease.Now())
@@ -226,7 +236,7 @@ func TestAgentWaitsForItsWorkers(t *testing.T) {
 // TestAgentLosesNoReport that comes when the list for the first report of a session was made.
 func TestAgentLosesNoReport(t *testing.T) {
 	g := newAgentRig(t)
-	l := newAgentLink()
+	l := g.newLink()
 	g.workers.attempts[testKey(1)] = &Known{Key: testKey(1), GrantedAt: 5}
 	g.workers.begin(testKey(1))
 	g.workers.listed = func() {
@@ -252,7 +262,7 @@ func TestAgentLosesNoReport(t *testing.T) {
 // over with attempts left. Its renewal would bring the orders back at once.
 func TestAgentDoesNotAskForOrdersItRefuses(t *testing.T) {
 	g := newAgentRig(t)
-	l := newAgentLink()
+	l := g.newLink()
 	g.lead(l, firstSession)
 	g.renewNow(l, 4)
 	g.order(l, firstSession, testKey(1))
@@ -277,8 +287,7 @@ func TestAgentDoesNotAskForOrdersItRefuses(t *testing.T) {
 // begun, and tells the leaders. It accepts orders again when the workers can start attempts.
 func TestAgentOfUnhealthyWorkers(t *testing.T) {
 	g := newAgentRig(t)
-	l := newAgentLink()
-	g.links[l] = true
+	l := g.newLink()
 	g.lead(l, firstSession)
 	g.renewNow(l, 4)
 	for task := range uint32(2) {
@@ -317,8 +326,7 @@ func TestAgentOfUnhealthyWorkers(t *testing.T) {
 // believed. A node that drains accepts no order.
 func TestAgentTellsWhoUsesItsNode(t *testing.T) {
 	g := newAgentRig(t)
-	leader, other := newAgentLink(), newAgentLink()
-	g.links[leader], g.links[other] = true, true
+	leader, other := g.newLink(), g.newLink()
 	g.lead(leader, firstSession)
 	g.renewNow(leader, 4)
 	taken := workerpb.Taken{Amount: workerpb.Amount{CPUMillis: 1500, MemoryBytes: 7}, Running: 1, Waiting: 2}
