@@ -38,7 +38,9 @@
 //     worker may be given orders. With leases that takes a renewal in the session: a former leader could
 //     lead a worker that has forgotten the epoch, and take the attempts of the present one for orphans.
 //  7. The successor of a dead worker speaks for it. An attempt that the successor does not name has not
-//     begun if the journal is complete, and is lost otherwise (TornJournalProvesNothing).
+//     begun if the journal is complete, and is lost otherwise (TornJournalProvesNothing). An agent has no
+//     predecessors, and does not say whether the memory of its workers is complete: an attempt that a leader has not
+//     heard as begun counts as not begun if its workers have forgotten it, as after a power failure.
 //
 // A Fleet keeps the others: it orders what is committed (CommitBeforeOrder), renews after a check that it
 // leads which began after the heartbeat came (RenewWhileLeading), and acknowledges what is committed
