@@ -60,6 +60,6 @@
 // is held back until another node has a copy (copies.go). A request with a field that no node sends is refused, and
 // a panic ends its call alone (recover.go), except in Attach.
 //
-// Reading order: fleet.go, link.go, agent.go; table.go, session.go, report.go, placement.go; output.go,
+// Reading order: fleet.go, link.go, agent.go, drain.go; table.go, session.go, report.go, placement.go; output.go,
 // copies.go.
 package fleet
