@@ -287,7 +287,7 @@ func (a *agent) Attach(stream grpc.BidiStreamingServer[workerpb.ServerFrame, wor
 	}
 }
 
-// sayHello adds the hello to the next frame, which has nothing yet or begins the sessions of the link again. mu is held.
+// sayHello adds the hello to the next frame. A hello after the first one begins the sessions of the link again. mu is held.
 func (a *agent) sayHello(l *agentLink) {
 	l.replaces = a.mayHaveFormer(lease.Now())
 	l.outgoing.Hello = &workerpb.Hello{Name: []byte(a.node), Pid: int64(os.Getpid()), Replaces: l.replaces}
@@ -366,8 +366,8 @@ func (a *agent) handleFrame(l *agentLink, frame *workerpb.ServerFrame) error {
 	return nil
 }
 
-// beginSession accepts a Lead of the highest epoch, and of the newest session in it. A link that has ended begins none:
-// its last frame may be carried out after that. frameMu is held.
+// beginSession accepts a Lead of the highest epoch, and of the newest session in it. It ignores those on a
+// link that has ended, whose last frame may be carried out after that. frameMu is held.
 func (a *agent) beginSession(l *agentLink, s workerpb.Session) {
 	a.mu.Lock()
 	if !a.links[l] {

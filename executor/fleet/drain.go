@@ -6,7 +6,7 @@ import (
 	"github.com/caravan-dag/caravan/executor/lifecycle"
 )
 
-// This file lets the agent of a node take no orders: for good when its server stops, and while its workers cannot start
+// This file lets the agent of a node refuse orders: for good when its server stops, and while its workers cannot start
 // attempts.
 
 // healthInterval is between two looks at the health of the workers.
