@@ -12,6 +12,7 @@ type Cluster struct {
 	Node       string             `json:"node"` // the ID of the node that answers
 	Nodes      []ClusterNode      `json:"nodes"`
 	Partitions []ClusterPartition `json:"partitions"` // by number
+	Workers    []ClusterWorker    `json:"workers"`    // those without a node, by their IDs
 }
 
 // ClusterNode is a node of a cluster. Its ID is that of its folder, its name that of the configuration.
@@ -26,6 +27,20 @@ type ClusterNode struct {
 	Running  int          `json:"running"`  // tasks
 	Waiting  int          `json:"waiting"`  // tasks whose orders wait there
 	Draining bool         `json:"draining"` // the node starts no more tasks
+}
+
+// ClusterWorker is a worker without a node. Its ID is that of its folder, its name that of its certificate.
+type ClusterWorker struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Address string `json:"address"` // from which it has connected to the answering node; "" = unknown
+	// State is "connected", "draining", or "silent" for a worker that is not connected to the answering node, while a
+	// partition that this node leads may have tasks there.
+	State   string       `json:"state"`
+	Slots   ClusterSlots `json:"slots"`
+	Taken   ClusterSlots `json:"taken"`
+	Running int          `json:"running"` // tasks
+	Waiting int          `json:"waiting"` // tasks whose orders wait there
 }
 
 // ClusterSlots is an amount of a node.

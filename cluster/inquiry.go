@@ -39,7 +39,7 @@ type inquiry struct {
 
 	Verdict *PartitionVerdict `json:"verdict,omitempty"`
 	// Node is the next leader in a transferInquiry, the one with the right rows in a repairInquiry.
-	// Name is that of the node that shall be removed.
+	// Name is that of the node that shall be removed, or the ID of the worker in a deadWorkerInquiry.
 	Node raftlog.NodeID `json:"node,omitempty"`
 	Name string         `json:"name,omitempty"`
 }
@@ -75,6 +75,8 @@ type inquiryAnswer struct {
 	Partitions []int          `json:"partitions,omitempty"`
 
 	Repair *repairProgress `json:"repair,omitempty"`
+
+	IsKnown bool `json:"isKnown,omitempty"` // of a deadWorkerInquiry: the worker had a row
 }
 
 const (
@@ -163,6 +165,8 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 		_, err = m.checkRemoval(ctx, q.Partition, q.Name)
 	case removeInquiry:
 		err = m.removeHere(ctx, q.Partition, q.Name)
+	case deadWorkerInquiry:
+		a.IsKnown, err = m.deadWorkerHere(q.Partition, q.Name)
 	case drainInquiry:
 		a.Partitions = m.drainHere()
 	default:

@@ -139,7 +139,11 @@ func (l *leadership) startEngine() error {
 		}
 		return err
 	}
-	config := h.config.Engine(EngineTerm{Partition: h.partition, Epoch: l.epoch, Node: h.self})
+	workers, err := l.store.Workers()
+	if err != nil {
+		return fmt.Errorf("workers of the partition: %w", err)
+	}
+	config := h.config.Engine(EngineTerm{Partition: h.partition, Epoch: l.epoch, Node: h.self, Workers: workers, Rows: l.store})
 	config.Store, config.Numbering, config.Epoch, config.Registerer = l.store, h.numbering, l.epoch, l.registerer
 	if l.engine, err = actors.Start(config); err != nil {
 		return fmt.Errorf("start the engine: %w", err)

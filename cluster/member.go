@@ -44,7 +44,10 @@ type Config struct {
 	// WorkersHeard returns when the workers of a node were heard last, by this node as a leader; the zero time for
 	// never. Nil: only the log says.
 	WorkersHeard func(node raftlog.NodeID) time.Time
-	Dir          string // made if missing; one process at a time
+	// WorkerDead tells what leads a partition here in an epoch that a worker without a node is dead (package
+	// fleet). isKnown reports whether it may have had attempts. Nil: there are no such workers.
+	WorkerDead func(partition int, epoch uint64, worker string) (isKnown bool, err error)
+	Dir        string // made if missing; one process at a time
 
 	// Listener accepts the connections of other nodes. The member closes it, also when Open fails.
 	Listener net.Listener
@@ -86,6 +89,10 @@ type EngineTerm struct {
 	Partition int
 	Epoch     uint64
 	Node      raftlog.NodeID // this one
+	// Workers are the IDs of the workers without a node that may have attempts of former leaders, and Rows changes
+	// who is listed, for as long as the engine lives.
+	Workers []string
+	Rows    WorkerRows
 }
 
 // Member is a node of a cluster: it has a replica of each partition, and runs the engine of those that it
@@ -190,6 +197,11 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		return nil, err
 	}
 	m.background.Go(func() { m.sendCopies(copies) })
+	questions, err := m.port.openListener(deletedProtocol)
+	if err != nil {
+		return nil, err
+	}
+	m.background.Go(func() { m.answerWorkers(questions) })
 	memberships, err := m.port.openListener(membershipProtocol)
 	if err != nil {
 		return nil, err

@@ -48,7 +48,8 @@ const (
 
 // port is the one listener of a node, which all protocols between nodes share. A connection is TLS 1.3
 // in both directions of trust: both certificates are of nodes, and that of the server states the name
-// that the client looks for (package clustertls). ALPN chooses the protocol, so that a node of another
+// that the client looks for (package clustertls). The protocols of workers without a node need the certificate of
+// a worker instead (workers.go). ALPN chooses the protocol, so that a node of another
 // version is refused in the handshake. Then the client greets:
 //
 //	length u8, protocol   as ALPN says; a listener in memory has no ALPN
@@ -59,7 +60,7 @@ const (
 // node that lost its folder, and the new node in its place. Without it the replicated log would count
 // the answers of the new one for those of the old one. The introductions of a formation name no cluster
 // and no node, because neither is known then; the requests of a replacement, and of a node that may have been removed,
-// name no node.
+// name no node. Nor does a worker that joins, and the first time it names no cluster.
 //
 // Its lock is a leaf.
 type port struct {
@@ -96,7 +97,8 @@ func openPort(c *Config) (*port, error) {
 	case c.Credentials != nil:
 		p.server = c.Credentials.Server(map[string]clustertls.Role{
 			raftlog.Protocol: clustertls.Node, formationProtocol: clustertls.Node, HTTPProtocol: clustertls.Node, WorkerProtocol: clustertls.Node, admissionProtocol: clustertls.Node,
-			announcementProtocol: clustertls.Node, inquiryProtocol: clustertls.Node, copyProtocol: clustertls.Node, membershipProtocol: clustertls.Node})
+			announcementProtocol: clustertls.Node, inquiryProtocol: clustertls.Node, copyProtocol: clustertls.Node, membershipProtocol: clustertls.Node,
+			JoinProtocol: clustertls.Worker, KeepProtocol: clustertls.Worker, deletedProtocol: clustertls.Worker})
 	case c.Listener.Addr().Network() != "memory":
 		return nil, fmt.Errorf("listener %s without TLS: only a listener in memory may do without", c.Listener.Addr())
 	}
@@ -249,7 +251,8 @@ func (p *port) answerGreeting(raw net.Conn) (net.Conn, *protocolListener, error)
 	}
 	p.mu.Lock()
 	listener := p.listeners[protocol]
-	isHere := protocol == formationProtocol || cluster == p.cluster && (node == p.self || node == "" && (protocol == admissionProtocol || protocol == membershipProtocol))
+	isHere := protocol == formationProtocol || cluster == p.cluster && (node == p.self || node == "" && (protocol == admissionProtocol || protocol == membershipProtocol)) ||
+		protocol == JoinProtocol && p.self != "" && node == "" && (cluster == p.cluster || cluster == ID{})
 	p.mu.Unlock()
 	answer := byte(greetingAccepted)
 	switch {
@@ -322,7 +325,11 @@ func (p *port) sendGreeting(ctx context.Context, raw net.Conn, name, protocol st
 	}
 	conn := raw
 	if p.credentials != nil {
-		secure := tls.Client(raw, p.credentials.Client(clustertls.Identity{Role: clustertls.Node, Name: name}, protocol))
+		config := p.credentials.ClientOfRole(clustertls.Node, protocol)
+		if name != "" {
+			config = p.credentials.Client(clustertls.Identity{Role: clustertls.Node, Name: name}, protocol)
+		}
+		secure := tls.Client(raw, config)
 		if err := secure.HandshakeContext(ctx); err != nil {
 			return nil, err
 		}

@@ -49,6 +49,9 @@ type Cluster interface {
 	// Remove takes a node that does not run out of the cluster, and returns its ID. An error is a
 	// *messages.Error.
 	Remove(ctx context.Context, node string) (id string, err error)
+	// DeclareWorkerDead says that a worker without a node, given by its ID, does not come back, and returns when its
+	// attempts are lost. An error is a *messages.Error.
+	DeclareWorkerDead(ctx context.Context, worker string) error
 }
 
 // partitionKey is the key of a context's partition.
@@ -80,6 +83,18 @@ type ClusterStatus struct {
 	Node       string // the ID of the node that answers
 	Nodes      []NodeStatus
 	Partitions []PartitionStatus // by number
+	Workers    []WorkerStatus    // those without a node, by their IDs
+}
+
+// WorkerStatus is a worker without a node.
+type WorkerStatus struct {
+	ID, Name string
+	Address  string // from which it has connected to the answering node; "" = unknown
+	// State is "connected", "draining", or "silent" for a worker that is not connected to the answering node, while
+	// a partition that this node leads may have tasks there.
+	State            string
+	Slots, Taken     Slots
+	Running, Waiting int
 }
 
 // NodeStatus is a node of the cluster.
@@ -158,6 +173,20 @@ func (s *Server) clusterStatus(ctx *fasthttp.RequestCtx) error {
 			dst = appendString(dst, node)
 		}
 		dst = append(dst, "]}"...)
+	}
+	dst = append(dst, `],"workers":[`...)
+	for i, w := range st.Workers {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendString(append(dst, `{"id":`...), w.ID)
+		dst = appendString(append(dst, `,"name":`...), w.Name)
+		dst = appendString(append(dst, `,"address":`...), w.Address)
+		dst = appendString(append(dst, `,"state":`...), w.State)
+		dst = appendSlots(append(dst, `,"slots":`...), w.Slots)
+		dst = appendSlots(append(dst, `,"taken":`...), w.Taken)
+		dst = strconv.AppendInt(append(dst, `,"running":`...), int64(w.Running), 10)
+		dst = append(strconv.AppendInt(append(dst, `,"waiting":`...), int64(w.Waiting), 10), '}')
 	}
 	answerJSON(ctx, append(dst, "]}"...))
 	return nil

@@ -327,7 +327,7 @@ func (s *Server) planFromFile(b *longBody, hashed, strict bool) (*dag.Plan, dag.
 	if hashed {
 		r.hash = sha256.New()
 	}
-	checked, err := specjson.CheckFrom(r, s.cfg.Limits)
+	checked, err := specjson.CheckFrom(r, s.limits())
 	if err != nil {
 		return nil, nil, decompressionError(b.coding, err, s.cfg.MaxBody)
 	}

@@ -37,6 +37,7 @@ const (
 	transferPath       = "/v1/cluster/transfer"
 	repairPath         = "/v1/cluster/repair"
 	removePath         = "/v1/cluster/remove"
+	deadWorkerPath     = "/v1/cluster/worker/dead"
 	validatePath       = "/v1/dagrun/validate"
 	runPathPrefix      = "/v1/dagrun/"
 )
@@ -96,6 +97,7 @@ func (s *Server) routes() []route {
 		{"POST", transferPath, access.Control, anyNode, noBody, (*Server).transferLeaders},
 		{"POST", repairPath, access.Control, anyNode, noBody, (*Server).repairReplica},
 		{"POST", removePath, access.Control, anyNode, noBody, (*Server).removeNode},
+		{"POST", deadWorkerPath, access.Control, anyNode, noBody, (*Server).declareWorkerDead},
 		{"GET", "/version", access.Read, anyNode, noBody, (*Server).version},
 		{"GET", "/metrics", access.Read, anyNode, noBody, (*Server).showMetrics},
 		{"GET", loginPath, publicRoute, anyNode, noBody, (*Server).loginPage},

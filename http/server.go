@@ -28,9 +28,12 @@ type VersionInfo struct {
 
 // Config configures a Server. Engine is required; every other zero member means its default.
 type Config struct {
-	Engine  Engine
-	Limits  dag.Limits // of the runs that are accepted or validated
-	Version VersionInfo
+	Engine Engine
+	Limits dag.Limits // of the runs that are accepted or validated
+	// LargestTask, if not nil, returns what a task may ask for at present, in place of the machine's cores and memory
+	// in Limits: in a cluster the most that a machine has.
+	LargestTask func() (cpuMillis, memoryBytes int64)
+	Version     VersionInfo
 	// Gatherer is what GET /metrics shows. Registerer takes this package's own metrics. With
 	// neither, only those are shown.
 	Gatherer   prometheus.Gatherer

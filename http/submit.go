@@ -147,7 +147,7 @@ func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
 
 // plan decodes and plans a document. An error is a *messages.Error with all problems of the document.
 func (s *Server) plan(doc []byte, strict bool) (plan *dag.Plan, warnings dag.Problems, err error) {
-	return planResult(specjson.Check(doc, s.cfg.Limits), strict)
+	return planResult(specjson.Check(doc, s.limits()), strict)
 }
 
 // planResult returns the plan and warnings of a checked document, or its problems as an error.
@@ -435,4 +435,13 @@ func (s *Server) overBudget(why error) *refusal {
 		return &refusal{fasthttp.StatusTooManyRequests, "requests of this client have too many bytes in progress: try again later"}
 	}
 	return &refusal{fasthttp.StatusServiceUnavailable, "requests have too many bytes in progress: try again later"}
+}
+
+// limits returns the limits of runs at present.
+func (s *Server) limits() dag.Limits {
+	limits := s.cfg.Limits
+	if s.cfg.LargestTask != nil {
+		limits.MaxCPUMillis, limits.MaxMemoryBytes = s.cfg.LargestTask()
+	}
+	return limits
 }

@@ -105,6 +105,8 @@ func (d *directory) TransferAllLeads(ctx context.Context, from string) ([]cluste
 func (d *directory) RepairReplica(_ context.Context, p int, node string) (cluster.Repair, error) {
 	return cluster.Repair{Node: raftlog.NodeID(node), Source: "n1", Verdict: d.verdict()}, nil
 }
+func (d *directory) DeclareWorkerDead(context.Context, string) error { return nil }
+
 func (d *directory) RemoveNode(_ context.Context, node string) (raftlog.NodeID, error) {
 	return raftlog.NodeID(node), nil
 }
@@ -404,7 +406,7 @@ func TestRouter(t *testing.T) {
 		if s.ID == "n2" {
 			s.Running = 3
 		}
-	})
+	}, func() []http.WorkerStatus { return []http.WorkerStatus{{ID: "gpu.1"}} })
 	if node, isHere := r.Leader(0); node != "n1" || isHere {
 		t.Errorf("while the engine starts: %q %v", node, isHere)
 	}
@@ -412,7 +414,7 @@ func TestRouter(t *testing.T) {
 	if node, isHere := r.Leader(0); node != "n1" || !isHere {
 		t.Errorf("led here: %q %v", node, isHere)
 	}
-	want := http.ClusterStatus{ID: d.Cluster().String(), Node: "n1", Nodes: []http.NodeStatus{{ID: "n1", Name: "one", Address: "10.0.0.1:1"}, {ID: "n2", Name: "two", Running: 3}},
+	want := http.ClusterStatus{ID: d.Cluster().String(), Node: "n1", Workers: []http.WorkerStatus{{ID: "gpu.1"}}, Nodes: []http.NodeStatus{{ID: "n1", Name: "one", Address: "10.0.0.1:1"}, {ID: "n2", Name: "two", Running: 3}},
 		Partitions: []http.PartitionStatus{{Leader: "n1", Term: 1, Applied: 17, Lag: 2, Lease: true, Verified: 12, Differing: []string{"n2"}}}}
 	if got := r.Status(t.Context()); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)

@@ -109,7 +109,7 @@ func (n *node) start(config cluster.Config) {
 	}
 	n.member = m
 	n.engine = router.NewEngine(m, func(context.Context) error { return nil }, func() error { return nil })
-	n.server = http.New(http.Config{Engine: n.engine, Cluster: router.New(m, nil), Logger: slog.New(slog.DiscardHandler)})
+	n.server = http.New(http.Config{Engine: n.engine, Cluster: router.New(m, nil, nil), Logger: slog.New(slog.DiscardHandler)})
 	entrance, err := router.NewEntrance(m)
 	if err != nil {
 		n.t.Error(err)

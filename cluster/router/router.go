@@ -31,6 +31,8 @@ type Member interface {
 	RepairReplica(ctx context.Context, partition int, node string) (cluster.Repair, error)
 	// RemoveNode takes a node out of all partitions.
 	RemoveNode(ctx context.Context, node string) (raftlog.NodeID, error)
+	// DeclareWorkerDead says that a worker without a node does not come back.
+	DeclareWorkerDead(ctx context.Context, worker string) error
 }
 
 var _ Member = (*cluster.Member)(nil)
@@ -39,17 +41,21 @@ var _ Member = (*cluster.Member)(nil)
 type Router struct {
 	member   Member
 	addTasks func(*http.NodeStatus)
+	workers  func() []http.WorkerStatus
 }
 
 var _ http.Cluster = (*Router)(nil)
 
-// New returns the router of a member. addTasks adds to the state of a node what is known of its slots and tasks; it may
-// be nil.
-func New(m Member, addTasks func(*http.NodeStatus)) *Router {
+// New returns the router of a member. addTasks adds to the state of a node what is known of its slots and tasks, and
+// workers returns those without a node; they may be nil.
+func New(m Member, addTasks func(*http.NodeStatus), workers func() []http.WorkerStatus) *Router {
 	if addTasks == nil {
 		addTasks = func(*http.NodeStatus) {}
 	}
-	return &Router{m, addTasks}
+	if workers == nil {
+		workers = func() []http.WorkerStatus { return nil }
+	}
+	return &Router{m, addTasks, workers}
 }
 
 // Self returns the ID of this node.
@@ -88,7 +94,7 @@ func (r *Router) QueuedTasks(partition uint64) int { return r.member.QueuedTasks
 
 // Status returns the cluster as this node sees it.
 func (r *Router) Status(context.Context) http.ClusterStatus {
-	s := http.ClusterStatus{ID: r.member.Cluster().String(), Node: r.Self()}
+	s := http.ClusterStatus{ID: r.member.Cluster().String(), Node: r.Self(), Workers: r.workers()}
 	for _, n := range r.member.Nodes() {
 		node := http.NodeStatus{ID: string(n.ID), Name: n.Name, Address: n.Address}
 		r.addTasks(&node)
@@ -169,4 +175,9 @@ func (r *Router) Repair(ctx context.Context, partition uint64, node string) (htt
 func (r *Router) Remove(ctx context.Context, node string) (string, error) {
 	id, err := r.member.RemoveNode(ctx, node)
 	return string(id), err
+}
+
+// DeclareWorkerDead says that a worker without a node does not come back.
+func (r *Router) DeclareWorkerDead(ctx context.Context, worker string) error {
+	return r.member.DeclareWorkerDead(ctx, worker)
 }

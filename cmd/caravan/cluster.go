@@ -24,7 +24,8 @@ func (m *Main) clusterCommand() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand(), m.clusterBackupCommand(), m.clusterRestoreCommand(),
-		m.clusterRecoverCommand(), m.clusterTransferCommand(), m.clusterRepairCommand(), m.clusterRemoveCommand())
+		m.clusterRecoverCommand(), m.clusterTransferCommand(), m.clusterRepairCommand(), m.clusterRemoveCommand(),
+		m.clusterWorkerCommand())
 	return cmd
 }
 
@@ -95,6 +96,9 @@ func (m *Main) printCluster(c *client.Cluster) error {
 	if err := nodes.flush(); err != nil {
 		return err
 	}
+	if err := m.printWorkers(c.Workers); err != nil {
+		return err
+	}
 	fmt.Fprintln(m.Stdout)
 	partitions := newTable(m.Stdout, plain, "PARTITION", "LEADER", "TERM", "APPLIED", "LAG", "DIFFERS")
 	for _, p := range c.Partitions {
@@ -105,4 +109,27 @@ func (m *Main) printCluster(c *client.Cluster) error {
 		}
 	}
 	return partitions.flush()
+}
+
+// printWorkers prints the workers without a node, if there are any:
+//
+//	WORKER                ADDRESS          STATE      CORES  MEMORY    RUNNING  WAITING
+//	gpu.1f3a0c66b2d94e07  127.0.0.1:40122  connected  4/8    100/1000  1        0
+func (m *Main) printWorkers(all []client.ClusterWorker) error {
+	if len(all) == 0 {
+		return nil
+	}
+	fmt.Fprintln(m.Stdout)
+	workers := newTable(m.Stdout, func(s string) string { return s }, "WORKER", "ADDRESS", "STATE", "CORES", "MEMORY", "RUNNING", "WAITING")
+	for _, w := range all {
+		cores, memory := "-", "-" // nothing is known of its slots
+		if w.Slots.Cores > 0 {
+			cores = strconv.FormatFloat(w.Taken.Cores, 'f', -1, 64) + "/" + strconv.FormatFloat(w.Slots.Cores, 'f', -1, 64)
+			memory = fmt.Sprintf("%d/%d", w.Taken.MemoryMB, w.Slots.MemoryMB)
+		}
+		if err := workers.add(printable(w.ID), orDash(w.Address), w.State, cores, memory, strconv.Itoa(w.Running), strconv.Itoa(w.Waiting)); err != nil {
+			return err
+		}
+	}
+	return workers.flush()
 }

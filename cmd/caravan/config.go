@@ -57,10 +57,11 @@ type Config struct {
 	Partitions     int    // of a cluster; 0 = that of the data folder, or cluster.DefaultPartitions
 	WorkerLease    time.Duration
 	LogCopies      int
-	Replace        bool   // take the place of the former node of this name
-	TLSDir         string // certificates of nodes
-	Umask          string // umask of tasks, octal: that of the launching shell; "" = this process's. Not an option
-	HeapFloor      int64  // heap size in bytes below which the collector stays idle; 0 = by percent alone
+	Replace        bool     // take the place of the former node of this name
+	TLSDir         string   // certificates of nodes
+	Join           []string // of a worker: addresses of nodes
+	Umask          string   // umask of tasks, octal: that of the launching shell; "" = this process's. Not an option
+	HeapFloor      int64    // heap size in bytes below which the collector stays idle; 0 = by percent alone
 	LogLevel       slog.Level
 	LogFormat      string // text or json
 }

@@ -95,6 +95,8 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	door, directory := &startingEngine{}, &startingCluster{partitions: uint64(c.Partitions)}
 	web := httpConfig(c, limits, registry, garbage, log)
 	web.Engine, web.Cluster, web.Spool, web.Access = door, directory, n.folder.Path(), who
+	largest := &largestTask{own: workerpb.Amount{CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes}}
+	web.LargestTask = largest.amount
 	web.Backup = func(ctx context.Context, w io.Writer) error { // called only after the engine is set
 		sum, err := writeClusterBackup(ctx, w, n.folder, c.Node, n.member, n.outputs)
 		if err == nil {
@@ -130,15 +132,20 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 		return nil, err
 	}
 	undo = append(undo, n.processes.Detach)
+	largest.workers.Store(n.workers)
 
 	n.member, err = cluster.Open(ctx, cluster.Config{
 		Name: c.Node, Nodes: c.Nodes, Partitions: c.Partitions, Replace: c.Replace, Dir: n.folder.Cluster(), RemovalSilence: lease.Silence(c.WorkerLease),
+		WorkerDead: func(partition int, epoch uint64, worker string) (bool, error) {
+			return n.workers.WorkerDead(partition, epoch, worker)
+		},
 		WorkersHeard: func(node raftlog.NodeID) time.Time { return n.workers.Heard(string(node)) },
 		Listener:     port, Credentials: credentials,
 		Engine: func(term cluster.EngineTerm) actors.Config {
 			engine := engineConfig(c, limits, garbage, log)
 			engine.Outputs, engine.ClusterOutputs = n.outputs, everywhere
 			n.workers.SetNode(string(term.Node))
+			n.workers.SetRows(term.Partition, term.Epoch, term.Workers, term.Rows)
 			engine.Executors["process"] = n.processes.Front(uint64(term.Partition), term.Epoch)
 			return engine
 		},
@@ -155,7 +162,10 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	if err := n.workers.Join(&workerCluster{n.member}); err != nil {
 		return nil, err
 	}
-	n.cleaner = startOutputCleaner(c, n.outputs, n.member, log)
+	if err := n.welcomeWorkers(c); err != nil {
+		return nil, err
+	}
+	n.cleaner = startOutputCleaner(c, n.outputs, n.member.DeletedRuns, log)
 	undo = append(undo, n.cleaner.Close)
 	n.engine = router.NewEngine(n.member, n.health, n.outputs.Damaged)
 	undo = append(undo, func() error { n.engine.Close(); return nil })
@@ -163,7 +173,7 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	directory.set(router.New(n.member, n.addTasks))
+	directory.set(router.New(n.member, n.addTasks, n.joinedWorkers))
 	registry.MustRegister(newNodeCollector(n.member, n.workers))
 	door.setEngine(n.engine)
 	go n.serveNodes(entrance)
@@ -399,6 +409,14 @@ func (s *startingCluster) Repair(ctx context.Context, partition uint64, node str
 		return r.Repair(ctx, partition, node)
 	}
 	return http.ReplicaRepair{}, errStarting
+}
+
+// DeclareWorkerDead says that a worker without a node does not come back.
+func (s *startingCluster) DeclareWorkerDead(ctx context.Context, worker string) error {
+	if r := s.router.Load(); r != nil {
+		return r.DeclareWorkerDead(ctx, worker)
+	}
+	return errStarting
 }
 
 // Remove takes a node out of the cluster.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -56,6 +57,9 @@ func (o *clusterOutputs) OpenOutput(node string, id outputs.ID, out messages.Out
 				return c.workers.OpenOutput(string(n.ID), id, out)
 			}
 		}
+		if strings.Contains(node, ".") { // a worker without a node, by its ID
+			return c.workers.OpenOutput(node, id, out)
+		}
 	}
 	return nil, &messages.Error{Code: messages.Unavailable, Text: "the node is not known here"}
 }
@@ -84,9 +88,9 @@ const (
 
 // startOutputCleaner starts to clean: at once, and then at intervals. The caller closes it. Stores that were not
 // verified may lack runs that exist: then all files stay.
-func startOutputCleaner(c Config, store *outputs.Store, member *cluster.Member, log *slog.Logger) *outputCleaner {
+func startOutputCleaner(c Config, store *outputs.Store, deletedRuns func(context.Context, int, []messages.RunID) ([]messages.RunID, error), log *slog.Logger) *outputCleaner {
 	ctx, cancel := context.WithCancel(context.Background())
-	cleaner := &outputCleaner{outputs: store, partitions: c.Partitions, deletedRuns: member.DeletedRuns, log: log, cancel: cancel, ended: make(chan struct{})}
+	cleaner := &outputCleaner{outputs: store, partitions: c.Partitions, deletedRuns: deletedRuns, log: log, cancel: cancel, ended: make(chan struct{})}
 	if c.Unverified {
 		cancel()
 	}

@@ -11,9 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/http/access"
-	"github.com/caravan-dag/caravan/internal/datafolder"
 )
 
 // stopTimeout is how long a server may take to stop after the first signal. Service managers kill a
@@ -228,37 +226,4 @@ func (m *Main) taskUmask() (string, error) {
 		return "", fmt.Errorf("umask %04o takes permissions from the owner of files; use another umask, such as 0022", m.Umask)
 	}
 	return fmt.Sprintf("%04o", m.Umask), nil
-}
-
-// workerCommand is the process that forks the tasks of a server, and outlives it. The server starts
-// it (executor/remote, spawnWorker) as
-//
-//	caravan worker --data DATA --name w-…
-//
-// with the lock and the socket of the worker's folder as descriptors 3 and 4, so users cannot run
-// it. It is the same binary, so that the two always speak one protocol; a server of another version
-// drains it and starts its own. It is in a session of its own: the terminal's signals, and those to
-// the server's process group, do not reach it. Its environment is as small as that of a task, so
-// its configuration is a file in its folder, and its log is another one, at level Info.
-//
-// Its exit code is 0 when it was idle, drained or told to stop, and 1 otherwise. Only its log tells
-// why.
-func (m *Main) workerCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:    "worker",
-		Short:  "Run the tasks of a server (started by the server itself)",
-		Hidden: true,
-		Args:   argCount(0, 0, "no arguments"),
-	}
-	data := cmd.Flags().String("data", "", "the server's data `folder`")
-	name := cmd.Flags().String("name", "", "the worker's own folder in it")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if *data == "" || *name == "" {
-			return usageErrorf("`caravan serve` and `caravan run` start the worker; it cannot be started by hand")
-		}
-		return worker.Run(cmd.Context(), worker.Config{
-			Dir: datafolder.WorkerIn(*data), Name: *name, Logger: newLogger(m.Stderr, "text", slog.LevelInfo), FS: fileSystem(*data),
-		})
-	}
-	return cmd
 }

@@ -80,6 +80,9 @@ type Fleet struct {
 	leads       []*lead                       // by partition; nil where it is not led here
 	links       map[string]*leaderLink        // by node, while it is connected and has said hello
 	connecting  map[string]context.CancelFunc // by node: ends its goroutine
+	registers   []*register                   // by partition: of the newest engine here
+	joined      map[string]string             // the addresses of joined workers, by their IDs
+	copies      *grpc.Server                  // nil until ServeCopies
 	heard       map[string]time.Time          // by node: its last frame
 	complained  map[string]time.Time          // by node: see complain
 	lastSession uint64
@@ -94,6 +97,7 @@ type lead struct {
 	partition  messages.Numbering
 	epoch      uint64
 	table      *Table
+	register   *register
 	heartbeats map[string]uint64                  // to answer, by node: the newest one
 	wake       chan struct{}                      // heartbeats has some
 	ended      chan struct{}                      // closed by HandOver
@@ -114,6 +118,7 @@ func Open(config Config, open func(executor.Sink) (Workers, error)) (*Fleet, err
 	}
 	f := &Fleet{config: config, log: config.Logger, agent: newAgent(&config), leads: make([]*lead, config.Partitions),
 		links: map[string]*leaderLink{}, connecting: map[string]context.CancelFunc{}, heard: map[string]time.Time{}, complained: map[string]time.Time{}, logLimit: logWait,
+		registers: make([]*register, config.Partitions), joined: map[string]string{},
 		slots: NewSlots("", config.Partitions)}
 	f.delivered = sync.NewCond(&f.mu)
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -207,6 +212,7 @@ func (f *Fleet) tick() {
 				l.table.Tick(now)
 			}
 		}
+		f.removeRows()
 		f.unlockAndDeliver()
 	}
 }
@@ -315,7 +321,9 @@ func (f *Fleet) TakeOver(partition messages.Numbering, epoch uint64, runs ...mes
 	defer f.unlockAndDeliver()
 	f.endLead(partition)
 	f.awaitDelivery()
+	l.register = f.registerOf(partition.Partition, epoch)
 	l.table = NewTable(TableConfig{
+		MayGrow:   func() bool { return f.hasUnknownWorker(l.register) },
 		Partition: uint32(partition.Partition), Epoch: epoch, LastSession: &f.lastSession, Slots: f.slots,
 		SilenceTicks:  int((lease.Silence(f.config.Lease)+f.tickInterval()-1)/f.tickInterval()) + 1,
 		QuietTicks:    int((quietTime + f.tickInterval() - 1) / f.tickInterval()),
@@ -326,9 +334,12 @@ func (f *Fleet) TakeOver(partition messages.Numbering, epoch uint64, runs ...mes
 		},
 	})
 	l.table.ExpectResume(runs...)
+	for _, id := range slices.Sorted(maps.Keys(l.register.former)) {
+		l.table.ExpectWorker(id)
+	}
 	f.leads[partition.Partition] = l
 	for _, node := range slices.Sorted(maps.Keys(f.links)) {
-		l.table.Connect(node, nil, f.links[node])
+		f.connectLead(l, f.links[node])
 	}
 	f.wait.Go(func() { f.renewLeases(l) })
 }
@@ -468,7 +479,7 @@ func (f *Fleet) disconnect() error {
 		f.copying.close()
 	}
 	f.mu.Lock()
-	server := f.server
+	server, copies := f.server, f.copies
 	for _, l := range f.leads {
 		if l != nil {
 			f.endLead(l.partition)
@@ -477,6 +488,9 @@ func (f *Fleet) disconnect() error {
 	f.unlockAndDeliver()
 	if server != nil {
 		server.Stop()
+	}
+	if copies != nil {
+		copies.Stop()
 	}
 	f.wait.Wait()
 	return nil

@@ -24,6 +24,8 @@ type leaderLink struct {
 	outgoing *workerpb.ServerFrame
 	wake     chan struct{} // outgoing has items
 	replaces bool          // of its hello
+	isJoined bool          // the node is a joined worker (joined.go)
+	cancel   func()        // ends the connection
 	silence  silence
 	shares   []sentShare // by partition: what the agent was told last
 }
@@ -50,7 +52,7 @@ func (f *Fleet) keepConnected(ctx context.Context, node string) {
 	pause := firstPause
 	for ctx.Err() == nil {
 		began := time.Now()
-		said, err := f.serveLink(ctx, node)
+		said, err := f.serveLink(ctx, node, false, func(ctx context.Context) (net.Conn, error) { return f.dial(ctx, node) })
 		if said && time.Since(began) >= steadyTime {
 			pause = firstPause
 		}
@@ -65,13 +67,14 @@ func (f *Fleet) keepConnected(ctx context.Context, node string) {
 	}
 }
 
-// serveLink has one connection with the agent of a node. said reports whether it has said hello.
-func (f *Fleet) serveLink(ctx context.Context, node string) (said bool, err error) {
+// serveLink has one connection with the agent of a node, or of a joined worker. said reports whether it has said
+// hello.
+func (f *Fleet) serveLink(ctx context.Context, node string, isJoined bool, dial func(context.Context) (net.Conn, error)) (said bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conn, err := grpc.NewClient("passthrough:///"+node, append(workerpb.DialOptions(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // the cluster's connections are encrypted
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return f.dial(ctx, node) }))...)
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }))...)
 	if err != nil {
 		return false, err
 	}
@@ -80,7 +83,8 @@ func (f *Fleet) serveLink(ctx context.Context, node string) (said bool, err erro
 	if err != nil {
 		return false, err
 	}
-	l := &leaderLink{node: node, conn: conn, outgoing: workerpb.ServerFrameFromVTPool(), wake: make(chan struct{}, 1), shares: make([]sentShare, len(f.leads))}
+	l := &leaderLink{node: node, conn: conn, outgoing: workerpb.ServerFrameFromVTPool(), wake: make(chan struct{}, 1), shares: make([]sentShare, len(f.leads)),
+		isJoined: isJoined, cancel: cancel}
 	sender := make(chan struct{})
 	go func() {
 		defer close(sender)
@@ -95,7 +99,7 @@ func (f *Fleet) serveLink(ctx context.Context, node string) (said bool, err erro
 		delete(f.links, node)
 		for _, lead := range f.leads {
 			if lead != nil {
-				lead.table.Disconnect(node, l)
+				f.leaveLead(lead, l)
 			}
 		}
 	}
@@ -206,7 +210,7 @@ func (f *Fleet) handleFrame(l *leaderLink, frame *workerpb.WorkerFrame) error {
 		f.links[l.node] = l
 		for _, lead := range f.leads {
 			if lead != nil {
-				lead.table.Connect(l.node, nil, l)
+				f.connectLead(lead, l)
 			}
 		}
 	}
@@ -245,11 +249,17 @@ func (f *Fleet) handleFrame(l *leaderLink, frame *workerpb.WorkerFrame) error {
 	return nil
 }
 
-// concludeUnplaced concludes that no node has the attempts that are unplaced, once all have reported. The agent
+// concludeUnplaced concludes that no node has the attempts that are unplaced, once all have reported, and all joined
+// workers that were listed at the takeover. The agent
 // of a node that has just taken the place of a former one does not speak for that one. mu is held.
 func (f *Fleet) concludeUnplaced(lead *lead, nodes []string, at int64) {
 	for _, node := range nodes {
 		if l := f.links[node]; !lead.table.HasHeard(node) || l == nil || l.replaces {
+			return
+		}
+	}
+	for id := range lead.register.former {
+		if !lead.table.HasHeard(id) {
 			return
 		}
 	}

@@ -88,6 +88,12 @@ func (s *Slots) accepts(node string) bool {
 	return known && !state.Draining && state.Capacity.CPUMillis > 0
 }
 
+// isKnown reports whether a node has said what it has.
+func (s *Slots) isKnown(node string) bool {
+	_, known := s.nodes[node]
+	return known
+}
+
 // hasNodeFor reports whether a node of the cluster is large enough.
 func (s *Slots) hasNodeFor(size workerpb.Amount) bool {
 	for _, state := range s.nodes {
@@ -238,7 +244,7 @@ func (t *Table) place(a *trackedAttempt) {
 	workers, candidates := t.candidates()
 	size := sizeOf(a.order)
 	i := chooseNode(candidates, size)
-	if i < 0 || !size.FitsInto(candidates[i].capacity) && t.config.Slots.hasNodeFor(size) {
+	if i < 0 || !size.FitsInto(candidates[i].capacity) && (t.config.Slots.hasNodeFor(size) || t.config.MayGrow != nil && t.config.MayGrow()) {
 		return // the node that is large enough is away, or begins a session
 	}
 	w := workers[i]

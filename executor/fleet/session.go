@@ -71,6 +71,27 @@ func (t *Table) workerOf(name string) *knownWorker {
 	return w
 }
 
+// ExpectWorker enters a worker that may have attempts of former epochs: its silence counts from now on.
+func (t *Table) ExpectWorker(name string) { t.workerOf(name) }
+
+// HasHeardSession reports whether a worker has reported in the present session all that it had.
+func (t *Table) HasHeardSession(worker string) bool {
+	w := t.workers[worker]
+	return w != nil && w.state == sessionHeard
+}
+
+// IsSilent reports whether a worker has been silent for longer than its lease.
+func (t *Table) IsSilent(worker string) bool {
+	w := t.workers[worker]
+	return w != nil && w.silent
+}
+
+// IsIdle reports whether the Table has no attempt of a worker, not even one whose end is to be acknowledged.
+func (t *Table) IsIdle(worker string) bool {
+	w := t.workers[worker]
+	return w == nil || w.attempts.first == nil
+}
+
 // mayOrder reports whether the worker may be given orders: with leases, only after a renewal in this
 // session.
 func (t *Table) mayOrder(w *knownWorker) bool {

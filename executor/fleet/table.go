@@ -26,7 +26,10 @@ type TableConfig struct {
 	// time. 0: ten.
 	PatienceTicks int
 	// Slots are those of all workers, by which the Table places orders; nil: each order names its worker.
-	Slots       *Slots
+	Slots *Slots
+	// MayGrow reports whether a worker may come whose slots are not known. Until then an order that is too large for
+	// all others waits. Nil: no.
+	MayGrow     func() bool
 	OrphanGrace time.Duration         // from SIGTERM to SIGKILL, for attempts that runs do not ask for
 	Report      func(executor.Report) // takes what the engine is to hear, and does not call the Table; required
 	// Complain takes what an operator should know of an attempt; nil drops it.

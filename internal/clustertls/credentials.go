@@ -113,6 +113,26 @@ func (c *Credentials) Client(peer Identity, protocol string) *tls.Config {
 	}
 }
 
+// ClientOfRole is Client for a connection to any member with a role.
+func (c *Credentials) ClientOfRole(role Role, protocol string) *tls.Config {
+	files := c.files(time.Now())
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{protocol},
+		Certificates: []tls.Certificate{files.pair}, RootCAs: files.authorities,
+		ServerName: role.dnsName(),
+		VerifyConnection: func(state tls.ConnectionState) error {
+			if state.NegotiatedProtocol != protocol {
+				return fmt.Errorf("the %s does not speak %s", role, protocol)
+			}
+			found, err := PeerOf(state)
+			if err == nil && found.Role != role {
+				err = fmt.Errorf("%s answers in place of a %s", found, role)
+			}
+			return err
+		},
+	}
+}
+
 // PeerOf returns the identity of the other side of a connection whose handshake has verified its
 // certificate.
 func PeerOf(state tls.ConnectionState) (Identity, error) {

@@ -33,8 +33,10 @@ type clusterNode struct {
 // testCluster is three nodes, or as many as a test prepares, of the real binary on the loopback interface, with certificates that the
 // command line has made.
 type testCluster struct {
-	t     *testing.T
-	nodes []*clusterNode
+	t         *testing.T
+	nodes     []*clusterNode
+	dir       string   // has ca, the folder of the authority
+	addresses []string // of the nodes, for each other
 }
 
 // startCluster starts three nodes with further options, and returns when all of them are ready.
@@ -54,13 +56,14 @@ func prepareCluster(t *testing.T, options ...string) *testCluster {
 // prepareNodes prepares a cluster of more than three nodes.
 func prepareNodes(t *testing.T, count int, options ...string) *testCluster {
 	t.Helper()
-	c := &testCluster{t: t}
 	dir := t.TempDir()
+	c := &testCluster{t: t, dir: dir}
 	ca := filepath.Join(dir, "ca")
 	command(t, "tls", "init", "--ca-dir", ca)
 	var list []string
 	for i := range count {
-		list = append(list, fmt.Sprintf("n%d=%s", i+1, freeAddress(t)))
+		c.addresses = append(c.addresses, freeAddress(t))
+		list = append(list, fmt.Sprintf("n%d=%s", i+1, c.addresses[i]))
 	}
 	for i := range count {
 		n := &clusterNode{name: fmt.Sprintf("n%d", i+1)}

@@ -1,0 +1,205 @@
+package e2e_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/caravan-dag/caravan/client"
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/testenv"
+)
+
+// joinedWorker is a worker without a node: `caravan worker --join`.
+type joinedWorker struct {
+	c    *testCluster
+	args []string
+	data string
+	cmd  *exec.Cmd // nil while it does not run
+	log  lockedLog
+}
+
+// lockedLog is what a process prints.
+type lockedLog struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lockedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// join starts a worker with 8 cores.
+func (c *testCluster) join(name string) *joinedWorker {
+	c.t.Helper()
+	certificates := filepath.Join(c.dir, name+"-tls")
+	command(c.t, "tls", "worker", name, "--ca-dir", filepath.Join(c.dir, "ca"), "--tls-dir", certificates)
+	w := &joinedWorker{c: c, data: filepath.Join(c.dir, name)}
+	w.args = []string{"worker", "--join", strings.Join(c.addresses, ","), "--tls-dir", certificates, "--data", w.data, "--cores", "8", "--memory-mb", "1000"}
+	w.launch()
+	c.t.Cleanup(func() {
+		if w.cmd != nil {
+			w.end(syscall.SIGKILL)
+		}
+		if err := testenv.EndWorkers(w.data, e2etest.Patience); err != nil {
+			c.t.Error(err)
+		}
+		if c.t.Failed() {
+			c.t.Logf("log of worker %s:\n%s", name, w.log.String())
+		}
+	})
+	return w
+}
+
+func (w *joinedWorker) launch() {
+	w.c.t.Helper()
+	w.cmd = exec.Command(e2etest.Binary(), w.args...)
+	w.cmd.Stderr = &w.log
+	if err := w.cmd.Start(); err != nil {
+		w.c.t.Fatal(err)
+	}
+}
+
+// end ends the process by a signal, and returns its exit code.
+func (w *joinedWorker) end(sig syscall.Signal) int {
+	w.c.t.Helper()
+	if err := w.cmd.Process.Signal(sig); err != nil {
+		w.c.t.Error(err)
+	}
+	_ = w.cmd.Wait()
+	code := w.cmd.ProcessState.ExitCode()
+	w.cmd = nil
+	return code
+}
+
+// worker returns the state of the only joined worker as a node sees it.
+func (c *testCluster) worker(asked *clusterNode) (w client.ClusterWorker, ok bool) {
+	found, err := c.client(asked).Cluster(c.t.Context())
+	if err != nil || len(found.Workers) != 1 {
+		return w, false
+	}
+	return found.Workers[0], true
+}
+
+// awaitJoined waits until each node that runs knows the slots of the joined worker.
+func (c *testCluster) awaitJoined() {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		if n.server == nil {
+			continue
+		}
+		e2etest.Eventually(c.t, n.name+" knows the worker", func() bool {
+			w, ok := c.worker(n)
+			return ok && w.State == "connected" && w.Slots.Cores == 8
+		})
+	}
+}
+
+// largeTasks submits a run with tasks that need more cores than a node has. Each writes a line at its start and at
+// its end, and prints more than fits into a record.
+func (c *testCluster) largeTasks(asked *clusterNode, count int) (run uint64, lines string, open func()) {
+	c.t.Helper()
+	dir := c.t.TempDir()
+	lines, gate := filepath.Join(dir, "lines"), filepath.Join(dir, "gate")
+	script := fmt.Sprintf("echo start $CARAVAN_TASK $(date +%%s%%N) >>%s; until [ -e %s ]; do sleep 0.1; done; seq 20000; echo end $CARAVAN_TASK $(date +%%s%%N) >>%s", lines, gate, lines)
+	var tasks []string
+	for i := range count {
+		tasks = append(tasks, fmt.Sprintf(`"t%d":{"job":{"commandString":%q,"cores":4}}`, i, script))
+	}
+	run, err := c.client(asked).Submit(c.t.Context(), []byte(`{"tasks":{`+strings.Join(tasks, ",")+`}}`), client.SubmitOptions{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	open = func() {
+		if err := os.WriteFile(gate, nil, 0o600); err != nil {
+			c.t.Error(err)
+		}
+	}
+	c.t.Cleanup(open)
+	return run, lines, open
+}
+
+// awaitBegun waits until this many attempts have begun.
+func awaitBegun(t *testing.T, lines string, count int) {
+	t.Helper()
+	e2etest.Eventually(t, fmt.Sprintf("%d attempts have begun", count), func() bool {
+		begun := 0
+		for _, at := range readFanOut(t, lines).starts {
+			begun += len(at)
+		}
+		return begun >= count
+	})
+}
+
+// awaitCompleted waits until a run is COMPLETED at a node.
+func (c *testCluster) awaitCompleted(asked *clusterNode, run uint64) {
+	c.t.Helper()
+	if _, err := c.client(asked).Wait(c.t.Context(), run, client.WaitOptions{}); err != nil {
+		c.t.Fatal(err)
+	}
+	if s, err := c.client(asked).Summary(c.t.Context(), run); err != nil || s.State != client.Completed {
+		c.t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// checkOnce fails unless each task has begun once and ended once.
+func checkOnce(t *testing.T, lines string, count int) {
+	t.Helper()
+	l := readFanOut(t, lines)
+	for i := range count {
+		task := fmt.Sprint("t", i)
+		if len(l.starts[task]) != 1 || len(l.ends[task]) != 1 {
+			t.Errorf("%s: starts %v, ends %v", task, l.starts[task], l.ends[task])
+		}
+	}
+}
+
+// TestJoinedWorkerRunsLargeTasks proves that a worker without a node runs tasks that are too large for all nodes, that
+// their output is read from nodes, also when the worker is gone, and that tasks go on when the worker's process is
+// stopped and started again.
+func TestJoinedWorkerRunsLargeTasks(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	leads := c.nodes[0]
+	large := []byte(`{"tasks":{"a":{"job":{"command":["true"],"cores":4}}}}`)
+	if _, err := c.client(leads).Submit(t.Context(), large, client.SubmitOptions{}); err == nil {
+		t.Error("a task that no machine can run is accepted")
+	}
+	w := c.join("big")
+	c.awaitJoined()
+	run, lines, open := c.largeTasks(c.nodes[1], 2)
+	awaitBegun(t, lines, 2)
+	e2etest.Eventually(t, "the status shows both tasks", func() bool {
+		s, ok := c.worker(c.nodes[2])
+		return ok && s.Running == 2 && s.Taken.Cores == 8 && s.Name == "big" && strings.HasPrefix(s.ID, "big.") && s.Address != ""
+	})
+	if code := w.end(syscall.SIGTERM); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	w.launch()
+	c.awaitJoined()
+	open()
+	c.awaitCompleted(c.nodes[2], run)
+	checkOnce(t, lines, 2)
+	for _, n := range c.nodes {
+		c.awaitOutput(n, run, "t0", numbers(20000))
+	}
+	w.end(syscall.SIGKILL)
+	for _, n := range c.nodes {
+		c.awaitOutput(n, run, "t1", numbers(20000)) // the copy
+	}
+}
