@@ -41,6 +41,7 @@
 //	                     accept and receive
 //	balancer             one with several partitions
 //	answerInquiries,     accept connections, and one for each question or copy
+//	  answerWorkers,
 //	  sendCopies
 //	beginRepair          one for each repair of a replica of this node
 //	raftlog, actors      their own; raftlog calls the machine on those of its library
@@ -64,7 +65,7 @@
 // together; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
 // of a lost node, and its connections. announcements.go is what the nodes tell each other about their
 // partitions, and balance.go which node shall lead which. inquiry.go, verify.go and views.go are what nodes ask
-// each other, the comparison of replicas, and the rows of all partitions for a backup. transfer.go and repair.go
+// each other (workers.go: what workers without a node ask), the comparison of replicas, and the rows of all partitions for a backup. transfer.go and repair.go
 // (with replica_rows.go) are what operators change. seed.go, restore.go and recover.go make what a new cluster
 // may begin with.
 package cluster

@@ -73,7 +73,8 @@ type testNode struct {
 
 	isLosing atomic.Bool // the disk loses the rows of entries, and lost counts them
 	lost     atomic.Int64
-	damage   atomic.Pointer[error] // of all DBs
+	damage   atomic.Pointer[error]      // of all DBs
+	term     atomic.Pointer[EngineTerm] // of the newest engine
 
 	mu     sync.Mutex
 	member *Member // nil while it is down
@@ -223,7 +224,8 @@ func (n *testNode) config() Config {
 			return at
 		},
 		Listener: c.network.Listen(raftlog.NodeID(n.name)), Dial: c.network.Dial(raftlog.NodeID(n.name)),
-		Engine: func(EngineTerm) actors.Config {
+		Engine: func(term EngineTerm) actors.Config {
+			n.term.Store(&term)
 			return actors.Config{
 				Outputs: n.outputs, CPUMillis: 2000, MemoryBytes: 1 << 30, KillGrace: time.Second, Logger: logger,
 				Executors: map[string]func(executor.Sink) (executor.Executor, error){

@@ -41,7 +41,6 @@ type joinedWorker struct {
 	calls     *fleet.ConnQueue
 	workers   *fleet.Fleet
 	log       *slog.Logger
-	ctx       context.Context
 	wait      sync.WaitGroup
 
 	mu    sync.Mutex
@@ -134,7 +133,6 @@ func (w *joinedWorker) serve(ctx context.Context, c Config, store *outputs.Store
 	links, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer w.wait.Wait()
 	defer cancel()
-	w.ctx = links
 	if err := w.workers.Join(w); err != nil { // it cannot: Listen has no error
 		w.log.Error("cannot serve", "err", err)
 		return

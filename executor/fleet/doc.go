@@ -42,6 +42,10 @@
 //     predecessors, and does not say whether the memory of its workers is complete: an attempt that a leader has not
 //     heard as begun counts as not begun if its workers have forgotten it, as after a power failure.
 //
+// Workers on machines without a node come and go, and each connects by itself (joined.go). To a Table such a worker
+// is one more. So that RegisterWorkers holds for it, too, its Table is connected only when the worker has a row in
+// the partition, which the log replicates.
+//
 // A Fleet keeps the others: it orders what is committed (CommitBeforeOrder), renews after a check that it
 // leads which began after the heartbeat came (RenewWhileLeading), and acknowledges what is committed
 // (AcknowledgeAfterCommit). The members of the cluster are the workers that may have attempts
@@ -61,5 +65,5 @@
 // a panic ends its call alone (recover.go), except in Attach.
 //
 // Reading order: fleet.go, link.go, agent.go, drain.go; table.go, session.go, report.go, placement.go; output.go,
-// copies.go.
+// copies.go; joined.go.
 package fleet

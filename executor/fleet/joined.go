@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 )
 
@@ -125,8 +126,9 @@ func (f *Fleet) changeRow(lead *lead, id string, change rowState) <-chan error {
 	return done
 }
 
-// removeRows removes the rows of workers that have nothing left to do and are silent, and forgets the slots of
-// workers without a row. mu is held.
+// removeRows removes the rows of workers that have nothing left to do and are silent. It forgets the slots of workers
+// without a row after the time of a lease: for as long an order that was made for their size waits for them, or for
+// another one like them, before a node refuses it. mu is held.
 func (f *Fleet) removeRows() {
 	listed := map[string]bool{}
 	for _, lead := range f.leads {
@@ -146,7 +148,7 @@ func (f *Fleet) removeRows() {
 		}
 	}
 	for id := range f.joined {
-		if f.links[id] == nil && !listed[id] {
+		if f.links[id] == nil && !listed[id] && time.Since(f.heard[id]) >= lease.Silence(f.config.Lease) {
 			delete(f.joined, id)
 			delete(f.heard, id)
 			f.slots.RemoveNode(id)
@@ -159,7 +161,7 @@ func (f *Fleet) removeRows() {
 func (f *Fleet) leaveLead(lead *lead, l *leaderLink) {
 	id := l.node
 	isDone := l.isJoined && lead.register.states[id] == rowPresent && lead.table.HasHeardSession(id) &&
-		 lead.table.IsIdle(id) && f.slots.Node(id).Draining
+		lead.table.IsIdle(id) && f.slots.Node(id).Draining
 	lead.table.Disconnect(id, l)
 	if isDone {
 		f.changeRow(lead, id, rowRemoving)
@@ -261,7 +263,9 @@ func (f *Fleet) JoinedWorkers() (all []Joined) {
 	defer f.mu.Unlock()
 	ids := map[string]bool{}
 	for id := range f.joined {
-		ids[id] = true
+		if f.links[id] != nil {
+			ids[id] = true
+		}
 	}
 	for _, lead := range f.leads {
 		if lead != nil {

@@ -2,14 +2,18 @@ package e2e_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/client"
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
@@ -201,5 +205,169 @@ func TestJoinedWorkerRunsLargeTasks(t *testing.T) {
 	w.end(syscall.SIGKILL)
 	for _, n := range c.nodes {
 		c.awaitOutput(n, run, "t1", numbers(20000)) // the copy
+	}
+}
+
+// transferLead makes another node lead the only partition, and returns it.
+func (c *testCluster) transferLead(from *clusterNode) (to *clusterNode) {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		if n != from && n.server != nil {
+			to = n
+		}
+	}
+	if _, err := c.client(to).TransferLeader(c.t.Context(), 0, to.name); err != nil {
+		c.t.Fatal(err)
+	}
+	return to
+}
+
+// TestNextLeaderWaitsForAJoinedWorker proves that the tasks of a worker that is away while another node begins to
+// lead go on when it comes back, although all nodes have said that they do not have them.
+func TestNextLeaderWaitsForAJoinedWorker(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, onePartition...)
+	w := c.join("big")
+	c.awaitJoined()
+	leads, _ := c.leader(c.nodes[0])
+	run, lines, open := c.largeTasks(leads, 2)
+	awaitBegun(t, lines, 2)
+	w.end(syscall.SIGKILL) // its tasks go on
+	next := c.transferLead(leads)
+	// The slots of all nodes, which have reported then, and what the tasks hold.
+	all := regexp.MustCompile(`(?m)^caravan_slots_capacity_cores(\{.*\})? 14$`)
+	e2etest.Eventually(t, "the next leader has heard all nodes", func() bool { return all.Match(c.metrics(next)) })
+	if s, ok := c.worker(next); !ok || s.State != "silent" {
+		t.Errorf("the next leader knows of %+v", s)
+	}
+	w.launch()
+	c.awaitJoined()
+	open()
+	c.awaitCompleted(next, run)
+	checkOnce(t, lines, 2)
+}
+
+// TestJoinedWorkerOutlivesItsLeader proves that tasks of a worker go on, each once, when the node that has ordered
+// them is lost with its disk.
+func TestJoinedWorkerOutlivesItsLeader(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, onePartition...)
+	c.join("big")
+	c.awaitJoined()
+	leads, follows := c.leader(c.nodes[0])
+	run, lines, open := c.largeTasks(follows, 4) // two of them wait
+	awaitBegun(t, lines, 2)
+	c.lose(leads)
+	c.leader(follows)
+	c.awaitJoined()
+	open()
+	c.awaitCompleted(follows, run)
+	checkOnce(t, lines, 4)
+	c.awaitOutput(follows, run, "t3", numbers(20000))
+}
+
+// TestTasksOfAFrozenJoinedWorkerRunElsewhere proves that tasks of a worker whose process stands still are ended when
+// their lease is over, and begin again elsewhere only after that.
+func TestTasksOfAFrozenJoinedWorkerRunElsewhere(t *testing.T) {
+	t.Parallel()
+	const lease = 15 * time.Second
+	c := startCluster(t, append(onePartition, "--worker-lease", lease.String())...)
+	ctx := t.Context()
+	w := c.join("big")
+	c.awaitJoined()
+	leads, follows := c.leader(c.nodes[0])
+	dir := t.TempDir()
+	alive, gate, nodesGate := filepath.Join(dir, "alive"), filepath.Join(dir, "gate"), filepath.Join(dir, "nodes")
+	open := func(gate string) {
+		if err := os.WriteFile(gate, nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(func() { open(nodesGate); open(gate) })
+	full := fmt.Sprintf(`{"parameters":{"N":["1","2","3"]},"tasks":{"t":{"job":{"commandString":%q,"cores":2}}}}`, fmt.Sprintf("until [ -e %s ]; do sleep 0.1; done; : {{N}}", nodesGate))
+	if _, err := c.client(follows).Submit(ctx, []byte(full), client.SubmitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	e2etest.Eventually(t, "the worker alone has room", func() bool {
+		found, err := c.client(leads).Cluster(ctx)
+		return err == nil && !slices.ContainsFunc(found.Nodes, func(n client.ClusterNode) bool { return n.Running != 1 })
+	})
+	script := fmt.Sprintf("while :; do echo $CARAVAN_ATTEMPT $(date +%%s%%N) >>%s; [ -e %s ] && [ $CARAVAN_ATTEMPT != 1 ] && exit; sleep 0.1; done", alive, gate)
+	run, err := c.client(follows).Submit(ctx, fmt.Appendf(nil, `{"tasks":{"a":{"job":{"commandString":%q,"cores":2}}}}`, script), client.SubmitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	signs := func() (all map[string][]int64) {
+		all = map[string][]int64{}
+		text, _ := os.ReadFile(alive)
+		for line := range strings.Lines(string(text)) {
+			var attempt string
+			var at int64
+			if n, _ := fmt.Sscan(line, &attempt, &at); n == 2 {
+				all[attempt] = append(all[attempt], at)
+			}
+		}
+		return all
+	}
+	e2etest.Eventually(t, "the task runs at the worker", func() bool {
+		s, ok := c.worker(leads)
+		return ok && s.Running == 1 && len(signs()["1"]) > 0
+	})
+	if err := w.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	frozenAt := time.Now()
+	open(nodesGate)
+	open(gate)
+	testenv.EventuallyWithin(t, 3*e2etest.Patience, "the task ends elsewhere", func() bool {
+		s, err := c.client(follows).Summary(ctx, run)
+		return err == nil && s.State == client.Completed
+	})
+	all := signs()
+	if len(all["1"]) == 0 || len(all["2"]) == 0 || len(all) != 2 {
+		t.Fatalf("attempts: %v", all)
+	}
+	last, first := time.Unix(0, all["1"][len(all["1"])-1]), time.Unix(0, all["2"][0])
+	if !first.After(last) || first.Sub(frozenAt) < lease {
+		t.Errorf("frozen at %v, the first attempt was alive at %v, the second began at %v", frozenAt, last, first)
+	}
+	if err := w.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitJoined()
+	again, lines, openLarge := c.largeTasks(follows, 2)
+	openLarge()
+	c.awaitCompleted(follows, again)
+	checkOnce(t, lines, 2)
+}
+
+// TestDeadJoinedWorker proves that tasks of a worker run again at once when a person says that it is dead, and that
+// it is not listed any more.
+func TestDeadJoinedWorker(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	ctx := t.Context()
+	w := c.join("big")
+	c.awaitJoined()
+	run, lines, open := c.largeTasks(c.nodes[0], 2)
+	awaitBegun(t, lines, 2)
+	s, _ := c.worker(c.nodes[0])
+	w.end(syscall.SIGKILL)
+	if err := testenv.EndWorkers(w.data, e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(w.data); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.client(c.nodes[1]).DeclareWorkerDead(ctx, "big.0"); !errors.Is(err, client.ErrNotFound) {
+		t.Errorf("an unknown worker: %v", err)
+	}
+	command(t, "cluster", "worker", "dead", s.ID, "--server", c.nodes[1].server.URL)
+	w.launch() // with an empty folder, so it is another worker
+	awaitBegun(t, lines, 4)
+	open()
+	c.awaitCompleted(c.nodes[2], run)
+	if now, ok := c.worker(c.nodes[0]); !ok || now.ID == s.ID {
+		t.Errorf("%+v is listed", now)
 	}
 }
