@@ -31,3 +31,22 @@ func TestDeclareWorkerDead(t *testing.T) {
 		}
 	}
 }
+
+// TestLargestTask proves that a submission is compared with what the cluster has at present.
+func TestLargestTask(t *testing.T) {
+	largest := int64(2000)
+	rig := newClusterRig(t, 1, func(c *Config) {
+		c.Limits.MaxCPUMillis = 1000
+		c.LargestTask = func() (int64, int64) { return largest, 0 }
+	})
+	validate := func() int {
+		return rig.node("n1").do("POST", "/v1/dagrun/validate", `{"tasks":{"a":{"job":{"command":["true"],"cores":4}}}}`).status
+	}
+	if got := validate(); got != 400 {
+		t.Errorf("too large: %d", got)
+	}
+	largest = 8000
+	if got := validate(); got != 200 {
+		t.Errorf("large enough: %d", got)
+	}
+}

@@ -116,8 +116,8 @@
 //
 // These files use Badger: attempts.go, backup.go, commit.go, db.go, delete.go, documents.go,
 // finished_index.go, iterators.go, lead.go, list.go, local_log.go, meta.go, offline.go,
-// partition_copy.go, read.go, replica.go, replica_copy.go, row_writer.go, rows.go, snapshot.go and
-// staged_batch.go.
+// partition_copy.go, read.go, replica.go, replica_copy.go, row_writer.go, rows.go, snapshot.go,
+// staged_batch.go and workers.go.
 //
 // These files use package badgerguard alone: mutation.go, run_store.go and verify.go.
 //

@@ -62,7 +62,9 @@ func TestCommands(t *testing.T) {
 		"POST /v1/cluster/remove?node=n2":             `{"removed":"n2-1"}`,
 		"POST /v1/cluster/remove?node=n1":             `409 {"error":"node n1 runs: stop it first"}`,
 		"POST /v1/cluster/transfer?partition=0&to=n1": `409 {"error":"node n1 leads partition 0 already"}`,
-		"GET /v1/cluster":                             `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1","slots":{"cores":2,"memoryMB":1000},"taken":{"cores":1.5,"memoryMB":100},"running":1,"waiting":4,"draining":true},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}]}`,
+		"GET /v1/cluster":                             `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1","slots":{"cores":2,"memoryMB":1000},"taken":{"cores":1.5,"memoryMB":100},"running":1,"waiting":4,"draining":true},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}],"workers":[{"id":"big.1","name":"big","address":"w:1","state":"connected","slots":{"cores":8,"memoryMB":1000},"taken":{"cores":4,"memoryMB":10},"running":1,"waiting":0},{"id":"big.2","name":"big","address":"","state":"silent"}]}`,
+		"POST /v1/cluster/worker/dead?worker=big.2":   `{"dead":"big.2"}`,
+		"POST /v1/cluster/worker/dead?worker=big.3":   `404 {"error":"no partition has attempts of a worker big.3"}`,
 	}
 	for _, tc := range []struct {
 		name string
@@ -115,6 +117,7 @@ func TestCommands(t *testing.T) {
 
 		{"cluster status", "cluster status --server $", 0, "cluster ab, seen by n2\n\n" +
 			"NODE  ADDRESS  LEADS  CORES             MEMORY    RUNNING  WAITING\nn1    h:1      0      1.5/2 (draining)  100/1000  1        4\nn2    -        -      -                 -         0        0\n\n" +
+			"WORKER  ADDRESS  STATE      CORES  MEMORY   RUNNING  WAITING\nbig.1   w:1      connected  4/8    10/1000  1        0\nbig.2   -        silent     -      -        0        0\n\n" +
 			"PARTITION  LEADER  TERM  APPLIED  LAG  DIFFERS\n0          n1      3     12       0    n1\n1          -       0     5        0    -\n", "", "GET /v1/cluster"},
 		{"cluster status as json", "cluster status -o json --server $", 0, "~\"leader\": \"n1-7\",", "", ""},
 		{"cluster verify", "cluster verify --server $", 1, "" +
@@ -138,6 +141,12 @@ func TestCommands(t *testing.T) {
 		{"cluster repair that is refused", "cluster repair 0 n1 --server $", 1, "", "caravan: 1 of 3 replicas are known to be right\n", ""},
 		{"cluster repair of none", "cluster repair n1 --server $", 2, "", "~takes a partition and a node, not 1 argument", ""},
 		{"cluster repair of an odd one", "cluster repair -- -1 n1", 2, "", "~invalid partition \"-1\"", ""},
+		{"cluster worker dead", "cluster worker dead big.2 --server $", 0, "big.2 is dead, and its tasks are lost\n", "", "POST /v1/cluster/worker/dead?worker=big.2"},
+		{"cluster worker dead as json", "cluster worker dead big.2 -o json --server $", 0, "{\n  \"dead\": \"big.2\"\n}\n", "", ""},
+		{"cluster worker dead, unknown", "cluster worker dead big.3 --server $", 6, "", "caravan: no partition has attempts of a worker big.3\n", ""},
+		{"worker without nodes", "worker --tls-dir x", 2, "", "~--join is missing", ""},
+		{"worker without a certificate", "worker --join h:1", 2, "", "~--tls-dir is missing", ""},
+		{"worker with an odd node", "worker --join h --tls-dir x", 2, "", "~--join: \"h\" is not host:port", ""},
 		{"cluster remove", "cluster remove n2 --server $", 0, "n2-1 was removed\n", "", "POST /v1/cluster/remove?node=n2"},
 		{"cluster remove as json", "cluster remove n2 -o json --server $", 0, "{\n  \"removed\": \"n2-1\"\n}\n", "", ""},
 		{"cluster remove that is refused", "cluster remove n1 --server $", 1, "", "caravan: node n1 runs: stop it first\n", ""},

@@ -100,7 +100,7 @@ func flagsOf(cmd *cobra.Command) []string {
 	slices.Sort(names)
 	names = slices.Compact(names)
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if f.Name == "help" {
+		if f.Name == "help" || f.Hidden {
 			return
 		}
 		names = append(names, "--"+f.Name)

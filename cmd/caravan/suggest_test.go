@@ -19,7 +19,7 @@ func TestUnknownCommandsAndFlagsSuggestSimilarOnes(t *testing.T) {
 		"descr":                    "caravan: unknown command \"descr\": did you mean get?\n",
 		"help cancle":              "caravan: unknown command \"cancle\": did you mean kill?\n",
 		"valid":                    "caravan: unknown command \"valid\": did you mean validate?\n",
-		"wrker":                    "caravan: unknown command \"wrker\"; `caravan help` lists them\n", // hidden
+		"wrker":                    "caravan: unknown command \"wrker\": did you mean worker?\n",
 		"xyzzy":                    "caravan: unknown command \"xyzzy\"; `caravan help` lists them\n",
 		"help":                     "",
 		"help ls":                  "",

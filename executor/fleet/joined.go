@@ -27,9 +27,9 @@ import (
 //     Table gives no order.
 //  2. A leader takes unplaced attempts for lost only when all workers that were listed at its takeover have
 //     reported, or are silent for longer than their leases (Table.ConcludeUnplaced).
-//  3. A row is removed while the Table is not connected to the worker and has no attempt of it, and only after the
-//     worker was silent for longer than its lease, or has left with nothing left to do. From the moment when the
-//     removal begins, rule 1 asks for a new row.
+//  3. A row is removed only while the Table is disconnected from the worker and has forgotten all its attempts, and
+//     only after the worker was silent for longer than its lease, or has left when it was done. From the moment when
+//     the removal begins, rule 1 asks for a new row.
 //
 // After an error it is not known whether a row is there. Then the leadership ends, and until it does the Table is
 // not connected.
@@ -40,15 +40,14 @@ type Rows interface {
 	RemoveWorker(id string) error
 }
 
-// rowState is what a leader knows of a worker's row. There is none, or it is being added, is there, or is being
-// removed.
+// rowState is what a leader knows of a worker's row.
 type rowState uint8
 
 const (
 	rowAbsent rowState = iota
-	rowAdding
+	rowAdding          // its commit is under way
 	rowPresent
-	rowRemoving
+	rowRemoving // the commit of its removal is under way
 )
 
 // register is the list of a partition in an epoch. Fleet.mu guards it.
@@ -126,7 +125,7 @@ func (f *Fleet) changeRow(lead *lead, id string, change rowState) <-chan error {
 	return done
 }
 
-// removeRows removes the rows of workers that have nothing left to do and are silent. It forgets the slots of workers
+// removeRows removes the rows of silent workers whose attempts are all forgotten. It forgets the slots of workers
 // without a row after the time of a lease: for as long an order that was made for their size waits for them, or for
 // another one like them, before a node refuses it. mu is held.
 func (f *Fleet) removeRows() {
@@ -156,8 +155,8 @@ func (f *Fleet) removeRows() {
 	}
 }
 
-// leaveLead disconnects the Table of a partition from a worker. The row of a joined worker that drains, and has
-// nothing left to do, is removed. mu is held.
+// leaveLead disconnects the Table of a partition from a worker. It removes the row of a joined worker that drains
+// and is done. mu is held.
 func (f *Fleet) leaveLead(lead *lead, l *leaderLink) {
 	id := l.node
 	isDone := l.isJoined && lead.register.states[id] == rowPresent && lead.table.HasHeardSession(id) &&
@@ -305,7 +304,7 @@ func (f *Fleet) ServeCopies(listener net.Listener) {
 	f.wait.Go(func() { _ = server.Serve(listener) })
 }
 
-// copyEntrance greets joined workers, and takes no orders.
+// copyEntrance greets joined workers, and ignores their orders.
 type copyEntrance struct {
 	workerpb.UnimplementedWorkerServer
 	fleet *Fleet
@@ -327,7 +326,7 @@ func (e *copyEntrance) Attach(stream grpc.BidiStreamingServer[workerpb.ServerFra
 // Log implements workerpb.WorkerServer.
 func (e *copyEntrance) Log(workerpb.LogServer) error { return errOnlyCopies }
 
-// copiesOnly is an outputServer without reads: a worker needs none of what others have printed.
+// copiesOnly is an outputServer without reads: a worker needs only what it has printed itself.
 type copiesOnly struct{ outputServer }
 
 // Read implements workerpb.OutputsServer.

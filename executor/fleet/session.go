@@ -86,7 +86,7 @@ func (t *Table) IsSilent(worker string) bool {
 	return w != nil && w.silent
 }
 
-// IsIdle reports whether the Table has no attempt of a worker, not even one whose end is to be acknowledged.
+// IsIdle reports whether the Table has forgotten all attempts of a worker: their ends are acknowledged.
 func (t *Table) IsIdle(worker string) bool {
 	w := t.workers[worker]
 	return w == nil || w.attempts.first == nil
