@@ -113,6 +113,13 @@ func (c *testCluster) awaitJoined() {
 	}
 }
 
+// awaitCapacity14 waits until a leader grants 14 cores: those of all nodes, and the 8 of the worker.
+func (c *testCluster) awaitCapacity14(leads *clusterNode) {
+	c.t.Helper()
+	all := regexp.MustCompile(`(?m)^caravan_slots_capacity_cores(\{.*\})? 14$`)
+	e2etest.Eventually(c.t, leads.name+" has 14 cores", func() bool { return all.Match(c.metrics(leads)) })
+}
+
 // largeTasks submits a run with tasks that need more cores than a node has. Each writes a line at its start and at
 // its end, and prints more than fits into a record.
 func (c *testCluster) largeTasks(asked *clusterNode, count int) (run uint64, lines string, open func()) {
@@ -234,9 +241,7 @@ func TestNextLeaderWaitsForAJoinedWorker(t *testing.T) {
 	awaitBegun(t, lines, 2)
 	w.end(syscall.SIGKILL) // its tasks go on
 	next := c.transferLead(leads)
-	// The slots of all nodes, which have reported then, and what the tasks hold.
-	all := regexp.MustCompile(`(?m)^caravan_slots_capacity_cores(\{.*\})? 14$`)
-	e2etest.Eventually(t, "the next leader has heard all nodes", func() bool { return all.Match(c.metrics(next)) })
+	c.awaitCapacity14(next) // all nodes have reported, and the tasks hold 8 cores
 	if s, ok := c.worker(next); !ok || s.State != "silent" {
 		t.Errorf("the next leader knows of %+v", s)
 	}
@@ -276,6 +281,7 @@ func TestTasksOfAFrozenJoinedWorkerRunElsewhere(t *testing.T) {
 	w := c.join("big")
 	c.awaitJoined()
 	leads, follows := c.leader(c.nodes[0])
+	c.awaitCapacity14(leads) // until then tasks go to those that it has heard
 	dir := t.TempDir()
 	alive, gate, nodesGate := filepath.Join(dir, "alive"), filepath.Join(dir, "gate"), filepath.Join(dir, "nodes")
 	open := func(gate string) {
