@@ -126,7 +126,7 @@ func (c *testCluster) largeTasks(asked *clusterNode, count int) (run uint64, lin
 	c.t.Helper()
 	dir := c.t.TempDir()
 	lines, gate := filepath.Join(dir, "lines"), filepath.Join(dir, "gate")
-	script := fmt.Sprintf("echo start $CARAVAN_TASK $(date +%%s%%N) >>%s; until [ -e %s ]; do sleep 0.1; done; seq 20000; echo end $CARAVAN_TASK $(date +%%s%%N) >>%s", lines, gate, lines)
+	script := fmt.Sprintf("echo start$CARAVAN_ATTEMPT $CARAVAN_TASK $(date +%%s%%N) >>%s; until [ -e %s ]; do sleep 0.1; done; seq 20000; echo end $CARAVAN_TASK $(date +%%s%%N) >>%s", lines, gate, lines)
 	var tasks []string
 	for i := range count {
 		tasks = append(tasks, fmt.Sprintf(`"t%d":{"job":{"commandString":%q,"cores":4}}`, i, script))
