@@ -42,18 +42,31 @@ func largeRows(name string) (rows []mutation) {
 	return rows
 }
 
-// fillTables commits rows until Badger has a table of them.
+// fillTables commits rows that fill one memtable, and waits until Badger has a table of it. It commits no
+// more while the disk writes that table: with four tables Badger compacts them, and a compaction replaces
+// a table that the test has damaged, or copied, at any later moment.
 func fillTables(t testing.TB, db *DB, s *RunStore) {
 	t.Helper()
-	for n, at := 0, uint64(0); at == 0; n++ {
-		if err := s.commitRows(largeRows(fmt.Sprint(n))); err != nil {
+	synced, err := db.Sync()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size := int64(0); size < db.memTable+(1<<20); { // the first commit after a full memtable begins another one
+		rows := largeRows(fmt.Sprint(len(db.badger.Tables()), "-", size))
+		if err := s.commitRows(rows); err != nil {
 			t.Fatal(err)
 		}
-		var err error
-		if at, err = db.Sync(); err != nil {
-			t.Fatal(err)
+		for _, m := range rows {
+			size += m.Size()
 		}
 	}
+	testenv.RepeatWithin(t, 4*testenv.Patience, "a table of the full memtable", func() bool {
+		at, err := db.Sync()
+		if err != nil {
+			t.Error(err)
+		}
+		return err != nil || at > synced
+	})
 }
 
 func finishedRunBatch(run messages.RunID) *Batch {
@@ -219,7 +232,7 @@ func TestOpenReplicaIsLocked(t *testing.T) {
 func TestFailedInventoryFailsSync(t *testing.T) {
 	t.Parallel()
 	log := newReplicatedLog(t)
-	db, err := OpenDB(Config{Dir: t.TempDir()})
+	db, err := OpenDB(Config{Dir: t.TempDir(), memTable: replicaMemTable})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -501,18 +501,7 @@ func TestSyncTellsWhatTablesHave(t *testing.T) {
 	if at, err := db.Sync(); err != nil || at != 0 {
 		t.Errorf("at the beginning: %d, %v", at, err)
 	}
-	for at := uint64(0); at == 0; {
-		var rows []mutation
-		for i := range 20 {
-			rows = append(rows, sealRow(fmt.Appendf(nil, "?%d-%d", len(log.entries), i), randomBytes(40<<10)))
-		}
-		if err := s.commitRows(rows); err != nil {
-			t.Fatal(err)
-		}
-		if at, err = db.Sync(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	fillTables(t, db, s)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -12,11 +12,8 @@ import (
 
 // randomBytes is n bytes that do not compress.
 func randomBytes(n int) []byte {
-	rng := rand.New(rand.NewPCG(1, 2))
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rng.Uint32())
-	}
+	_, _ = rand.NewChaCha8([32]byte{1, 2}).Read(b)
 	return b
 }
 

@@ -72,5 +72,12 @@
 //  5. The folder agrees with its inventory (file INVENTORY, ours, see Inventory): a manifest only
 //     grows, until Badger rewrites it whole; a table is never replaced by another one.
 //
+// Verification sees the tables that exist. A compaction that meets a damaged block takes it for the end of
+// that table, reports no error, and deletes the table: the rows from the block on are missing in its result,
+// which is whole (TestCompactionDropsADamagedBlock). Badger has no hook before that. So such damage is
+// found if a verification or a read of the block comes before the compaction. After it, only the rows
+// themselves can show what is missing: journal records and parts of documents are numbered, the index of
+// finished runs knows their summaries until the store is closed, and replicas compare digests.
+//
 // Reading order: folder.go, options.go, verify.go; then the part at hand.
 package badgerguard
