@@ -109,7 +109,7 @@ func openOnDisk(t testing.TB, open func(persistence.Config) (*persistence.RunSto
 	if pass != nil {
 		f.Add(faults.Rule{Do: pass})
 	}
-	s, err := open(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
+	s, err := open(persistence.WithFS(persistence.WithTinyMemtables(persistence.Config{Dir: dir}), f))
 	if err != nil {
 		t.Fatal(err)
 	}

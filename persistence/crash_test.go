@@ -106,7 +106,7 @@ func TestAcknowledgedRunsSurviveKill(t *testing.T) {
 		rounds = 4
 	}
 	for round := range rounds {
-		kill(t, dir, acknowledged, 1+rand.IntN(80))
+		kill(t, dir, acknowledged, 10+rand.IntN(40))
 		s := open(t, dir)
 		next, err := s.NextRun()
 		if err != nil {

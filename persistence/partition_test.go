@@ -2,7 +2,6 @@ package persistence_test
 
 import (
 	"errors"
-	"fmt"
 	"math/bits"
 	"strings"
 	"testing"
@@ -132,53 +131,63 @@ func (s numberedCrashPoint) OpenCrashed(t testing.TB) persistence.Store {
 	return numberedStore{s.hold.OpenCrashed(t), s.numbering}
 }
 
-// TestStoreOfAPartitionConforms: the runs of a partition, whichever it is, are kept as those of a server
-// without partitions. The first and the last one stand for all: the IDs of the others have neighbours on
-// both sides, as those of the last have below and those of the first above.
+// partitionOfSix returns the numbering of a partition. The first and the last one stand for all: the IDs of the
+// others have neighbours on both sides, as those of the last have below and those of the first above.
+// TestSecondStoreConforms has the first one.
+func partitionOfSix(partition uint64) messages.Numbering {
+	return messages.Numbering{Partitions: 6, Partition: partition}
+}
+
+// openerOf returns what opens stores of a partition.
+func openerOf(n messages.Numbering, open func(persistence.Config) (*persistence.RunStore, error)) func(persistence.Config) (*persistence.RunStore, error) {
+	return func(c persistence.Config) (*persistence.RunStore, error) {
+		c.Numbering = n
+		return open(c)
+	}
+}
+
+// numberedCrashPoints makes the runs of crash points those of a partition.
+func numberedCrashPoints(n messages.Numbering, points []journaltest.CrashPoint) []journaltest.CrashPoint {
+	for i, p := range points {
+		points[i].Open = func(t testing.TB) journaltest.HoldableStore {
+			s := p.Open(t)
+			return numberedCrashPoint{numberedStore{s, n}, s}
+		}
+	}
+	return points
+}
+
+// TestStoreOfAPartitionConforms: the runs of a partition are kept as those of a server without partitions.
 func TestStoreOfAPartitionConforms(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("a numbering is arithmetic: TestStoreConforms shows the race detector the same accesses")
 	}
-	for _, partition := range []uint64{0, 5} {
-		numbering := messages.Numbering{Partitions: 6, Partition: partition}
-		openPartition := func(c persistence.Config) (*persistence.RunStore, error) {
-			c.Numbering = numbering
-			return persistence.OpenStore(c)
+	lastPartition := partitionOfSix(5)
+	openPartition := openerOf(lastPartition, persistence.OpenStore)
+	open := func(t testing.TB, dir string) persistence.Store {
+		t.Helper()
+		s, err := openPartition(persistence.WithSmallMemtables(persistence.Config{Dir: dir, FS: withoutSyncs{}}))
+		if err != nil {
+			t.Fatal(err)
 		}
-		open := func(t testing.TB, dir string) persistence.Store {
-			t.Helper()
-			s, err := openPartition(persistence.WithSmallMemtables(persistence.Config{Dir: dir, FS: withoutSyncs{}}))
-			if err != nil {
+		return numberedStore{closedAtEnd(t, s, dir), lastPartition}
+	}
+	opened := func(s persistence.Store) opened { return s.(numberedStore).Store.(opened) }
+	journaltest.Run(t, journaltest.Backend{
+		Open: func(t testing.TB) persistence.Store { return open(t, t.TempDir()) },
+		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
+			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			return numberedStore{closedAtEnd(t, s, dir), numbering}
-		}
-		opened := func(s persistence.Store) opened { return s.(numberedStore).Store.(opened) }
-		var points []journaltest.CrashPoint
-		for _, p := range crashPoints(openPartition)[:1] {
-			points = append(points, journaltest.CrashPoint{Name: p.Name, Open: func(t testing.TB) journaltest.HoldableStore {
-				s := p.Open(t)
-				return numberedCrashPoint{numberedStore{s, numbering}, s}
-			}})
-		}
-		t.Run(fmt.Sprint(partition), func(t *testing.T) {
-			journaltest.Run(t, journaltest.Backend{
-				Open: func(t testing.TB) persistence.Store { return open(t, t.TempDir()) },
-				Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
-					if err := s.Close(); err != nil {
-						t.Fatal(err)
-					}
-					return open(t, opened(s).dir)
-				},
-				Crash: func(t testing.TB, s persistence.Store) persistence.Store {
-					return open(t, copyFolder(t, opened(s).dir))
-				},
-				Fail:        func(_ testing.TB, s persistence.Store) { opened(s).FailNext() },
-				CrashPoints: points,
-			})
-		})
-	}
+			return open(t, opened(s).dir)
+		},
+		Crash: func(t testing.TB, s persistence.Store) persistence.Store {
+			return open(t, copyFolder(t, opened(s).dir))
+		},
+		Fail:        func(_ testing.TB, s persistence.Store) { opened(s).FailNext() },
+		CrashPoints: numberedCrashPoints(lastPartition, crashPoints(openPartition)[:1]),
+	})
 }
 
 // TestRowsBelongToOnePartition: a store opens only as the partition whose runs it has, and only a new one

@@ -278,11 +278,7 @@ func TestReplayOverNewerTables(t *testing.T) {
 	s := badgerAt(t, dir)
 	persistence.KeepWholeLog(s)
 	b := newBusy(t, s, 11)
-	steps := 1200
-	if testing.Short() {
-		steps = 600
-	}
-	for range steps {
+	for range 600 {
 		if err := b.step(); err != nil {
 			t.Fatal(err)
 		}

@@ -621,8 +621,8 @@ func (d memoryDocument) Open() (io.ReadCloser, error) { return io.NopCloser(byte
 func TestOutcomeOfSeveralCommitsIsKnown(t *testing.T) {
 	t.Parallel()
 	for name, makes := range map[string]func(b *Batch){
-		"staged batch":  func(b *Batch) { b.Create.Definition, b.Seq, b.Records = []byte("{}"), 1, randomBytes(3<<20) },
-		"long document": func(b *Batch) { b.Create.Long = memoryDocument(randomBytes(3 << 20)) },
+		"staged batch":  func(b *Batch) { b.Create.Definition, b.Seq, b.Records = []byte("{}"), 1, randomBytes(2<<20) },
+		"long document": func(b *Batch) { b.Create.Long = memoryDocument(randomBytes(2 << 20)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			known, unknown := 0, 0

@@ -131,33 +131,36 @@ func TestStoreConforms(t *testing.T) {
 
 // TestSecondStoreConforms: a store over a DB that has had another one before. Reopen leaves the DB
 // open. A commit does not know of the store before, so it is crashed at two moments here, and at all of
-// them in TestStoreConforms.
+// them in TestStoreConforms. The runs are those of the first partition (TestStoreOfAPartitionConforms).
 func TestSecondStoreConforms(t *testing.T) {
 	t.Parallel()
+	firstPartition := partitionOfSix(0)
+	openOfPartition := openerOf(firstPartition, persistence.OpenSecondStore)
 	openSecond := func(t testing.TB, dir string) persistence.Store {
 		t.Helper()
-		s, err := persistence.OpenSecondStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir, FS: withoutSyncs{}}))
+		s, err := openOfPartition(persistence.WithSmallMemtables(persistence.Config{Dir: dir, FS: withoutSyncs{}}))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return closedAtEnd(t, s, dir)
+		return numberedStore{closedAtEnd(t, s, dir), firstPartition}
 	}
-	points := crashPoints(persistence.OpenSecondStore)[3:5] // a power failure and a kill
+	opened := func(s persistence.Store) opened { return s.(numberedStore).Store.(opened) }
+	points := crashPoints(openOfPartition)[3:5] // a power failure and a kill
 	journaltest.Run(t, journaltest.Backend{
 		Open: func(t testing.TB) persistence.Store { return openSecond(t, t.TempDir()) },
 		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
 			t.Helper()
-			next, err := persistence.NextStore(s.(opened).RunStore)
+			next, err := persistence.NextStore(opened(s).RunStore)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return closedAtEnd(t, next, s.(opened).dir)
+			return numberedStore{closedAtEnd(t, next, opened(s).dir), firstPartition}
 		},
 		Crash: func(t testing.TB, s persistence.Store) persistence.Store {
-			return openSecond(t, copyFolder(t, s.(opened).dir))
+			return openSecond(t, copyFolder(t, opened(s).dir))
 		},
-		Fail:        func(_ testing.TB, s persistence.Store) { s.(opened).FailNext() },
-		CrashPoints: points,
+		Fail:        func(_ testing.TB, s persistence.Store) { opened(s).FailNext() },
+		CrashPoints: numberedCrashPoints(firstPartition, points),
 	})
 }
 
@@ -170,7 +173,7 @@ func closedAtEnd(t testing.TB, s *persistence.RunStore, dir string) persistence.
 	return opened{s, dir}
 }
 
-// TestReplicatedStoreConforms: a store over one of three replicas of a log. Each reopening and each
+// TestReplicatedStoreConforms: a store over one of two replicas of a log. Each reopening and each
 // crash has another replica lead.
 func TestReplicatedStoreConforms(t *testing.T) {
 	t.Parallel()

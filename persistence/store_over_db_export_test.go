@@ -22,14 +22,14 @@ func NextStore(s *RunStore) (*RunStore, error) {
 	if err := s.Close(); err != nil {
 		return nil, err
 	}
-	next, err := s.db.openStore(Config{Dir: s.db.dir})
+	next, err := s.db.openStore(Config{Dir: s.db.dir, Numbering: s.numbering})
 	if err == nil {
 		next.ownsDB = true
 	}
 	return next, err
 }
 
-// ReplicatedStore is a store over one of three replicas of a log. It can be held in the middle of a
+// ReplicatedStore is a store over one of the replicas of a log. It can be held in the middle of a
 // commit.
 type ReplicatedStore struct {
 	*RunStore
@@ -38,10 +38,10 @@ type ReplicatedStore struct {
 	leader   int
 }
 
-// OpenReplicated makes three new replicas and opens a store over one of them.
+// OpenReplicated makes two new replicas and opens a store over one of them.
 func OpenReplicated(t testing.TB) *ReplicatedStore {
 	t.Helper()
-	return openReplicated(t, newReplicatedLog(t), 3)
+	return openReplicated(t, newReplicatedLog(t), 2)
 }
 
 // openReplicated opens new replicas of a log, which apply what it has.

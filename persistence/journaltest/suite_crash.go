@@ -111,9 +111,9 @@ const (
 	// change shows that it is torn: the rows of a creation may stay invisible until the last ones are
 	// there, but those of a run that exists are read at once.
 	largeRun           = 2
-	largeChangeBytes   = 700 << 10
-	largeCreationBytes = 100 << 10 // of the same run: enough to be compressed apart from the other batches
-	longDocumentBytes  = 300 << 10 // written in parts, before its batch
+	largeChangeBytes   = 180 << 10
+	largeCreationBytes = 70 << 10 // of the same run: enough to be compressed apart from the other batches
+	longDocumentBytes  = 75 << 10 // written in parts, before its batch
 	crashBatchCount    = 2*crashRuns + 1
 )
 

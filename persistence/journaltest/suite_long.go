@@ -73,7 +73,7 @@ func documentOf(t testing.TB, st *persistence.Stored) []byte {
 // by reading them. The records and the key of the same batch come with the document.
 func testLongDocuments(t *testing.T, b Backend) {
 	s := b.Open(t)
-	docs := [][]byte{nil, []byte("short"), incompressible(6 << 20), bytes.Repeat([]byte(`{"x":[1]}`), 1<<20)}
+	docs := [][]byte{nil, []byte("short"), incompressible(2 << 20), bytes.Repeat([]byte(`{"x":[1]}`), 1<<18)}
 	check := func(s persistence.Store) {
 		t.Helper()
 		for i, doc := range docs {
@@ -117,8 +117,8 @@ func testBrokenLongDocument(t *testing.T, b Backend) {
 	broken := errors.New("broken")
 	for what, doc := range map[string]*longDocument{
 		"cannot be opened": {openErr: broken},
-		"breaks off":       {doc: incompressible(3 << 20), size: 4 << 20, err: broken},
-		"at once":          {size: 4 << 20, err: broken},
+		"breaks off":       {doc: incompressible(3 << 19), size: 2 << 20, err: broken},
+		"at once":          {size: 2 << 20, err: broken},
 	} {
 		batch := newLongRun(5, nil)
 		batch.Create.Long = doc
@@ -131,7 +131,7 @@ func testBrokenLongDocument(t *testing.T, b Backend) {
 	}
 	equal(t, "definition of another run", string(load(t, s, 6).Definition), "other")
 	// Larger than the broken document, so that parts left of that one would show.
-	whole := incompressible(5 << 20)
+	whole := incompressible(2 << 20)
 	MustAppend(t, s, newLongRun(5, whole))
 	if got := documentOf(t, load(t, b.Crash(t, s), 5)); !bytes.Equal(got, whole) {
 		t.Errorf("%d bytes of %d came back", len(got), len(whole))

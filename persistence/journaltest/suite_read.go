@@ -75,7 +75,7 @@ func testAttempts(t *testing.T, b Backend) {
 	equal(t, "yields until false", n, 3)
 }
 
-// testAttemptOutput: a batch of 1,000 attempts with 8 KiB of output each is stored whole, and the batch
+// testAttemptOutput: a batch of 400 attempts with 8 KiB of output each is stored whole, and the batch
 // after it, too. It is what a run of many short tasks writes at once, and more than one commit of
 // Badger holds.
 func testAttemptOutput(t *testing.T, b Backend) {
@@ -83,7 +83,7 @@ func testAttemptOutput(t *testing.T, b Backend) {
 	MustAppend(t, s, NewRun(1, "", "spec"))
 	noise := incompressible(16 << 10)
 	var want []messages.AttemptRecord
-	for task := range uint32(1000) {
+	for task := range uint32(400) {
 		a := attempt(task, 1)
 		a.Stdout = messages.Output{Size: 4096, Head: 4096, Inline: noise[task : task+4096]}
 		a.Stderr = messages.Output{Size: 4096, Head: 4096, Inline: noise[task+5000 : task+5000+4096]}
@@ -420,7 +420,7 @@ func testDelete(t *testing.T, b Backend) {
 // them, and so is a document in parts. After it the store is empty, and NextRun still counts.
 func testDeleteBig(t *testing.T, b Backend) {
 	s := b.Open(t)
-	MustAppend(t, s, NewRun(1, "", "small"), NewRun(2, "", string(incompressible(3<<20))), NewRun(3, "", "small"))
+	MustAppend(t, s, NewRun(1, "", "small"), NewRun(2, "", string(incompressible(2<<20))), NewRun(3, "", "small"))
 	var batches []*persistence.Batch
 	// More journal rows than a deletion of Badger takes in one step (deleteRows).
 	for i := range 7000 {
