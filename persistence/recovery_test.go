@@ -87,7 +87,7 @@ func TestPowerFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := faults.New(disk)
-	s, err := persistence.OpenStore(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
+	s, err := persistence.OpenStore(persistence.WithFS(persistence.WithTinyMemtables(persistence.Config{Dir: dir}), f))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestPowerFailure(t *testing.T) {
 			rng = source
 		}
 		cutPower(t, disk, dir, left, rng)
-		after, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: left}))
+		after, err := persistence.OpenStore(persistence.WithTinyMemtables(persistence.Config{Dir: left}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -241,7 +241,7 @@ func TestReplicasEndEqual(t *testing.T) {
 	log := newReplicatedLog(t)
 	replicas := make([]*DB, 3)
 	for i := range replicas {
-		replicas[i] = openReplica(t, Config{Dir: t.TempDir()})
+		replicas[i] = openReplica(t, Config{Dir: t.TempDir(), memTable: replicaMemTable})
 		log.join(replicas[i], 0)
 	}
 	var next messages.RunID
