@@ -23,7 +23,7 @@ type Config struct {
 	Dir    string        // its working directory; default: this process's
 	Args   []string      // further arguments of `caravan serve`
 	Env    []string      // added to the environment of this process, less its CARAVAN_ variables
-	Ready  time.Duration // deadline for the first answer of /ready; default 30 s
+	Ready  time.Duration // deadline for the first answer of /ready; default 2 minutes
 
 	// Enter is called on the thread that starts the process, which it may move to another network
 	// namespace. The thread ends with the process. Default: the process starts where this one is.
@@ -68,7 +68,7 @@ func Launch(cfg Config) (*Server, error) {
 		cfg.Listen = "127.0.0.1:0"
 	}
 	if cfg.Ready == 0 {
-		cfg.Ready = 30 * time.Second
+		cfg.Ready = 4 * Patience // a start replays the log, under the race detector, too
 	}
 	s := &Server{cfg: cfg, log: newLogBuffer(), ended: make(chan struct{})}
 	args := append([]string{"serve", "--listen", cfg.Listen, "--data", cfg.Data}, cfg.Args...)
@@ -128,7 +128,7 @@ func (s *Server) runProcess(started chan<- error) {
 
 // AwaitReady waits for the address in the log and for /ready. A server that exits before that is an
 // error with its log, and so is one that is not ready within Config.Ready. It is called once,
-// before the methods that need URL.
+// before the methods that need URL. A server that is late is ended with a dump of its goroutines.
 func (s *Server) AwaitReady() error {
 	deadline := time.NewTimer(s.cfg.Ready)
 	defer deadline.Stop()
@@ -158,6 +158,13 @@ func (s *Server) AwaitReady() error {
 		case <-s.ended:
 			return fmt.Errorf("the server exited before it was ready: %v\n%s", s.err, s.Log())
 		case <-deadline.C:
+			_ = s.Signal(syscall.SIGABRT) // its goroutines say what it waits for
+			timer := time.NewTimer(5 * time.Second)
+			defer timer.Stop()
+			select {
+			case <-s.ended:
+			case <-timer.C:
+			}
 			return fmt.Errorf("the server is not ready after %v: %w\n%s", s.cfg.Ready, last, s.Log())
 		case <-tick.C:
 		}
