@@ -11,6 +11,7 @@ import (
 
 	"github.com/caravan-dag/caravan/internal/clustertest"
 	"github.com/caravan-dag/caravan/internal/clustertest/history"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // newMembers makes a cluster of three nodes of the real binary, and starts it. In folders it has the partitions
@@ -45,7 +46,12 @@ func longTasks(t *testing.T, c *clustertest.Cluster) (end func()) {
 	user := c.NewClient(98)
 	defer user.Close()
 	user.CallLimit = clustertest.Patience
-	_, err := user.Submit("n1", c.NewDocument("long", tasks), "")
+	document := c.NewDocument("long", tasks)
+	var err error
+	testenv.Poll(clustertest.Patience, func() bool { // the first leaders of a busy machine may be lost at once
+		_, err = user.Submit("n1", document, "long")
+		return err == nil
+	})
 	mustDo(t, err)
 	return func() { mustDo(t, os.WriteFile(gate, nil, 0o600)) }
 }
