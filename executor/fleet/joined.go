@@ -230,6 +230,7 @@ func (f *Fleet) ServeJoined(id, address string, conn net.Conn) {
 		return
 	}
 	f.joined[id] = address
+	f.heard[id] = time.Now() // a tick before its hello would forget it
 	f.wait.Add(1)
 	f.mu.Unlock()
 	defer f.wait.Done()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -406,4 +407,33 @@ func TestWorkersMayOnlyStoreCopies(t *testing.T) {
 	if a.workers.startsOf(testKey(1)) != 0 {
 		t.Error("the order of a worker was carried out")
 	}
+}
+
+// TestTickBeforeTheHello: a node does not forget a worker that has joined and has not said hello yet. Its status
+// would lack the worker for as long as the connection lasts.
+func TestTickBeforeTheHello(t *testing.T) {
+	a := newTestCluster(t, "a").nodes[0]
+	here, there, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		a.ServeJoined(testWorker, "there", here)
+	}()
+	isJoined := func() bool {
+		a.Fleet.mu.Lock()
+		defer a.Fleet.mu.Unlock()
+		return a.joined[testWorker] != ""
+	}
+	eventually(t, "the worker has joined", isJoined)
+	a.Fleet.mu.Lock()
+	a.removeRows()
+	a.unlockAndDeliver()
+	if !isJoined() {
+		t.Error("the node has forgotten the worker")
+	}
+	there.Close()
+	testenv.Receive(t, "the connection has ended", served)
 }
