@@ -45,7 +45,7 @@ type Config struct {
 	// never. Nil: only the log says.
 	WorkersHeard func(node raftlog.NodeID) time.Time
 	// WorkerDead tells what leads a partition here in an epoch that a worker without a node is dead (package
-	// fleet). isKnown reports whether it may have had attempts. Nil: there are no such workers.
+	// fleet). isKnown reports whether it may have had attempts. Nil: only nodes have workers.
 	WorkerDead func(partition int, epoch uint64, worker string) (isKnown bool, err error)
 	Dir        string // made if missing; one process at a time
 
