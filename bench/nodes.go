@@ -6,8 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,7 +79,7 @@ func (e *benchEnv) formCluster(partitions int, options []string) (c *nodeCluster
 	}
 	var list []string
 	for n := range nodeCount {
-		address, err := freeNodeAddress()
+		address, err := testenv.FreeAddress()
 		if err != nil {
 			return nil, err
 		}
@@ -111,19 +109,6 @@ func nodeName(n int) string { return fmt.Sprintf("n%d", n+1) }
 
 // certificates is the folder with the certificate of a node.
 func (c *nodeCluster) certificates(n int) string { return filepath.Join(c.dir, nodeName(n)+"-tls") }
-
-// freeNodeAddress returns an address that is free now. Its port lies below those that the kernel gives to
-// connections, which are many during a benchmark.
-func freeNodeAddress() (string, error) {
-	var err error
-	for range 100 {
-		var l net.Listener
-		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000))); err == nil {
-			return l.Addr().String(), l.Close()
-		}
-	}
-	return "", err
-}
 
 // runCaravan runs a command of the measured binary, which must succeed.
 func (e *benchEnv) runCaravan(args ...string) error {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 func TestNewRefusesInvalidServerURLs(t *testing.T) {
@@ -253,13 +255,12 @@ func TestRetries(t *testing.T) {
 // TestUnreachableServer: a connection that was refused is tried again even for a
 // submission, and then is unreachable.
 func TestUnreachableServer(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := testenv.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close()
 	dials := 0
-	c, err := New(Config{Server: l.Addr().String(), Backoff: time.Microsecond, HTTPClient: &http.Client{Transport: &http.Transport{
+	c, err := New(Config{Server: address, Backoff: time.Microsecond, HTTPClient: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			dials++
 			return (&net.Dialer{}).DialContext(ctx, network, address)

@@ -51,7 +51,7 @@ func issue(t *testing.T, a *clustertls.Authority, id clustertls.Identity) *clust
 func (c *testCluster) overTLS(a *clustertls.Authority) {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := testenv.Listen()
 		if err != nil {
 			c.t.Fatal(err)
 		}
@@ -203,7 +203,7 @@ func TestNodeWithANewAddress(t *testing.T) {
 	c.each((*testNode).start)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 3)}
 	moved, ids := c.nodes[1], map[string]raftlog.NodeID{}
-	next, err := net.Listen("tcp", "127.0.0.1:0") // while the former address is in use
+	next, err := testenv.Listen() // while the former address is in use
 	if err != nil {
 		t.Fatal(err)
 	}

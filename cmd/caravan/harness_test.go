@@ -155,12 +155,11 @@ func (a *api) called() []string {
 
 // nowhere returns an address without a server.
 func nowhere(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := testenv.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return "http://" + l.Addr().String()
+	return "http://" + address
 }
 
 // file writes a file for the test and returns its name.

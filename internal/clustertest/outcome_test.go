@@ -15,6 +15,7 @@ import (
 	"github.com/caravan-dag/caravan/client"
 	"github.com/caravan-dag/caravan/internal/clustertest"
 	"github.com/caravan-dag/caravan/internal/clustertest/history"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // TestOutcomes: what a client may conclude from each kind of answer, and from a missing one.
@@ -76,9 +77,11 @@ func TestOutcomes(t *testing.T) {
 			t.Errorf("%d %s: %v is %q, want %q", c.status, c.body, err, got, c.want)
 		}
 	}
-	closed := httptest.NewServer(nil)
-	closed.Close()
-	if err := submit(closed.URL); clustertest.OutcomeOf(err) != history.Rejected || !errors.Is(err, client.ErrNoServer) {
+	nowhere, err := testenv.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := submit("http://" + nowhere); clustertest.OutcomeOf(err) != history.Rejected || !errors.Is(err, client.ErrNoServer) {
 		t.Errorf("a call that was never sent: %v is %q", err, clustertest.OutcomeOf(err))
 	}
 }

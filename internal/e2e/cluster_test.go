@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -111,19 +110,14 @@ func (c *testCluster) start() {
 	}
 }
 
-// freeAddress returns an address for a node, which must be known before the node listens. Its port lies
-// below those that the kernel gives to listeners with port 0, which run beside this test.
+// freeAddress returns an address for a node, which must be known before the node listens.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000)))
-		if err == nil {
-			defer l.Close()
-			return l.Addr().String()
-		}
+	address, err := testenv.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("100 ports are in use")
-	return ""
+	return address
 }
 
 // command runs the program, which must succeed.

@@ -6,6 +6,7 @@
 //     failing test fails within seconds instead of hanging;
 //   - the check that no goroutine is left (leaks.go);
 //   - a process that is short of descriptors (descriptors.go);
+//   - ports that no other process takes (ports.go);
 //   - a thread of its own, for what changes a thread (thread.go).
 //
 // Servers return errors, because the benchmarks use them without package testing. The other

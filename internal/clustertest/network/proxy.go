@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // proxyForm is the form on the loopback device: one proxy for each port of a node.
@@ -76,9 +78,8 @@ func (p *proxyForm) setProcess(place string, pid int) {
 	p.processes[pid] = place
 }
 
-// endpointOf makes the proxy of a port when it is first asked for. The kernel chooses both numbers.
-// The number for the process is free at present; another program could take it before the process
-// listens, which then says so.
+// endpointOf makes the proxy of a port when it is first asked for. The address for the process stays free
+// while the process does not run.
 func (p *proxyForm) endpointOf(place string, port int) (listen, dial string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,16 +87,15 @@ func (p *proxyForm) endpointOf(place string, port int) (listen, dial string, err
 	if known := p.ports[key]; known != nil {
 		return known.target, known.listener.Addr().String(), nil
 	}
-	free, err := net.Listen("tcp4", "127.0.0.1:0")
+	target, err := testenv.FreeAddress()
 	if err != nil {
 		return "", "", err
 	}
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
-	free.Close()
 	if err != nil {
 		return "", "", err
 	}
-	made := &proxyPort{listener, free.Addr().String()}
+	made := &proxyPort{listener, target}
 	p.ports[key] = made
 	p.goroutines.Go(func() { p.acceptConns(place, made) })
 	return made.target, listener.Addr().String(), nil
