@@ -18,8 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
@@ -35,12 +33,19 @@ func TestMain(m *testing.M) {
 			work()
 		}
 	}
-	testenv.VerifyNoLeaks(m, goleak.Cleanup(func(code int) {
-		if dir := binaryFolder.Load(); dir != nil {
-			os.RemoveAll(*dir)
-		}
-		os.Exit(code)
-	}))
+	testenv.VerifyNoLeaks(cleaningM{m})
+}
+
+// cleaningM removes after the tests what they share.
+type cleaningM struct{ *testing.M }
+
+// Run runs the tests.
+func (m cleaningM) Run() (code int) {
+	code = m.M.Run()
+	if dir := binaryFolder.Load(); dir != nil {
+		os.RemoveAll(*dir)
+	}
+	return code
 }
 
 // binaryFolder is the folder of the binary that buildOnce has built; nil before that.

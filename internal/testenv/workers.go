@@ -50,12 +50,13 @@ func parentPID(pid int) int {
 }
 
 // EndWorkers ends the workers of a data folder with their tasks: by SIGTERM, and after limit by
-// SIGKILL. It returns when they have exited. Call it when a test has killed its server, before the
+// SIGKILL. It returns when they have exited, or with an error when one survives SIGKILL for Patience: a killed
+// process stays until the disk has answered its last call. Call it when a test has killed its server, before the
 // data folder is removed: a worker outlives its server by design.
 func EndWorkers(data string, limit time.Duration) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	told := map[int]bool{}
+	told, killedAt := map[int]bool{}, map[int]time.Time{}
 	begin := time.Now()
 	for {
 		pids := Workers(data)
@@ -63,11 +64,14 @@ func EndWorkers(data string, limit time.Duration) error {
 			return nil
 		}
 		for _, pid := range pids {
+			at, isKilled := killedAt[pid]
 			switch {
-			case time.Since(begin) > 2*limit:
+			case isKilled && time.Since(at) > Patience:
 				return fmt.Errorf("worker %d survives SIGKILL", pid)
+			case isKilled:
 			case time.Since(begin) > limit:
 				_ = syscall.Kill(pid, syscall.SIGKILL)
+				killedAt[pid] = time.Now()
 			case !told[pid]:
 				told[pid] = true
 				_ = syscall.Kill(pid, syscall.SIGTERM)
