@@ -41,7 +41,7 @@
 // Group.mu, followers.mu, logStore.mu, voteStore.mu, applier.mu and snapshotStore.mu are leaves: no call
 // leaves this package under them, except that voteStore.mu and snapshotStore.mu are held over writes of
 // record files. applier.applying is taken before applier.restoring, and that before applier.mu and
-// snapshotStore.mu.
+// snapshotStore.mu. Group.snapshotting is taken before all of them.
 //
 // # What this package relies on in hashicorp/raft v1.8.0 and raft-wal v0.4.1
 //

@@ -20,9 +20,12 @@ import (
 var ErrNotReplayable = errors.New("the log does not follow the copy")
 
 // HoldLog puts off periodic snapshots until release, so that the entries after applied stay in the log: applied is
-// the last one that this replica has applied.
+// the last one that this replica has applied. It waits for a snapshot that is under way, which may remove entries at
+// its end.
 func (g *Group) HoldLog() (applied uint64, release func()) {
 	g.held.Add(1)
+	g.snapshotting.Lock()
+	defer g.snapshotting.Unlock()
 	at, _, _ := g.applier.currentPosition()
 	return at.index, func() { g.held.Add(-1) }
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,51 +46,57 @@ func exchange(r *replica, from uint64, rows []byte) (replayed int, err error) {
 // since then it is equal again, also after a restart. It stays a voter throughout.
 func TestRowsAreExchanged(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, trimmingSettings())
-	leader, epoch := c.lead()
-	bad := c.followers(leader)[0]
-	for i := range 40 {
-		c.put(leader, epoch, fmt.Sprintf("key-%d", i), "value")
-	}
-	last := c.put(leader, epoch, "key-7", "right")
-	testenv.EventuallyWithin(t, patience, "it applies the last entry", func() bool { return bad.group.Status().Applied >= last })
-	if err := bad.machine.Apply(last, 0, []byte("key-7=wrong\n")); err != nil { // no entry says so
-		t.Fatal(err)
-	}
-	if bad.machine.Digest() == leader.machine.Digest() {
-		t.Fatal("the rows are equal")
-	}
-	applied, release := bad.group.HoldLog()
-	from, rows := rowsOf(t, leader)
-	if from < applied {
-		t.Fatalf("the leader has applied %d entries, a follower %d", from, applied)
-	}
-	stop, wait := make(chan struct{}), sync.WaitGroup{}
-	wait.Go(func() {
-		for i := 0; ; i++ {
-			select {
-			case <-stop:
-				return
-			default:
-				if _, err := leader.group.Propose(epoch, fmt.Appendf(nil, "key-%d=%d\n", i%50, i)); err != nil {
-					t.Error(err)
+	withGroup(t, 3, trimmingSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		bad := c.followers(leader)[0]
+		for i := range 40 {
+			c.put(leader, epoch, fmt.Sprintf("key-%d", i), "value")
+		}
+		last := c.put(leader, epoch, "key-7", "right")
+		testenv.EventuallyWithin(t, patience, "it applies the last entry", func() bool { return bad.group.Status().Applied >= last })
+		if err := bad.machine.Apply(last, 0, []byte("key-7=wrong\n")); err != nil { // no entry says so
+			t.Fatal(err)
+		}
+		if bad.machine.Digest() == leader.machine.Digest() {
+			t.Fatal("the rows are equal")
+		}
+		applied, release := bad.group.HoldLog()
+		from, rows := rowsOf(t, leader)
+		if from < applied {
+			t.Fatalf("the leader has applied %d entries, a follower %d", from, applied)
+		}
+		stop, wait := make(chan struct{}), sync.WaitGroup{}
+		end := sync.OnceFunc(func() { close(stop); wait.Wait() })
+		defer end()
+		var failure error // of a proposal; read it after end
+		wait.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
 					return
+				default:
+					if _, failure = leader.group.Propose(epoch, fmt.Appendf(nil, "key-%d=%d\n", i%50, i)); failure != nil {
+						return
+					}
 				}
 			}
+		})
+		c.await(leader, epoch, "later entries come", func() bool { return bad.group.Status().Applied >= from+20 })
+		replayed, err := exchange(bad, from, rows)
+		end()
+		release()
+		if failure != nil {
+			c.expectLeadAfter(leader, epoch, failure)
+			t.Error(failure)
 		}
+		if err != nil || replayed < 20 {
+			t.Fatalf("%d entries were replayed, %v", replayed, err)
+		}
+		c.converge()
+		c.crash(bad)
+		c.open(bad)
+		c.converge()
 	})
-	testenv.EventuallyWithin(t, patience, "later entries come", func() bool { return bad.group.Status().Applied >= from+20 })
-	replayed, err := exchange(bad, from, rows)
-	close(stop)
-	wait.Wait()
-	release()
-	if err != nil || replayed < 20 {
-		t.Fatalf("%d entries were replayed, %v", replayed, err)
-	}
-	c.converge()
-	c.crash(bad)
-	c.open(bad)
-	c.converge()
 }
 
 // TestLogIsHeld: there is no periodic snapshot while the log is held, and one that is due comes afterwards.
@@ -113,6 +120,53 @@ func TestLogIsHeld(t *testing.T) {
 	}
 	release()
 	testenv.EventuallyWithin(t, patience, "a snapshot is made", func() bool { return leader.group.Status().Snapshot >= hold+60 })
+}
+
+// TestHoldWaitsForASnapshot: a snapshot that has begun may remove entries at its end, so the log counts as held only
+// after that.
+func TestHoldWaitsForASnapshot(t *testing.T) {
+	t.Parallel()
+	settings := trimmingSettings()
+	settings.SnapshotBytes, settings.SnapshotInterval = 1<<10, time.Millisecond
+	c := newCluster(t, 0, settings)
+	r := c.add("n1")
+	var isSlow atomic.Bool
+	begun, answers := make(chan struct{}), make(chan struct{})
+	begin, answer := sync.OnceFunc(func() { close(begun) }), sync.OnceFunc(func() { close(answers) })
+	defer answer()
+	r.before = func(call string, _ uint64) error {
+		if call == "sync" && isSlow.Load() {
+			begin()
+			<-answers
+		}
+		return nil
+	}
+	c.open(r, r.id)
+	_, epoch := c.lead()
+	isSlow.Store(true)
+	c.put(r, epoch, "key", "value")
+	testenv.ReceiveWithin(t, patience, "a snapshot begins", begun)
+	held := make(chan func(), 1)
+	go func() {
+		_, release := r.group.HoldLog()
+		held <- release
+	}()
+	timer := time.NewTimer(100 * time.Millisecond)
+	select {
+	case <-held:
+		t.Fatal("the log is held while a snapshot is under way")
+	case <-timer.C:
+	}
+	answer()
+	release := testenv.ReceiveWithin(t, patience, "the log is held", held)
+	defer release()
+	hold := r.group.Status().Snapshot
+	for i := range 60 {
+		c.put(r, epoch, fmt.Sprintf("key-%d", i), string(bytes.Repeat([]byte("x"), 200)))
+	}
+	if s := r.group.Status(); s.Snapshot != hold {
+		t.Errorf("a snapshot of entry %d was made, and the log is held since entry %d", s.Snapshot, hold)
+	}
 }
 
 // TestExchangeIsRefused with a copy that the log does not follow, and with one of an entry that has not come. An

@@ -21,6 +21,7 @@ func (c *cluster) load(leader *replica, epoch uint64, callers, bytes int) (stop 
 	var wait sync.WaitGroup
 	var count, number atomic.Int64
 	value := strings.Repeat("x", bytes)
+	group := leader.group
 	for range callers {
 		wait.Go(func() {
 			for {
@@ -29,7 +30,7 @@ func (c *cluster) load(leader *replica, epoch uint64, callers, bytes int) (stop 
 					return
 				default:
 				}
-				_, err := leader.group.Propose(epoch, fmt.Appendf(nil, "load-%d=%s\n", number.Add(1)%100, value))
+				_, err := group.Propose(epoch, fmt.Appendf(nil, "load-%d=%s\n", number.Add(1)%100, value))
 				if err != nil {
 					return
 				}
@@ -49,29 +50,28 @@ func (c *cluster) load(leader *replica, epoch uint64, callers, bytes int) (stop 
 // the pipeline the follower never catches up.
 func TestFollowerIsFedAfterRefusals(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, withoutWatch())
-	leader, epoch := c.lead()
-	follower := c.followers(leader)[0]
-	stop := c.load(leader, epoch, 16, 100)
-	var refused atomic.Int64
-	var calls atomic.Int64
-	refuse := func() error {
-		if calls.Add(1)%8 == 0 {
-			refused.Add(1)
-			return errors.New("refused by the test")
+	withGroup(t, 3, withoutWatch(), func(c *cluster) {
+		leader, epoch := c.lead()
+		follower := c.followers(leader)[0]
+		stop := c.load(leader, epoch, 16, 100)
+		var refused atomic.Int64
+		var calls atomic.Int64
+		refuse := func() error {
+			if calls.Add(1)%8 == 0 {
+				refused.Add(1)
+				return errors.New("refused by the test")
+			}
+			return nil
 		}
-		return nil
-	}
-	follower.refuse.Store(&refuse)
-	testenv.EventuallyWithin(t, patience, "40 refusals", func() bool { return refused.Load() >= 40 })
-	follower.refuse.Store(nil)
-	before := leader.group.Status().Committed
-	testenv.EventuallyWithin(t, patience, "the follower is fed under load", func() bool { return follower.group.Status().Applied >= before })
-	t.Logf("%d proposals, %d refusals", stop(), refused.Load())
-	if _, term, _ := leader.group.Leader(); term != epoch {
-		t.Errorf("term %d, want %d: a new term hides what this test looks for", term, epoch)
-	}
-	c.converge()
+		follower.refuse.Store(&refuse)
+		c.await(leader, epoch, "40 refusals", func() bool { return refused.Load() >= 40 })
+		follower.refuse.Store(nil)
+		before := leader.group.Status().Committed
+		c.await(leader, epoch, "the follower is fed under load", func() bool { return follower.group.Status().Applied >= before })
+		t.Logf("%d proposals, %d refusals", stop(), refused.Load())
+		c.expectLead(leader, epoch) // a new term hides what this test looks for
+		c.converge()
+	})
 }
 
 // TestLeaderWithStalledDiskEnds is the third kind: the leader's disk does not answer, and its heartbeats
@@ -80,32 +80,40 @@ func TestLeaderWithStalledDiskEnds(t *testing.T) {
 	t.Parallel()
 	settings := fastSettings()
 	settings.CommitStall = time.Second
-	c := newCluster(t, 3, settings)
-	leader, epoch := c.lead()
-	c.put(leader, epoch, "once-before", "x")
-	release := leader.blockSync()
-	defer release()
-	done := make(chan error, 1)
-	go func() {
-		_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
-		done <- err
-	}()
-	testenv.ReceiveWithin(t, patience, "the group ends", leader.group.Failed())
-	if err := leader.group.Err(); !errors.Is(err, raftlog.ErrDiskStalled) {
-		t.Errorf("the group ends with %v", err)
-	}
-	if lost, unknown := isLost(testenv.ReceiveWithin(t, patience, "the proposal ends", done)); !lost || !unknown {
-		t.Error("the proposal has the wrong outcome")
-	}
-	if s := leader.group.Status().Stalls; s.Disk != 1 {
-		t.Errorf("%+v", s)
-	}
-	next, later := c.lead(leader) // while the disk still stalls
-	c.put(next, later, "once-after", "x")
-	release()
-	c.crash(leader)
-	c.open(leader)
-	c.converge()
+	withGroup(t, 3, settings, func(c *cluster) {
+		leader, epoch := c.lead()
+		c.put(leader, epoch, "once-before", "x")
+		release := leader.blockSync()
+		defer release()
+		done := make(chan error, 1)
+		group := leader.group
+		go func() {
+			_, err := group.Propose(epoch, []byte("once-during=x\n"))
+			done <- err
+		}()
+		testenv.EventuallyWithin(t, patience, "the group ends", func() bool {
+			if len(done) > 0 && leader.group.Err() == nil {
+				c.tryAgain("the leader has lost its leadership before its disk stalled for long")
+			}
+			return leader.group.Err() != nil
+		})
+		testenv.ReceiveWithin(t, patience, "the group says so", leader.group.Failed())
+		if err := leader.group.Err(); !errors.Is(err, raftlog.ErrDiskStalled) {
+			t.Errorf("the group ends with %v", err)
+		}
+		if lost, unknown := isLost(testenv.ReceiveWithin(t, patience, "the proposal ends", done)); !lost || !unknown {
+			t.Error("the proposal has the wrong outcome")
+		}
+		if s := leader.group.Status().Stalls; s.Disk != 1 {
+			t.Errorf("%+v", s)
+		}
+		next, later := c.lead(leader) // while the disk still stalls
+		c.put(next, later, "once-after", "x")
+		release()
+		c.crash(leader)
+		c.open(leader)
+		c.converge()
+	})
 }
 
 // TestCommitStallRestartsTheLibrary: proposals in flight with a healthy disk of the leader restart
@@ -115,26 +123,32 @@ func TestCommitStallRestartsTheLibrary(t *testing.T) {
 	settings := fastSettings()
 	settings.CommitStall = time.Second
 	settings.Request = 2500 * time.Millisecond
-	c := newCluster(t, 3, settings)
-	leader, epoch := c.lead()
-	var releases []func()
-	for _, r := range c.followers(leader) {
-		releases = append(releases, r.blockSync())
-	}
-	_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
-	if lost, unknown := isLost(err); !lost || !unknown {
-		t.Errorf("proposal without followers' disks: %v", err)
-	}
-	testenv.EventuallyWithin(t, patience, "the library is restarted", func() bool { return leader.group.Status().Restarts == 1 })
-	if s := leader.group.Status().Stalls; s.Commit != 1 || s.Disk != 0 {
-		t.Errorf("%+v", s)
-	}
-	for _, release := range releases {
-		release()
-	}
-	next, later := c.lead()
-	c.put(next, later, "once-after", "x")
-	c.converge()
+	withGroup(t, 3, settings, func(c *cluster) {
+		leader, epoch := c.lead()
+		var releases []func()
+		for _, r := range c.followers(leader) {
+			release := r.blockSync()
+			defer release()
+			releases = append(releases, release)
+		}
+		_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
+		if lost, unknown := isLost(err); !lost || !unknown {
+			t.Errorf("proposal without followers' disks: %v", err)
+		}
+		if leader.group.Status().Stalls.Commit == 0 {
+			c.expectLeadAfter(leader, epoch, err)
+		}
+		testenv.EventuallyWithin(t, patience, "the library is restarted", func() bool { return leader.group.Status().Restarts > 0 })
+		if s := leader.group.Status().Stalls; s.Commit != 1 || s.Disk != 0 {
+			t.Errorf("%+v", s)
+		}
+		for _, release := range releases {
+			release()
+		}
+		next, later := c.lead()
+		c.put(next, later, "once-after", "x")
+		c.converge()
+	})
 }
 
 // TestTransferThatHangs is the fourth kind: two transfers to a follower that does not answer, then a loss
@@ -177,13 +191,14 @@ func TestTransferThatHangs(t *testing.T) {
 // refusals of a later transfer count from their own begin.
 func TestRefusalsEndWithATransfer(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, withoutWatch())
-	leader, epoch := c.lead()
-	leader.group.PretendRefused()
-	c.put(leader, epoch, "once-a", "x")
-	if leader.group.RefusesProposals() {
-		t.Error("proposals count as refused after one that was accepted")
-	}
+	withGroup(t, 3, withoutWatch(), func(c *cluster) {
+		leader, epoch := c.lead()
+		leader.group.PretendRefused()
+		c.put(leader, epoch, "once-a", "x")
+		if leader.group.RefusesProposals() {
+			t.Error("proposals count as refused after one that was accepted")
+		}
+	})
 }
 
 // hangTransfer makes the leader lose its leadership during a transfer and win it again, and proposes until a
@@ -299,40 +314,44 @@ func TestFailedSyncIsNotRetried(t *testing.T) {
 	for _, role := range []string{"leader", "follower"} {
 		t.Run(role, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, 3, fastSettings())
-			leader, epoch := c.lead()
-			failing := leader
-			if role == "follower" {
-				failing = c.followers(leader)[0]
-			}
-			failing.files.Reset()
-			failing.files.Add(faults.Rule{Op: faults.Sync, Path: "*.wal", N: 1, Err: errors.New("injected EIO")})
-			_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
-			lost, unknown := isLost(err)
-			if role == "leader" && (!lost || !unknown) || role == "follower" && err != nil {
-				t.Errorf("proposal: %v", err)
-			}
-			testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
-			if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), "injected EIO") {
-				t.Errorf("the replica ends with %v", err)
-			}
-			var writes int
-			seen := false
-			for _, call := range failing.files.Calls() {
-				isLog := strings.HasSuffix(call.Path, ".wal")
-				if isLog && seen && (call.Op == faults.Write || call.Op == faults.Sync) {
-					writes++
+			withGroup(t, 3, fastSettings(), func(c *cluster) {
+				leader, epoch := c.lead()
+				failing := leader
+				if role == "follower" {
+					failing = c.followers(leader)[0]
 				}
-				seen = seen || isLog && call.Op == faults.Sync
-			}
-			if writes > 0 {
-				t.Errorf("%d writes to the log after the failed sync", writes)
-			}
-			next, later := c.lead(failing)
-			c.put(next, later, "once-after", "x")
-			c.crash(failing)
-			c.open(failing)
-			c.converge()
+				failing.files.Reset()
+				failing.files.Add(faults.Rule{Op: faults.Sync, Path: "*.wal", N: 1, Err: errors.New("injected EIO")})
+				_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
+				lost, unknown := isLost(err)
+				if role == "follower" || lost && !unknown {
+					c.expectLeadAfter(leader, epoch, err)
+				}
+				if role == "leader" && (!lost || !unknown) || role == "follower" && err != nil {
+					t.Errorf("proposal: %v", err)
+				}
+				testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
+				if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), "injected EIO") {
+					t.Errorf("the replica ends with %v", err)
+				}
+				var writes int
+				seen := false
+				for _, call := range failing.files.Calls() {
+					isLog := strings.HasSuffix(call.Path, ".wal")
+					if isLog && seen && (call.Op == faults.Write || call.Op == faults.Sync) {
+						writes++
+					}
+					seen = seen || isLog && call.Op == faults.Sync
+				}
+				if writes > 0 {
+					t.Errorf("%d writes to the log after the failed sync", writes)
+				}
+				next, later := c.lead(failing)
+				c.put(next, later, "once-after", "x")
+				c.crash(failing)
+				c.open(failing)
+				c.converge()
+			})
 		})
 	}
 }
@@ -341,47 +360,49 @@ func TestFailedSyncIsNotRetried(t *testing.T) {
 // process. The library panics on such an error.
 func TestFailedTermEndsTheReplica(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, fastSettings())
-	leader, epoch := c.lead()
-	c.put(leader, epoch, "once-before", "x")
-	failing := c.followers(leader)[0]
-	failing.files.Add(faults.Rule{Op: faults.Sync, Path: "vote.new", Err: errors.New("injected EIO")})
-	c.crash(leader) // an election raises the term
-	testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
-	if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), "injected EIO") {
-		t.Errorf("the replica ends with %v", err)
-	}
-	c.open(leader)
-	next, later := c.lead(failing)
-	c.put(next, later, "once-after", "x")
-	failing.files.Reset()
-	c.crash(failing)
-	c.open(failing)
-	c.converge()
+	withGroup(t, 3, fastSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		c.put(leader, epoch, "once-before", "x")
+		failing := c.followers(leader)[0]
+		failing.files.Add(faults.Rule{Op: faults.Sync, Path: "vote.new", Err: errors.New("injected EIO")})
+		c.crash(leader) // an election raises the term
+		testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
+		if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), "injected EIO") {
+			t.Errorf("the replica ends with %v", err)
+		}
+		c.open(leader)
+		next, later := c.lead(failing)
+		c.put(next, later, "once-after", "x")
+		failing.files.Reset()
+		c.crash(failing)
+		c.open(failing)
+		c.converge()
+	})
 }
 
 // TestMachineErrorEndsTheReplica proves that no later entry reaches a machine that has refused one.
 func TestMachineErrorEndsTheReplica(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, fastSettings())
-	leader, epoch := c.lead()
-	failing := c.followers(leader)[0]
-	c.crash(failing)
-	failing.before = func(call string, index uint64) error {
-		if call == "apply" {
-			return errors.New("injected")
+	withGroup(t, 3, fastSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		failing := c.followers(leader)[0]
+		c.crash(failing)
+		failing.before = func(call string, index uint64) error {
+			if call == "apply" {
+				return errors.New("injected")
+			}
+			return nil
 		}
-		return nil
-	}
-	c.open(failing)
-	at := c.put(leader, epoch, "once-a", "x")
-	c.put(leader, epoch, "once-b", "x")
-	testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
-	if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("apply entry %d: injected", at)) {
-		t.Errorf("the replica ends with %v", err)
-	}
-	c.crash(failing)
-	failing.before = nil
-	c.open(failing)
-	c.converge()
+		c.open(failing)
+		at := c.put(leader, epoch, "once-a", "x")
+		c.put(leader, epoch, "once-b", "x")
+		testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
+		if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("apply entry %d: injected", at)) {
+			t.Errorf("the replica ends with %v", err)
+		}
+		c.crash(failing)
+		failing.before = nil
+		c.open(failing)
+		c.converge()
+	})
 }

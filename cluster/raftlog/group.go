@@ -103,7 +103,8 @@ type Group struct {
 	err      error        // why the group has ended; nil while it runs, and after Close
 	restarts int64
 
-	held atomic.Int64 // calls of HoldLog that were not released
+	held         atomic.Int64 // calls of HoldLog that were not released
+	snapshotting sync.Mutex   // held over a periodic snapshot
 
 	hints    chan struct{} // see Hints; holds one
 	again    chan error    // asks supervise for a restart of the library, with the reason; holds one

@@ -19,197 +19,210 @@ import (
 // soon after, and that all of them verify the same digest at the same index.
 func TestReplicasAgree(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, fastSettings())
-	leader, epoch := c.lead()
-	for i := range 100 {
-		key := fmt.Sprintf("once-%d", i)
-		c.put(leader, epoch, key, "x")
-		if leader.machine.Row(key) != "x" {
-			t.Fatalf("%s is not applied", key)
+	withGroup(t, 3, fastSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		for i := range 100 {
+			key := fmt.Sprintf("once-%d", i)
+			c.put(leader, epoch, key, "x")
+			if leader.machine.Row(key) != "x" {
+				t.Fatalf("%s is not applied", key)
+			}
 		}
-	}
-	if _, err := leader.group.Propose(epoch, make([]byte, raftlog.MaxRows+1)); !errors.Is(err, raftlog.ErrTooBig) {
-		t.Error(err)
-	}
-	if !leader.group.Lease(epoch) {
-		t.Error("no lease")
-	}
-	for _, r := range c.followers(leader) {
-		if _, err := r.group.Propose(epoch, []byte("a=b\n")); !errors.Is(err, raftlog.ErrNotLeader) {
+		if _, err := leader.group.Propose(epoch, make([]byte, raftlog.MaxRows+1)); !errors.Is(err, raftlog.ErrTooBig) {
 			t.Error(err)
 		}
-		if _, _, err := r.group.Takeover(); !errors.Is(err, raftlog.ErrNotLeader) {
-			t.Error(err)
+		c.awaitLease(leader, epoch)
+		for _, r := range c.followers(leader) {
+			if _, err := r.group.Propose(epoch, []byte("a=b\n")); !errors.Is(err, raftlog.ErrNotLeader) {
+				t.Error(err)
+			}
+			if _, _, err := r.group.Takeover(); !errors.Is(err, raftlog.ErrNotLeader) {
+				t.Error(err)
+			}
+			if r.group.Lease(epoch) {
+				t.Error("a follower has a lease")
+			}
 		}
-		if r.group.Lease(epoch) {
-			t.Error("a follower has a lease")
+		index, err := leader.group.Verify(epoch)
+		if err != nil {
+			c.expectLead(leader, epoch)
+			t.Fatal(err)
 		}
-	}
-	index, err := leader.group.Verify(epoch)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.converge()
-	want, _ := leader.machine.Verified(index)
-	for _, r := range c.all {
-		if got, ok := r.machine.Verified(index); !ok || got != want {
-			t.Errorf("%s: digest %x, %v", r.id, got, ok)
+		c.converge()
+		want, _ := leader.machine.Verified(index)
+		for _, r := range c.all {
+			if got, ok := r.machine.Verified(index); !ok || got != want {
+				t.Errorf("%s: digest %x, %v", r.id, got, ok)
+			}
 		}
-	}
+	})
 }
 
 // TestLeaderLost proves that what was acknowledged survives the loss of the leader, and that the lost
 // one catches up from the log.
 func TestLeaderLost(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, fastSettings())
-	leader, epoch := c.lead()
-	for i := range 50 {
-		c.put(leader, epoch, fmt.Sprintf("once-a%d", i), "x")
-	}
-	c.crash(leader)
-	next, later := c.lead()
-	if later <= epoch {
-		t.Errorf("epoch %d after %d", later, epoch)
-	}
-	for i := range 50 {
-		if key := fmt.Sprintf("once-a%d", i); next.machine.Row(key) != "x" {
-			t.Errorf("%s is lost", key)
+	withGroup(t, 3, fastSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		for i := range 50 {
+			c.put(leader, epoch, fmt.Sprintf("once-a%d", i), "x")
 		}
-		c.put(next, later, fmt.Sprintf("once-b%d", i), "x")
-	}
-	c.open(leader)
-	c.converge()
+		c.crash(leader)
+		next, later := c.lead()
+		if later <= epoch {
+			t.Errorf("epoch %d after %d", later, epoch)
+		}
+		for i := range 50 {
+			if key := fmt.Sprintf("once-a%d", i); next.machine.Row(key) != "x" {
+				t.Errorf("%s is lost", key)
+			}
+			c.put(next, later, fmt.Sprintf("once-b%d", i), "x")
+		}
+		c.open(leader)
+		c.converge()
+	})
 }
 
 // TestPartitionedLeader proves that a leader that is cut off acknowledges no proposal and answers no
 // read, and that its entries are fenced or replaced when it returns.
 func TestPartitionedLeader(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, fastSettings())
-	leader, epoch := c.lead()
-	c.put(leader, epoch, "once-before", "x")
-	if !leader.group.Lease(epoch) {
-		t.Error("no lease")
-	}
-	c.network.Isolate(leader.id, c.ids()...)
-	_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
-	if lost, unknown := isLost(err); !lost || !unknown {
-		t.Errorf("proposal on a leader that is cut off: %v", err)
-	}
-	testenv.EventuallyWithin(t, patience, "the lease ends", func() bool { return !leader.group.Lease(epoch) })
-	next, later := c.lead(leader)
-	c.put(next, later, "once-after", "x")
-	if leader.group.Lease(epoch) {
-		t.Error("two leaders answer reads")
-	}
-	c.network.HealAll()
-	c.converge()
-	for _, r := range c.all {
-		if r.machine.Row("once-before") == "" || r.machine.Row("once-after") == "" || r.machine.Row("once-during") != "" {
-			t.Errorf("%s has the wrong rows", r.id)
+	withGroup(t, 3, fastSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		c.put(leader, epoch, "once-before", "x")
+		c.awaitLease(leader, epoch)
+		c.network.Isolate(leader.id, c.ids()...)
+		_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
+		switch lost, unknown := isLost(err); {
+		case !lost:
+			t.Errorf("proposal on a leader that is cut off: %v", err)
+		case !unknown: // it had noticed before
+			c.tryAgain(err.Error())
 		}
-	}
+		testenv.EventuallyWithin(t, patience, "the lease ends", func() bool { return !leader.group.Lease(epoch) })
+		next, later := c.lead(leader)
+		c.put(next, later, "once-after", "x")
+		if leader.group.Lease(epoch) {
+			t.Error("two leaders answer reads")
+		}
+		c.network.HealAll()
+		c.converge()
+		for _, r := range c.all {
+			if r.machine.Row("once-before") == "" || r.machine.Row("once-after") == "" || r.machine.Row("once-during") != "" {
+				t.Errorf("%s has the wrong rows", r.id)
+			}
+		}
+	})
 }
 
 // TestFrozenLeader proves that a leader that neither sends nor writes for a while, as a process that is
 // stopped, does no harm when it goes on: its lease is over, and its proposals are lost.
 func TestFrozenLeader(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, withoutWatch())
-	leader, epoch := c.lead()
-	c.put(leader, epoch, "once-before", "x")
-	release := leader.blockSync()
-	defer release()
-	done := make(chan error, 1)
-	go func() {
-		_, err := leader.group.Propose(epoch, []byte("once-during=x\n"))
-		done <- err
-	}()
-	testenv.EventuallyWithin(t, patience, "the leader is about to sync", func() bool { return len(leader.files.Calls()) > 0 })
-	c.network.Isolate(leader.id, c.ids()...)
-	next, later := c.lead(leader)
-	c.put(next, later, "once-after", "x")
-	// Its library still believes that it leads: the main loop waits for the disk.
-	if leader.group.Lease(epoch) {
-		t.Error("two leaders answer reads")
-	}
-	c.network.HealAll()
-	release()
-	if lost, _ := isLost(testenv.ReceiveWithin(t, patience, "the proposal ends", done)); !lost {
-		t.Error("a frozen leader's proposal was acknowledged")
-	}
-	c.converge()
-	for _, r := range c.all {
-		if r.machine.Row("once-before") == "" || r.machine.Row("once-after") == "" || r.machine.Row("once-during") != "" {
-			t.Errorf("%s has the wrong rows", r.id)
+	withGroup(t, 3, withoutWatch(), func(c *cluster) {
+		leader, epoch := c.lead()
+		c.put(leader, epoch, "once-before", "x")
+		release := leader.blockSync()
+		defer release()
+		done := make(chan error, 1)
+		group := leader.group
+		go func() {
+			_, err := group.Propose(epoch, []byte("once-during=x\n"))
+			done <- err
+		}()
+		c.await(leader, epoch, "the leader is about to sync", func() bool { return len(leader.files.Calls()) > 0 })
+		c.network.Isolate(leader.id, c.ids()...)
+		next, later := c.lead(leader)
+		c.put(next, later, "once-after", "x")
+		// Its library still believes that it leads: the main loop waits for the disk.
+		if leader.group.Lease(epoch) {
+			t.Error("two leaders answer reads")
 		}
-	}
+		c.network.HealAll()
+		release()
+		if lost, _ := isLost(testenv.ReceiveWithin(t, patience, "the proposal ends", done)); !lost {
+			t.Error("a frozen leader's proposal was acknowledged")
+		}
+		c.converge()
+		for _, r := range c.all {
+			if r.machine.Row("once-before") == "" || r.machine.Row("once-after") == "" || r.machine.Row("once-during") != "" {
+				t.Errorf("%s has the wrong rows", r.id)
+			}
+		}
+	})
 }
 
 // TestLateProposalIsFenced proves that an entry of an older epoch that reaches the log changes no row on
 // any replica, at once and in a replay.
 func TestLateProposalIsFenced(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, fastSettings())
-	leader, epoch := c.lead()
-	c.put(leader, epoch, "key", "new")
-	index, err := leader.group.ProposeUnchecked(epoch-1, []byte("key=old\nonce-late=x\n"))
-	if lost, unknown := isLost(err); !lost || unknown || !errors.Is(err, raftlog.ErrFenced) {
-		t.Errorf("late proposal: %v", err)
-	}
-	if index == 0 {
-		t.Error("the entry is not in the log")
-	}
-	if _, err := leader.group.Propose(epoch-1, []byte("key=old\n")); !errors.Is(err, raftlog.ErrNotLeader) {
-		t.Error(err)
-	}
-	c.converge()
-	replayed := c.followers(leader)[0]
-	c.crash(replayed)
-	c.open(replayed)
-	c.converge()
-	for _, r := range c.all {
-		if r.machine.Row("key") != "new" || r.machine.Row("once-late") != "" {
-			t.Errorf("%s wrote the rows of a late proposal", r.id)
+	withGroup(t, 3, fastSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		c.put(leader, epoch, "key", "new")
+		index, err := leader.group.ProposeUnchecked(epoch-1, []byte("key=old\nonce-late=x\n"))
+		if !errors.Is(err, raftlog.ErrFenced) {
+			c.expectLeadAfter(leader, epoch, err)
 		}
-		if r.group.Status().Fenced != 1 {
-			t.Errorf("%s: %d fenced entries", r.id, r.group.Status().Fenced)
+		if lost, unknown := isLost(err); !lost || unknown || !errors.Is(err, raftlog.ErrFenced) {
+			t.Errorf("late proposal: %v", err)
 		}
-	}
+		if index == 0 {
+			t.Error("the entry is not in the log")
+		}
+		if _, err := leader.group.Propose(epoch-1, []byte("key=old\n")); !errors.Is(err, raftlog.ErrNotLeader) {
+			t.Error(err)
+		}
+		c.converge()
+		replayed := c.followers(leader)[0]
+		c.crash(replayed)
+		c.open(replayed)
+		c.converge()
+		for _, r := range c.all {
+			if r.machine.Row("key") != "new" || r.machine.Row("once-late") != "" {
+				t.Errorf("%s wrote the rows of a late proposal", r.id)
+			}
+			if r.group.Status().Fenced != 1 {
+				t.Errorf("%s: %d fenced entries", r.id, r.group.Status().Fenced)
+			}
+		}
+	})
 }
 
 // TestUnknownKindStopsTheReplica proves that a replica does not go past an entry that it does not
 // understand. The entry does not end the process.
 func TestUnknownKindStopsTheReplica(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, fastSettings())
-	leader, epoch := c.lead()
-	at := c.put(leader, epoch, "before", "x")
-	err := leader.group.ProposeUnknownKind(epoch)
-	if lost, unknown := isLost(err); !lost || !unknown {
-		t.Errorf("entry of an unknown kind: %v", err)
-	}
-	// The leader stops, and so does the next one when it commits the entry. The last replica has no
-	// majority to tell it that the entry is committed.
-	stopped := 0
-	testenv.EventuallyWithin(t, patience, "two replicas stop", func() bool {
-		stopped = 0
+	withGroup(t, 3, fastSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		at := c.put(leader, epoch, "before", "x")
+		err := leader.group.ProposeUnknownKind(epoch)
+		switch lost, unknown := isLost(err); {
+		case !lost:
+			t.Errorf("entry of an unknown kind: %v", err)
+		case !unknown: // the leader had lost its leadership before
+			c.tryAgain(err.Error())
+		}
+		// The leader stops, and so does the next one when it commits the entry. The last replica has no
+		// majority to tell it that the entry is committed.
+		stopped := 0
+		testenv.EventuallyWithin(t, patience, "two replicas stop", func() bool {
+			stopped = 0
+			for _, r := range c.all {
+				if err := r.group.Err(); err != nil && strings.Contains(err.Error(), fmt.Sprintf("apply entry %d", at+1)) {
+					stopped++
+				}
+			}
+			return stopped >= 2
+		})
 		for _, r := range c.all {
-			if err := r.group.Err(); err != nil && strings.Contains(err.Error(), fmt.Sprintf("apply entry %d", at+1)) {
-				stopped++
+			if r.machine.Index() != at {
+				t.Errorf("%s: machine at %d", r.id, r.machine.Index())
+			}
+			if _, _, err := r.group.Takeover(); err == nil {
+				t.Errorf("%s takes over", r.id)
 			}
 		}
-		return stopped >= 2
 	})
-	for _, r := range c.all {
-		if r.machine.Index() != at {
-			t.Errorf("%s: machine at %d", r.id, r.machine.Index())
-		}
-		if _, _, err := r.group.Takeover(); err == nil {
-			t.Errorf("%s takes over", r.id)
-		}
-	}
 }
 
 // TestReplacedReplica proves the way of a new node into a group: learner, snapshot, log, voter; and that
@@ -218,60 +231,53 @@ func TestReplacedReplica(t *testing.T) {
 	t.Parallel()
 	settings := fastSettings()
 	settings.TrailingEntries = 10
-	c := newCluster(t, 3, settings)
-	leader, epoch := c.lead()
-	gone := c.followers(leader)[0]
-	c.crash(gone)
-	for i := range 400 {
-		c.put(leader, epoch, fmt.Sprintf("key-%d", i%150), strings.Repeat("x", 200))
-	}
-	// The leader keeps what the dead replica lacks until it has not heard it for some time.
-	testenv.EventuallyWithin(t, patience, "the log is trimmed", func() bool {
-		c.put(leader, epoch, "later", "x") // the library takes no snapshot where nothing is new
-		if err := leader.group.Snapshot(); err != nil {
-			t.Fatal(err)
+	withGroup(t, 3, settings, func(c *cluster) {
+		leader, epoch := c.lead()
+		gone := c.followers(leader)[0]
+		c.crash(gone)
+		for i := range 400 {
+			c.put(leader, epoch, fmt.Sprintf("key-%d", i%150), strings.Repeat("x", 200))
 		}
-		return leader.group.Status().First >= 150
-	})
-	added := c.add("n4")
-	c.open(added)
-	members := leader.group.Members()
-	members.Learners = append(members.Learners, added.id)
-	if err := leader.group.Change(members); err != nil {
-		t.Fatal(err)
-	}
-	for i := range 50 {
-		c.put(leader, epoch, fmt.Sprintf("more-%d", i), "x")
-	}
-	promoted := raftlog.Membership{Voters: append(members.Voters, added.id)}
-	var last error
-	testenv.EventuallyWithin(t, patience, "the learner becomes a voter", func() bool {
-		last = leader.group.Change(promoted)
-		return last == nil
-	})
-	var rest raftlog.Membership
-	for _, node := range promoted.Voters {
-		if node != gone.id {
-			rest.Voters = append(rest.Voters, node)
+		// The leader keeps what the dead replica lacks until it has not heard it for some time.
+		testenv.RepeatWithin(t, patience, "the log is trimmed", func() bool {
+			c.put(leader, epoch, "later", "x") // the library takes no snapshot where nothing is new
+			if err := leader.group.Snapshot(); err != nil {
+				t.Fatal(err)
+			}
+			return leader.group.Status().First >= 150
+		})
+		added := c.add("n4")
+		c.open(added)
+		members := leader.group.Members()
+		members.Learners = append(members.Learners, added.id)
+		c.change(leader, epoch, members)
+		for i := range 50 {
+			c.put(leader, epoch, fmt.Sprintf("more-%d", i), "x")
 		}
-	}
-	if err := leader.group.Change(rest); err != nil {
-		t.Fatal(err)
-	}
-	c.converge()
-	if s := added.group.Status(); s.SnapshotsGotten == 0 {
-		t.Errorf("the new replica got no snapshot: %+v", s)
-	}
-	// The removed one comes back, and can neither win nor disturb.
-	c.open(gone)
-	for range 20 {
-		c.put(leader, epoch, "after", "x")
-	}
-	if _, err := gone.group.Propose(epoch, nil); err == nil {
-		t.Error("a removed replica proposes")
-	}
-	c.crash(gone)
-	c.converge()
+		promoted := raftlog.Membership{Voters: append(members.Voters, added.id)}
+		c.await(leader, epoch, "the learner becomes a voter", func() bool { return leader.group.Change(promoted) == nil })
+		var rest raftlog.Membership
+		for _, node := range promoted.Voters {
+			if node != gone.id {
+				rest.Voters = append(rest.Voters, node)
+			}
+		}
+		c.change(leader, epoch, rest)
+		c.converge()
+		if s := added.group.Status(); s.SnapshotsGotten == 0 {
+			t.Errorf("the new replica got no snapshot: %+v", s)
+		}
+		// The removed one comes back, and can neither win nor disturb.
+		c.open(gone)
+		for range 20 {
+			c.put(leader, epoch, "after", "x")
+		}
+		if _, err := gone.group.Propose(epoch, nil); err == nil {
+			t.Error("a removed replica proposes")
+		}
+		c.crash(gone)
+		c.converge()
+	})
 }
 
 // TestTransfer proves that the leadership goes where it is sent, and that the read lease of the former
@@ -352,18 +358,19 @@ func TestRestartedReplicaIsDeaf(t *testing.T) {
 	settings := fastSettings()
 	settings.Heartbeat, settings.Election, settings.LeaderLease = time.Second, time.Second, 900*time.Millisecond
 	settings.TransferStall = 3 * time.Second
-	c := newCluster(t, 3, settings)
-	leader, epoch := c.lead()
-	c.put(leader, epoch, "a", "x")
-	follower := c.followers(leader)[0]
-	c.crash(follower)
-	at := c.put(leader, epoch, "b", "x")
-	opened := time.Now()
-	c.open(follower)
-	testenv.EventuallyWithin(t, patience, "the follower catches up", func() bool { return follower.group.Status().Applied >= at })
-	if took := time.Since(opened); took < c.settings.LeaderLease {
-		t.Errorf("the follower listened after %v", took)
-	}
+	withGroup(t, 3, settings, func(c *cluster) {
+		leader, epoch := c.lead()
+		c.put(leader, epoch, "a", "x")
+		follower := c.followers(leader)[0]
+		c.crash(follower)
+		at := c.put(leader, epoch, "b", "x")
+		opened := time.Now()
+		c.open(follower)
+		testenv.EventuallyWithin(t, patience, "the follower catches up", func() bool { return follower.group.Status().Applied >= at })
+		if took := time.Since(opened); took < c.settings.LeaderLease {
+			t.Errorf("the follower listened after %v", took)
+		}
+	})
 }
 
 // TestPartsThatDoNotBelongTogether proves that Open refuses a replica that has lost its vote, its log
@@ -409,23 +416,22 @@ func TestPartsThatDoNotBelongTogether(t *testing.T) {
 // in its log, if the transport hides its methods.
 func TestReturningFollowerRaisesNoTerm(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, fastSettings())
-	leader, epoch := c.lead()
-	follower := c.followers(leader)[0]
-	c.network.Isolate(follower.id, c.ids()...)
-	testenv.EventuallyWithin(t, patience, "the follower misses the leader", func() bool {
-		_, _, ok := follower.group.Leader()
-		return !ok
+	withGroup(t, 3, fastSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		follower := c.followers(leader)[0]
+		c.network.Isolate(follower.id, c.ids()...)
+		testenv.EventuallyWithin(t, patience, "the follower misses the leader", func() bool {
+			_, _, ok := follower.group.Leader()
+			return !ok
+		})
+		for end := time.Now().Add(time.Second); time.Now().Before(end); { // several elections
+			c.put(leader, epoch, "a", "x")
+		}
+		c.network.HealAll()
+		c.put(leader, epoch, "once-b", "x")
+		c.converge()
+		c.expectLead(leader, epoch) // in one of the attempts
 	})
-	for end := time.Now().Add(time.Second); time.Now().Before(end); { // several elections
-		c.put(leader, epoch, "a", "x")
-	}
-	c.network.HealAll()
-	c.put(leader, epoch, "once-b", "x")
-	c.converge()
-	if s := leader.group.Status(); !s.Leads || s.Term != epoch {
-		t.Errorf("epoch %d, then %+v", epoch, s)
-	}
 }
 
 // TestPowerFailureOfAReplica proves that what a replica needs is on the disk when a proposal is
@@ -469,22 +475,24 @@ func TestPowerFailureOfAReplica(t *testing.T) {
 // outcome than the first one.
 func TestChangeReturnsWhenItIsCommitted(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, withoutWatch())
-	leader, _ := c.lead()
-	followers := c.followers(leader)
-	for _, r := range followers { // they answer heartbeats and confirm no entry
-		defer r.blockSync()()
-	}
-	want := raftlog.Membership{Voters: []raftlog.NodeID{leader.id, followers[0].id}}
-	outcomes := make(chan error, 2)
-	go func() { outcomes <- leader.group.Change(want) }()
-	testenv.EventuallyWithin(t, patience, "the change is in the leader's log", func() bool { return len(leader.group.Members().Voters) == 2 })
-	go func() { outcomes <- leader.group.Change(want) }()
-	c.network.Isolate(leader.id, c.ids()...)
-	for range 2 {
-		if testenv.ReceiveWithin(t, patience, "the change ends", outcomes) == nil {
-			t.Error("a change is reported that no other member has")
+	withGroup(t, 3, withoutWatch(), func(c *cluster) {
+		leader, epoch := c.lead()
+		followers := c.followers(leader)
+		for _, r := range followers { // they answer heartbeats and confirm no entry
+			defer r.blockSync()()
 		}
-	}
-	c.network.HealAll()
+		want := raftlog.Membership{Voters: []raftlog.NodeID{leader.id, followers[0].id}}
+		outcomes := make(chan error, 2)
+		group := leader.group
+		go func() { outcomes <- group.Change(want) }()
+		c.await(leader, epoch, "the change is in the leader's log", func() bool { return len(leader.group.Members().Voters) == 2 })
+		go func() { outcomes <- group.Change(want) }()
+		c.network.Isolate(leader.id, c.ids()...)
+		for range 2 {
+			if testenv.ReceiveWithin(t, patience, "the change ends", outcomes) == nil {
+				t.Error("a change is reported that no other member has")
+			}
+		}
+		c.network.HealAll()
+	})
 }

@@ -117,7 +117,7 @@ func openOverTLS(t testing.TB, a *authority, settings raftlog.Settings, groups .
 func TestGroupsShareAListener(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)
-	_, groups := openOverTLS(t, a, fastSettings(), 1, 2)
+	_, groups := openOverTLS(t, a, raftlogtest.ForThisMachine(fastSettings()), 1, 2)
 	for number := range 2 {
 		var last error
 		testenv.EventuallyWithin(t, patience, "a leader acknowledges a proposal", func() bool {
@@ -159,7 +159,7 @@ func TestStrangersAreRefused(t *testing.T) {
 	// answer returns the byte that the mux answers to a group number.
 	answer := func(conn net.Conn, group uint16) (byte, error) {
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		conn.SetDeadline(time.Now().Add(patience))
 		if _, err := conn.Write(binary.BigEndian.AppendUint16(nil, group)); err != nil {
 			return 0, err
 		}
@@ -208,7 +208,7 @@ func TestStrangersAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer plain.Close()
-	plain.SetDeadline(time.Now().Add(10 * time.Second))
+	plain.SetDeadline(time.Now().Add(patience))
 	if _, err := plain.Write([]byte("\x00\x07 without TLS")); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/cluster/raftlog/raftlogtest"
 	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 var (
@@ -57,8 +58,11 @@ func TestRandomFaults(t *testing.T) {
 	settings := fastSettings()
 	settings.TrailingEntries, settings.SnapshotBytes = 50, 16<<10
 	c := newCluster(t, 3, settings)
-	leader, epoch := c.lead()
-	c.put(leader, epoch, "register", "0")
+	testenv.RepeatWithin(t, patience, "a leader accepts proposals", func() bool {
+		leader, epoch := c.lead()
+		_, err := leader.group.Propose(epoch, []byte("register=0\n"))
+		return err == nil
+	})
 	places := map[*replica]*place{}
 	for _, r := range c.all {
 		places[r] = &place{group: r.group, machine: r.machine}

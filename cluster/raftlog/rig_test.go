@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/cluster/raftlog/raftlogtest"
 	"github.com/caravan-dag/caravan/internal/faults"
@@ -22,7 +20,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, raftlogtest.LibraryLeaks()...) }
+func TestMain(m *testing.M) { testenv.VerifyNoLeaks(m, raftlogtest.LibraryLeaks()...) }
 
 // patience is the deadline of a step that needs an election, or several on a busy machine.
 const patience = 2 * time.Minute
@@ -71,6 +69,78 @@ type cluster struct {
 	dir      string
 	seed     *raftlog.Seed // of groups that are opened with voters
 	all      []*replica
+	// isRepeatable says that withGroup runs the test.
+	isRepeatable bool
+}
+
+// tooSlow is the panic that ends an attempt of withGroup.
+type tooSlow struct{}
+
+// withGroup runs a test on a new group of n voters. A machine may be too slow for the times of the group: then
+// a leader loses its leadership that the test has not touched. put and expectLead end the test there, and it
+// begins again on another group, with times that are twice as long.
+func withGroup(t *testing.T, n int, settings raftlog.Settings, test func(c *cluster)) {
+	t.Helper()
+	const attempts = 4
+	for range attempts {
+		if c := newCluster(t, n, settings); c.tryTest(test) {
+			return
+		}
+		settings = raftlogtest.WithLongerTimes(settings, 2)
+	}
+	t.Fatalf("a leader has lost its leadership in each of %d attempts, the last one with a heartbeat time-out of %v or more", attempts, settings.Heartbeat/2)
+}
+
+// tryTest reports false if the test ended because the machine was too slow.
+func (c *cluster) tryTest(test func(c *cluster)) (isDone bool) {
+	c.isRepeatable = true
+	defer func() {
+		switch cause := recover().(type) {
+		case nil:
+		case tooSlow:
+			c.close()
+		default:
+			panic(cause)
+		}
+	}()
+	test(c)
+	return true
+}
+
+// tryAgain ends the test, which begins again if withGroup runs it.
+func (c *cluster) tryAgain(why string) {
+	c.t.Helper()
+	if !c.isRepeatable {
+		c.t.Fatal(why)
+	}
+	c.t.Log("the test begins again: ", why)
+	panic(tooSlow{})
+}
+
+// expectLead ends the test if a leader that the test has not touched leads no longer.
+func (c *cluster) expectLead(r *replica, epoch uint64) {
+	c.t.Helper()
+	if !r.leadsIn(epoch) {
+		c.tryAgain(fmt.Sprintf("%s leads in term %d no longer", r.id, epoch))
+	}
+}
+
+// await waits for a condition that needs a leader.
+func (c *cluster) await(r *replica, epoch uint64, what string, condition func() bool) {
+	c.t.Helper()
+	testenv.EventuallyWithin(c.t, patience, what, func() bool {
+		if condition() {
+			return true
+		}
+		c.expectLead(r, epoch)
+		return false
+	})
+}
+
+// awaitLease waits until a leader may answer reads.
+func (c *cluster) awaitLease(r *replica, epoch uint64) {
+	c.t.Helper()
+	c.await(r, epoch, "the leader has its lease", func() bool { return r.group.Lease(epoch) })
 }
 
 // newCluster opens a group of n voters, with longer settings on a busy machine. It checks at the end that all
@@ -246,19 +316,44 @@ func (c *cluster) put(r *replica, epoch uint64, key, value string) uint64 {
 	c.t.Helper()
 	index, err := r.group.Propose(epoch, []byte(key+"="+value+"\n"))
 	if err != nil {
+		c.expectLeadAfter(r, epoch, err)
 		c.t.Fatalf("propose %s: %v", key, err)
 	}
 	return index
 }
 
+// expectLeadAfter is expectLead after a call of a leader that has failed. A group that has ended by itself is
+// not one whose machine is too slow.
+func (c *cluster) expectLeadAfter(r *replica, epoch uint64, err error) {
+	c.t.Helper()
+	if lost, _ := isLost(err); (lost || errors.Is(err, raftlog.ErrNotLeader)) && r.group.Err() == nil {
+		c.expectLead(r, epoch)
+	}
+}
+
+// change changes the members of a group.
+func (c *cluster) change(leader *replica, epoch uint64, members raftlog.Membership) {
+	c.t.Helper()
+	if err := leader.group.Change(members); err != nil {
+		c.expectLead(leader, epoch)
+		c.t.Fatal(err)
+	}
+}
+
 // converge waits until all open replicas have applied what the leader has, and compares their digests.
 func (c *cluster) converge() {
 	c.t.Helper()
-	leader, epoch := c.lead()
-	index, err := leader.group.Verify(epoch)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	var leader *replica
+	var index uint64
+	testenv.RepeatWithin(c.t, patience, "a leader has all verify their rows", func() bool {
+		var epoch uint64
+		var err error
+		leader, epoch = c.lead()
+		if index, err = leader.group.Verify(epoch); err != nil {
+			c.t.Log(err) // another election
+		}
+		return err == nil
+	})
 	for _, r := range c.all {
 		if r.group == nil {
 			continue

@@ -86,36 +86,37 @@ func TestTrailingBytes(t *testing.T) {
 func TestSnapshotWithoutSpace(t *testing.T) {
 	t.Parallel()
 	for _, atEnd := range []bool{false, true} {
-		c := newCluster(t, 3, trimmingSettings())
-		leader, epoch := c.lead()
-		follower := c.followers(leader)[0]
-		c.leaveBehind(leader, epoch, follower)
-		var refused atomic.Int64
-		refuse := func(received int64) error {
-			if atEnd != (received > 0) {
-				return nil
+		withGroup(t, 3, trimmingSettings(), func(c *cluster) {
+			leader, epoch := c.lead()
+			follower := c.followers(leader)[0]
+			c.leaveBehind(leader, epoch, follower)
+			var refused atomic.Int64
+			refuse := func(received int64) error {
+				if atEnd != (received > 0) {
+					return nil
+				}
+				refused.Add(1)
+				return errors.New("no space")
 			}
-			refused.Add(1)
-			return errors.New("no space")
-		}
-		follower.space.Store(&refuse)
-		c.open(follower)
-		testenv.EventuallyWithin(t, patience, "the snapshot is refused", func() bool { return refused.Load() > 0 })
-		if err := follower.group.Err(); err != nil {
-			t.Errorf("the replica has ended: %v", err)
-		}
-		if s := follower.group.Status(); s.SnapshotsGotten > 0 {
-			t.Errorf("the snapshot is restored: %+v", s)
-		}
-		testenv.EventuallyWithin(t, patience, "its file is removed", func() bool {
-			_, err := os.Stat(filepath.Join(follower.dir, "group", "received"))
-			return errors.Is(err, os.ErrNotExist)
+			follower.space.Store(&refuse)
+			c.open(follower)
+			c.await(leader, epoch, "the snapshot is refused", func() bool { return refused.Load() > 0 })
+			if err := follower.group.Err(); err != nil {
+				t.Errorf("the replica has ended: %v", err)
+			}
+			if s := follower.group.Status(); s.SnapshotsGotten > 0 {
+				t.Errorf("the snapshot is restored: %+v", s)
+			}
+			testenv.EventuallyWithin(t, patience, "its file is removed", func() bool {
+				_, err := os.Stat(filepath.Join(follower.dir, "group", "received"))
+				return errors.Is(err, os.ErrNotExist)
+			})
+			if follower.released.Load() == 0 {
+				t.Error("the space is not given back")
+			}
+			follower.space.Store(nil)
+			c.converge()
 		})
-		if follower.released.Load() == 0 {
-			t.Error("the space is not given back")
-		}
-		follower.space.Store(nil)
-		c.converge()
 	}
 }
 
@@ -142,39 +143,44 @@ func TestRestoreIsInterrupted(t *testing.T) {
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, 3, trimmingSettings())
-			leader, epoch := c.lead()
-			follower := c.followers(leader)[0]
-			for i := range 20 { // entries that its log keeps
-				c.put(leader, epoch, fmt.Sprintf("once-%d", i), "x")
-			}
-			c.leaveBehind(leader, epoch, follower)
-			follower.before = func(call string, _ uint64) error {
-				if call == "restore" {
-					return step.fail(follower, call)
+			withGroup(t, 3, trimmingSettings(), func(c *cluster) {
+				leader, epoch := c.lead()
+				follower := c.followers(leader)[0]
+				for i := range 20 { // entries that its log keeps
+					c.put(leader, epoch, fmt.Sprintf("once-%d", i), "x")
 				}
-				return nil
-			}
-			c.open(follower)
-			testenv.ReceiveWithin(t, patience, "the replica ends", follower.group.Failed())
-			c.crash(follower)
-			follower.before = nil
-			follower.files.Reset()
-			if step.isAdopted { // the next leader has all entries, and asks which ones the follower lacks
-				c.crash(leader)
-			}
-			c.open(follower)
-			// The replica is deaf for a moment, so this is what Open has found.
-			if s := follower.group.Status(); (s.Snapshot > 0) != step.isAdopted || step.isAdopted && s.Snapshot != follower.machine.Index() {
-				t.Errorf("after the crash: snapshot of entry %d, machine at %d", s.Snapshot, follower.machine.Index())
-			}
-			c.converge()
-			if s := follower.group.Status(); (s.SnapshotsGotten == 0) != step.isAdopted {
-				t.Errorf("%d snapshots after the crash", s.SnapshotsGotten)
-			}
-			c.crash(follower)
-			c.open(follower)
-			c.converge()
+				c.leaveBehind(leader, epoch, follower)
+				follower.before = func(call string, _ uint64) error {
+					if call == "restore" {
+						return step.fail(follower, call)
+					}
+					return nil
+				}
+				c.open(follower)
+				c.await(leader, epoch, "the replica ends", func() bool { return follower.group.Err() != nil })
+				c.crash(follower)
+				follower.before = nil
+				follower.files.Reset()
+				if step.isAdopted { // the next leader has all entries, and asks which ones the follower lacks
+					c.crash(leader)
+				}
+				c.network.Isolate(follower.id, c.ids()...)
+				c.open(follower)
+				if s := follower.group.Status(); (s.Snapshot > 0) != step.isAdopted || step.isAdopted && s.Snapshot != follower.machine.Index() {
+					t.Errorf("after the crash: snapshot of entry %d, machine at %d", s.Snapshot, follower.machine.Index())
+				}
+				c.network.HealAll()
+				c.converge()
+				if s := follower.group.Status(); (s.SnapshotsGotten == 0) != step.isAdopted {
+					if !step.isAdopted {
+						c.expectLead(leader, epoch) // the third replica has all entries
+					}
+					t.Errorf("%d snapshots after the crash", s.SnapshotsGotten)
+				}
+				c.crash(follower)
+				c.open(follower)
+				c.converge()
+			})
 		})
 	}
 }
@@ -184,74 +190,75 @@ func TestRestoreIsInterrupted(t *testing.T) {
 // it. Without the restart of the library it would get snapshots without end: see applier.Restore.
 func TestDivergedReplicaGetsASnapshot(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, trimmingSettings())
-	old, epoch := c.lead()
-	common := c.put(old, epoch, "once-a", "x") // behind it the logs differ
-	c.network.Isolate(old.id, c.ids()...)
-	done := make(chan error)
-	const callers = 400
-	for i := range callers {
-		go func() {
-			_, err := old.group.Propose(epoch, fmt.Appendf(nil, "once-lost-%d=x\n", i))
-			done <- err
-		}()
-	}
-	for range callers {
-		if lost, _ := isLost(testenv.ReceiveWithin(t, patience, "the proposals end", done)); !lost {
-			t.Error("a proposal without a majority was acknowledged")
+	withGroup(t, 3, trimmingSettings(), func(c *cluster) {
+		old, epoch := c.lead()
+		common := c.put(old, epoch, "once-a", "x") // behind it the logs differ
+		c.network.Isolate(old.id, c.ids()...)
+		const callers = 400
+		done := make(chan error, callers)
+		for i := range callers {
+			go func() {
+				_, err := old.group.Propose(epoch, fmt.Appendf(nil, "once-lost-%d=x\n", i))
+				done <- err
+			}()
 		}
-	}
-	next, later := c.lead(old)
-	for i := range 200 {
-		c.put(next, later, fmt.Sprintf("key-%d", i), strings.Repeat("x", 200))
-	}
-	// A request that was sent before the logs are trimmed may arrive after the partition. It has 64 entries at most.
-	const behind = 100
-	// The other one may lead after the partition. Entries that a follower on a busy machine still lacks stay
-	// in the log.
-	other := c.followers(next)[0]
-	if other == old {
-		other = c.followers(next)[1]
-	}
-	testenv.RepeatWithin(t, patience, "the logs are trimmed", func() bool {
-		index := c.put(next, later, "key", "x")
-		testenv.EventuallyWithin(t, patience, "the other replica has all entries", func() bool { return other.group.Status().Applied >= index })
-		for _, r := range []*replica{next, other} {
-			if err := r.group.Snapshot(); err != nil {
-				t.Fatal(err)
+		for range callers {
+			if lost, _ := isLost(testenv.ReceiveWithin(t, patience, "the proposals end", done)); !lost {
+				t.Error("a proposal without a majority was acknowledged")
 			}
 		}
-		return next.group.Status().First > common+behind && other.group.Status().First > common+behind
-	})
-	if s, o := next.group.Status(), old.group.Status(); o.Last <= s.Last {
-		t.Fatalf("the old leader's log ends at %d, the new one's is from %d to %d", o.Last, s.First, s.Last)
-	}
-	c.network.HealAll()
-	c.converge()
-	// The restart cuts the connection on which the leader waits, so that it may send the snapshot once
-	// more. From then on entries are enough.
-	leader, epoch := c.lead()
-	snapshots := func() (sent int64) {
-		for _, r := range c.all {
-			sent += r.group.Status().SnapshotsSent
+		next, later := c.lead(old)
+		for i := range 200 {
+			c.put(next, later, fmt.Sprintf("key-%d", i), strings.Repeat("x", 200))
 		}
-		return sent
-	}
-	const attempts = 5
-	for range attempts {
-		before := snapshots()
-		for i := range 50 {
-			c.put(leader, epoch, fmt.Sprintf("after-%d", i), "x")
+		// A request that was sent before the logs are trimmed may arrive after the partition. It has 64 entries at most.
+		const behind = 100
+		// The other one may lead after the partition. Entries that a follower on a busy machine still lacks stay
+		// in the log.
+		other := c.followers(next)[0]
+		if other == old {
+			other = c.followers(next)[1]
 		}
+		testenv.RepeatWithin(t, patience, "the logs are trimmed", func() bool {
+			index := c.put(next, later, "key", "x")
+			testenv.EventuallyWithin(t, patience, "the other replica has all entries", func() bool { return other.group.Status().Applied >= index })
+			for _, r := range []*replica{next, other} {
+				if err := r.group.Snapshot(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return next.group.Status().First > common+behind && other.group.Status().First > common+behind
+		})
+		if s, o := next.group.Status(), old.group.Status(); o.Last <= s.Last { // its disk was too slow for all before it gave up
+			c.tryAgain(fmt.Sprintf("the old leader's log ends at %d, the new one's is from %d to %d", o.Last, s.First, s.Last))
+		}
+		c.network.HealAll()
 		c.converge()
-		if before > 0 && snapshots() == before {
-			return
+		// The restart cuts the connection on which the leader waits, so that it may send the snapshot once
+		// more. From then on entries are enough.
+		leader, epoch := c.lead()
+		snapshots := func() (sent int64) {
+			for _, r := range c.all {
+				sent += r.group.Status().SnapshotsSent
+			}
+			return sent
 		}
-	}
-	t.Errorf("after %d snapshots entries are still refused, or none was needed; the logs parted at %d", snapshots(), common)
-	for _, r := range c.all {
-		t.Logf("%s: %+v", r.id, r.group.Status())
-	}
+		const attempts = 5
+		for range attempts {
+			before := snapshots()
+			for i := range 50 {
+				c.put(leader, epoch, fmt.Sprintf("after-%d", i), "x")
+			}
+			c.converge()
+			if before > 0 && snapshots() == before {
+				return
+			}
+		}
+		t.Errorf("after %d snapshots entries are still refused, or none was needed; the logs parted at %d", snapshots(), common)
+		for _, r := range c.all {
+			t.Logf("%s: %+v", r.id, r.group.Status())
+		}
+	})
 }
 
 // TestSnapshotIsOnlyASync proves that a periodic snapshot copies no rows, and that a replica begins a
@@ -330,46 +337,53 @@ func TestMachineThatSyncsLess(t *testing.T) {
 // the damaged entry to a follower.
 func TestDamagedEntryIsNotSent(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, fastSettings())
-	leader, epoch := c.lead()
-	follower := c.followers(leader)[0]
-	c.crash(follower)
-	c.put(leader, epoch, "once-damaged", "0123456789")
-	c.put(leader, epoch, "once-after", "x")
-	segments, err := filepath.Glob(filepath.Join(c.dir, string(leader.id), "group", "log", "*.wal"))
-	if err != nil || len(segments) == 0 {
-		t.Fatal(segments, err)
-	}
-	for _, path := range segments {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
+	withGroup(t, 3, fastSettings(), func(c *cluster) {
+		leader, epoch := c.lead()
+		follower := c.followers(leader)[0]
+		c.crash(follower)
+		c.put(leader, epoch, "once-damaged", "0123456789")
+		c.put(leader, epoch, "once-after", "x")
+		segments, err := filepath.Glob(filepath.Join(c.dir, string(leader.id), "group", "log", "*.wal"))
+		if err != nil || len(segments) == 0 {
+			t.Fatal(segments, err)
 		}
-		if at := strings.Index(string(text), "0123456789"); at >= 0 {
-			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		for _, path := range segments {
+			text, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := f.WriteAt([]byte("X"), int64(at)); err != nil {
-				t.Fatal(err)
+			if at := strings.Index(string(text), "0123456789"); at >= 0 {
+				f, err := os.OpenFile(path, os.O_WRONLY, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := f.WriteAt([]byte("X"), int64(at)); err != nil {
+					t.Fatal(err)
+				}
+				f.Close()
 			}
-			f.Close()
 		}
-	}
-	c.open(follower)
-	testenv.ReceiveWithin(t, patience, "the damaged replica ends", leader.group.Failed())
-	if err := leader.group.Err(); !strings.Contains(err.Error(), "checksum") {
-		t.Error(err)
-	}
-	c.crash(leader)
-	next, later := c.lead()
-	c.put(next, later, "once-later", "x")
-	c.converge()
-	for _, r := range c.followers(leader) {
-		if r.machine.Row("once-damaged") != "0123456789" {
-			t.Errorf("%s has the damaged row", r.id)
+		c.open(follower)
+		testenv.EventuallyWithin(t, patience, "the damaged replica ends", func() bool {
+			if leader.group.Err() != nil {
+				return true
+			}
+			c.expectLeadAfter(leader, epoch, raftlog.ErrNotLeader)
+			return false
+		})
+		if err := leader.group.Err(); !strings.Contains(err.Error(), "checksum") {
+			t.Error(err)
 		}
-	}
-	// The machine applied the entry before it was damaged, and is not asked for it again.
-	leader.group = nil
+		c.crash(leader)
+		next, later := c.lead()
+		c.put(next, later, "once-later", "x")
+		c.converge()
+		for _, r := range c.followers(leader) {
+			if r.machine.Row("once-damaged") != "0123456789" {
+				t.Errorf("%s has the damaged row", r.id)
+			}
+		}
+		// The machine applied the entry before it was damaged, and is not asked for it again.
+		leader.group = nil
+	})
 }

@@ -56,7 +56,6 @@ type watch struct {
 	// The goroutine of supervise owns the rest.
 	snapshotBytes int64 // logStore.bytesWritten at the last snapshot
 	snapshotTime  int64 // awake at the last snapshot
-	snapshotting  chan struct{}
 	// voidSince is the time, by awake, since when this node leads without a read lease, 0 if it does not.
 	voidSince int64
 }
@@ -201,28 +200,19 @@ func (w *watch) findStuckFollower(g *Group, inc *incarnation, term uint64) (v ve
 // snapshotIfDue starts a snapshot when enough was written, or long ago. It runs on a goroutine of its
 // own: the sync of the machine may take seconds. While the log is held it waits (Group.HoldLog).
 func (w *watch) snapshotIfDue(g *Group, inc *incarnation) {
-	if w.snapshotting != nil {
-		select {
-		case <-w.snapshotting:
-			w.snapshotting = nil
-		default:
-			return
-		}
-	}
-	if g.held.Load() > 0 {
-		return
+	if !g.snapshotting.TryLock() {
+		return // one is under way, or the log is about to be held
 	}
 	written, now := g.logs.bytesWritten(), w.clock()
 	isDue := written-w.snapshotBytes >= w.settings.SnapshotBytes ||
 		written > w.snapshotBytes && now-w.snapshotTime >= int64(w.settings.SnapshotInterval)
-	if !isDue {
+	if !isDue || g.held.Load() > 0 {
+		g.snapshotting.Unlock()
 		return
 	}
 	w.snapshotBytes, w.snapshotTime = written, now
-	done := make(chan struct{})
-	w.snapshotting = done
 	g.background.Go(func() {
-		defer close(done)
+		defer g.snapshotting.Unlock()
 		if err := g.snapshot(inc); err != nil {
 			g.logger.Debug("no snapshot of the replica", "err", err)
 		}
