@@ -33,12 +33,7 @@ func TestIDsOfPartitionsKeepInStep(t *testing.T) {
 	ids := c.mustSubmit(0, 20)
 	last := ids[len(ids)-1]
 	awaitNumber(uint64(last)/2 + 1)
-	leader, _ := c.leaderOf(1)
-	host := leader.running().hosts[1]
-	if err := host.handOver(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	host.unblockEngines()
+	c.handOver(1)
 	awaitNumber(uint64(last)/2 + 1)
 	for round := range 4 {
 		id := c.mustSubmit((round+1)%2, 1)[0]

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -68,11 +69,7 @@ func TestIDsAscendOverLeaders(t *testing.T) {
 			last = id
 		}
 		if round < 2 {
-			leader, _ := c.leaderOf(0)
-			if err := leader.running().hosts[0].handOver(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			leader.running().hosts[0].unblockEngines()
+			c.handOver(0)
 		}
 	}
 }
@@ -202,17 +199,27 @@ func TestPlannedStop(t *testing.T) {
 func TestFormationNeedsAllNodes(t *testing.T) {
 	t.Parallel()
 	c := newTestCluster(t, 3, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*introductionPause)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	failed := make(chan error, 2)
+	var waiting []chan struct{}
 	for _, n := range c.nodes[:2] {
+		config, lines := n.config(), &missingNode{name: "n3", heard: make(chan struct{})}
+		config.Logger = slog.New(slog.NewTextHandler(lines, nil))
+		waiting = append(waiting, lines.heard)
 		go func() {
-			_, err := Open(ctx, n.config())
+			_, err := Open(ctx, config)
 			failed <- err
 		}()
 	}
+	for i, n := range c.nodes[:2] {
+		testenv.ReceiveWithin(t, patience, n.name+" has heard of the other one, and waits for the third", waiting[i])
+	}
+	timer := time.NewTimer(3 * introductionPause)
+	<-timer.C
+	cancel()
 	for range 2 {
-		if err := testenv.ReceiveWithin(t, patience, "the start ends", failed); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "node n3") {
+		if err := testenv.ReceiveWithin(t, patience, "the start ends", failed); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "node n3") {
 			t.Errorf("a start without the third node: %v", err)
 		}
 	}
@@ -377,14 +384,20 @@ func TestUnwrittenRowsAreLost(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
 	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 1)}) // nothing more is proposed
-	leader, _ := c.leaderOf(0)
+	var leader *testNode
+	var engine Engine
+	testenv.EventuallyWithin(t, patience, "a leader has an engine", func() (ok bool) {
+		if leader, _ = c.findLeader(0); leader != nil {
+			engine, _, ok = leader.running().Engine(0)
+		}
+		return ok
+	})
 	h := leader.running().hosts[0]
 	h.machine.mu.Lock()
 	for i := range uint64(1000) {
 		h.machine.unwritten[h.group.Status().Last+i] = struct{}{}
 	}
 	h.machine.mu.Unlock()
-	engine, _, _ := leader.running().Engine(0)
 	if _, err := engine.Submit(t.Context(), plan(t, chain)); err == nil {
 		t.Errorf("a submission whose rows were not written: %v", err)
 	}

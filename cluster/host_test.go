@@ -159,10 +159,22 @@ func TestCommittedProposalsAreCounted(t *testing.T) {
 func TestLeaderThatIsCutOffHasNoLease(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
-	leader, epoch := c.leaderOf(0)
-	h := leader.running().hosts[0]
-	h.mu.Lock() // the host cannot end the engine
-	leader.isolate()
+	var leader *testNode
+	var epoch uint64
+	var h *host
+	testenv.RepeatWithin(t, patience, "a leader with an engine is cut off", func() bool {
+		c.network.HealAll()
+		leader, epoch = c.leaderOf(0)
+		h = leader.running().hosts[0]
+		h.mu.Lock() // the host cannot end the engine
+		leader.isolate()
+		_, e, ok := leader.running().Engine(0)
+		if !ok || e != epoch { // an election was faster
+			h.mu.Unlock()
+			return false
+		}
+		return true
+	})
 	begin := time.Now()
 	for time.Since(begin) < c.settings.ReadLease || leader.running().HasLease(0, epoch) {
 		if time.Since(begin) > patience {
@@ -314,7 +326,7 @@ func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
 	if _, err := m.hosts[0].machine.db.Load().Apply(1, 1, []byte("not a group")); err == nil {
 		t.Error("the DB takes anything for a group")
 	}
-	testenv.EventuallyWithin(t, patience, "the failure is reported", func() bool { return len(leader.fatals()) == 1 })
+	testenv.EventuallyWithin(t, patience, "the failure is reported", func() bool { return len(leader.fatals()) > 0 })
 	if _, _, ok := m.Engine(0); ok {
 		t.Error("the engine is still published")
 	}
@@ -372,10 +384,17 @@ func TestDamagedReplicaLeavesTheLead(t *testing.T) {
 func TestFailedHandOver(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
-	leader, _ := c.leaderOf(0)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := leader.running().HandOver(ctx); err == nil {
+	const attempts = 3 // a node that has just lost its leadership has nothing to hand over
+	isRefused := false
+	for range attempts {
+		leader, _ := c.leaderOf(0)
+		if isRefused = leader.running().HandOver(ctx) != nil; isRefused {
+			break
+		}
+	}
+	if !isRefused {
 		t.Error("a leadership was handed over without any time for it")
 	}
 	c.checkRuns([][]messages.RunID{c.mustSubmit(0, 3)})

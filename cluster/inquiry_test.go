@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -19,21 +20,26 @@ func TestDeletedRuns(t *testing.T) {
 		gone = append(gone, messages.RunID(n+1))
 	}
 	for _, n := range c.nodes {
-		deleted, err := n.running().DeletedRuns(t.Context(), 1, slices.Concat(gone, runs))
-		if err != nil || !slices.Equal(deleted, gone) {
-			t.Errorf("%s: %d runs, %v, want %d", n.name, len(deleted), err, len(gone))
+		var deleted []messages.RunID
+		testenv.EventuallyWithin(t, patience, n.name+" has the leader's answer", func() bool {
+			var err error
+			if deleted, err = n.running().DeletedRuns(t.Context(), 1, slices.Concat(gone, runs)); err != nil {
+				t.Log(err) // another election
+			}
+			return err == nil
+		})
+		if !slices.Equal(deleted, gone) {
+			t.Errorf("%s: %d runs, want %d", n.name, len(deleted), len(gone))
 		}
 	}
-	leader, _ := c.leaderOf(1)
-	if deleted, err := leader.running().deletedRunsHere(t.Context(), 1, []messages.RunID{2}); deleted != nil || err == nil ||
-		!strings.Contains(err.Error(), "run 2 is not of partition 1") {
-		t.Errorf("a run of another partition: %v, %v", deleted, err)
-	}
-	other := c.nodes[0]
-	if other == leader {
-		other = c.nodes[1]
-	}
-	if deleted, err := other.running().deletedRunsHere(t.Context(), 1, gone); deleted != nil || err != errNotLeader {
-		t.Errorf("a node that does not lead: %v, %v", deleted, err)
-	}
+	testenv.EventuallyWithin(t, patience, "the leader refuses a run of another partition", func() bool {
+		leader, _ := c.leaderOf(1)
+		deleted, err := leader.running().deletedRunsHere(t.Context(), 1, []messages.RunID{2})
+		return deleted == nil && err != nil && strings.Contains(err.Error(), "run 2 is not of partition 1")
+	})
+	testenv.EventuallyWithin(t, patience, "a node that does not lead says so", func() bool {
+		leader, _ := c.leaderOf(1)
+		deleted, err := c.others(leader)[0].running().deletedRunsHere(t.Context(), 1, gone)
+		return deleted == nil && err == errNotLeader
+	})
 }

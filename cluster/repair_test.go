@@ -18,12 +18,18 @@ import (
 // spoil makes the disk of a node that does not lead lose rows, and returns the node.
 func (c *testCluster) spoil(l *load, except ...*testNode) (bad *testNode) {
 	c.t.Helper()
-	leader, _ := c.leaderOf(0)
-	bad = c.others(append(except, leader)...)[0]
-	former := bad.lost.Load()
-	bad.isLosing.Store(true)
-	testenv.EventuallyWithin(c.t, patience, "the disk loses rows", func() bool { return bad.lost.Load() > former })
-	bad.isLosing.Store(false)
+	testenv.RepeatWithin(c.t, patience, "the disk of a node loses rows", func() bool { // not if the node begins to lead
+		leader, _ := c.leaderOf(0)
+		if contains(except, leader) {
+			return false
+		}
+		bad = c.others(append(slices.Clone(except), leader)...)[0]
+		former := bad.lost.Load()
+		bad.isLosing.Store(true)
+		testenv.Poll(testenv.Patience/3, func() bool { return bad.lost.Load() > former })
+		bad.isLosing.Store(false)
+		return bad.lost.Load() > former
+	})
 	l.awaitAccepted(0, 5)
 	return bad
 }

@@ -173,33 +173,44 @@ func TestReplacementThatHasLostALog(t *testing.T) {
 func TestReplacementIsRefused(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
-	leader, _ := c.leaderOf(0)
-	m := leader.running()
-	var other *testNode
-	for _, n := range c.nodes {
-		if n != leader {
-			other = n
-		}
-	}
-	id := raftlog.NodeID(other.name + "-0123456789abcdef")
-	for want, r := range map[string]admissionRequest{
-		"still runs as":       {Name: other.name, ID: id},
-		"not of this cluster": {Name: leader.name, ID: id},
-		"partition 7":         {Partition: 7, Name: other.name, ID: id},
+	newID := func(n *testNode) raftlog.NodeID { return raftlog.NodeID(n.name + "-0123456789abcdef") }
+	for want, request := range map[string]func(leader, other *testNode) admissionRequest{
+		"still runs as": func(_, other *testNode) admissionRequest { return admissionRequest{Name: other.name, ID: newID(other)} },
+		"not of this cluster": func(leader, other *testNode) admissionRequest {
+			return admissionRequest{Name: leader.name, ID: newID(other)}
+		},
+		"partition 7": func(_, other *testNode) admissionRequest {
+			return admissionRequest{Partition: 7, Name: other.name, ID: newID(other)}
+		},
 	} {
-		if answer := m.admit(t.Context(), &r); answer.IsVoter || !strings.Contains(answer.Error, want) {
+		if answer := c.admit(request); answer.IsVoter || !strings.Contains(answer.Error, want) {
 			t.Errorf("%s: %+v", want, answer)
 		}
 	}
-	if answer := other.running().admit(t.Context(), &admissionRequest{Name: other.name, ID: id}); answer != (admissionAnswer{}) {
-		t.Errorf("a node that does not lead: %+v", answer)
-	}
-	if answer := m.requestAdmission(0); !answer.IsVoter {
-		t.Errorf("a node that leads waits for its admission: %+v", answer)
-	}
-	if voters := m.hosts[0].group.Members().Voters; len(voters) != 3 {
+	testenv.EventuallyWithin(t, patience, "a node that does not lead says so", func() bool {
+		leader, _ := c.leaderOf(0)
+		other := c.others(leader)[0]
+		return other.running().admit(t.Context(), &admissionRequest{Name: other.name, ID: newID(other)}) == (admissionAnswer{})
+	})
+	testenv.EventuallyWithin(t, patience, "a node that leads needs no admission", func() bool {
+		leader, _ := c.leaderOf(0)
+		return leader.running().requestAdmission(0).IsVoter
+	})
+	if voters := c.nodes[0].running().hosts[0].group.Members().Voters; len(voters) != 3 {
 		t.Errorf("the voters are %v", voters)
 	}
+}
+
+// admit asks a leader to admit a node, until it answers as the leader.
+func (c *testCluster) admit(request func(leader, other *testNode) admissionRequest) (answer admissionAnswer) {
+	c.t.Helper()
+	testenv.RepeatWithin(c.t, patience, "a leader answers", func() bool {
+		leader, _ := c.leaderOf(0)
+		r := request(leader, c.others(leader)[0])
+		answer = leader.running().admit(c.t.Context(), &r)
+		return answer != (admissionAnswer{})
+	})
+	return answer
 }
 
 // TestReplacementOverTLS: a new node is admitted by its certificate, and asks for itself alone.
@@ -247,12 +258,14 @@ func TestReplacementOverTLS(t *testing.T) {
 func TestUnknownNameIsNotAdmitted(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1)
-	leader, _ := c.leaderOf(0)
-	m := leader.running()
-	if answer := m.admit(t.Context(), &admissionRequest{Name: "n9", ID: "n9-0123456789abcdef"}); answer.Error == "" {
+	answer := c.admit(func(_, _ *testNode) admissionRequest {
+		return admissionRequest{Name: "n9", ID: "n9-0123456789abcdef"}
+	})
+	if answer.Error == "" {
 		t.Errorf("the answer is %+v", answer)
 	}
-	if learners := m.hosts[0].group.Members().Learners; len(learners) > 0 {
+	leader, _ := c.leaderOf(0)
+	if learners := leader.running().hosts[0].group.Members().Learners; len(learners) > 0 {
 		t.Errorf("%v became members", learners)
 	}
 }

@@ -44,13 +44,13 @@ const patience = 2 * time.Minute
 // chain is a run of three tasks, one after the other, without processes.
 const chain = `{"tasks":{"a":{"job":{"executor":"noop"}},"b":{"job":{"executor":"noop"},"parents":["a"]},"c":{"job":{"executor":"noop"},"parents":["b"]}}}`
 
-// fastSettings are shorter than the defaults by a factor of about four on a quiet machine.
+// fastSettings are shorter than the defaults by a factor of about two on a quiet machine.
 func fastSettings() raftlog.Settings {
 	s := raftlog.DefaultSettings()
-	s.Heartbeat, s.Election = 250*time.Millisecond, 250*time.Millisecond
-	s.LeaderLease, s.ReadLease = 250*time.Millisecond, 140*time.Millisecond
+	s.Heartbeat, s.Election = 400*time.Millisecond, 400*time.Millisecond
+	s.LeaderLease, s.ReadLease = 400*time.Millisecond, 250*time.Millisecond
 	s.Request = time.Second
-	s.TransferStall = 800 * time.Millisecond
+	s.TransferStall = 1200 * time.Millisecond
 	s.Tick = 20 * time.Millisecond
 	s.SegmentBytes = 64 << 10
 	return raftlogtest.ForThisMachine(s)
@@ -374,6 +374,21 @@ func (c *testCluster) leadershipOf(partition int) (leader *testNode, l *leadersh
 		return l != nil
 	})
 	return leader, l
+}
+
+// handOver makes another node lead a partition. A busy machine may be too slow for one transfer.
+func (c *testCluster) handOver(partition int) {
+	c.t.Helper()
+	testenv.RepeatWithin(c.t, patience, fmt.Sprintf("the leader of partition %d hands over", partition), func() bool {
+		leader, _ := c.leaderOf(partition)
+		h := leader.running().hosts[partition]
+		if err := h.handOver(c.t.Context()); err != nil {
+			c.t.Log(err)
+			return false
+		}
+		h.unblockEngines()
+		return true
+	})
 }
 
 func contains(all []*testNode, n *testNode) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/actors"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 )
@@ -135,19 +137,30 @@ func TestSeededCluster(t *testing.T) {
 	// Keys of the server, at the leader of their partition: those of runs there are known, and the others name
 	// their runs, which every node can ask for.
 	foreign := 0
+	submit := func(sub *messages.Submission) (id messages.RunID, err error) { // again if an election comes in between
+		partition := int(messages.KeyPartition(messages.HashKey(sub.IdempotencyKey), 2))
+		testenv.RepeatWithin(t, patience, "a leader answers", func() bool {
+			leader, _ := c.leaderOf(partition)
+			engine, _, ok := leader.running().Engine(partition)
+			if !ok {
+				return false
+			}
+			id, err = engine.Submit(t.Context(), sub)
+			return err == nil || !slices.Contains([]messages.ErrorCode{messages.NotLeader, messages.Unavailable, messages.OutcomeUnknown}, code(err))
+		})
+		return id, err
+	}
 	for i, id := range ids {
 		sub := plan(t, chain)
 		sub.IdempotencyKey = fmt.Sprintf("key %d", i)
-		leader, _ := c.leaderOf(int(messages.KeyPartition(messages.HashKey(sub.IdempotencyKey), 2)))
-		engine, _, _ := leader.running().Engine(int(messages.KeyPartition(messages.HashKey(sub.IdempotencyKey), 2)))
-		got, err := engine.Submit(t.Context(), sub)
+		got, err := submit(sub)
 		if named, ok := errors.AsType[*messages.ForeignKeyError](err); ok && named.IsSameBody {
 			got, err = named.Run, nil
 			foreign++
 			if foreign == 1 { // as if the run was deleted, which frees the key
 				sub.DeletedRun = &id
-				made, err := engine.Submit(t.Context(), sub)
-				again, againErr := engine.Submit(t.Context(), sub)
+				made, err := submit(sub)
+				again, againErr := submit(sub)
 				if made <= ids[len(ids)-1] || again != made || err != nil || againErr != nil {
 					t.Errorf("the key of a deleted run: runs %d and %d, %v, %v", made, again, err, againErr)
 				}
@@ -162,8 +175,14 @@ func TestSeededCluster(t *testing.T) {
 	}
 	for _, n := range c.nodes {
 		for run, want := range map[messages.RunID]bool{ids[0]: true, ids[1]: true, 1000: false, 1001: false} {
-			if has, err := n.running().HasRun(t.Context(), run); err != nil || has != want {
-				t.Errorf("%s: run %d: %v, %v", n.name, run, has, err)
+			var has bool
+			testenv.EventuallyWithin(t, patience, n.name+" has the leader's answer", func() bool {
+				var err error
+				has, err = n.running().HasRun(t.Context(), run)
+				return err == nil
+			})
+			if has != want {
+				t.Errorf("%s: run %d: %v", n.name, run, has)
 			}
 		}
 	}

@@ -54,12 +54,13 @@ func TestLeadershipIsTransferred(t *testing.T) {
 	}
 	third := c.nodes[2]
 	former := balanced.lines.Load()
-	c.transfer(c.nodes[1], 0, third)
-	c.transfer(third, 1, third)
 	moved := third.running()
-	if !moved.isLeadHeld(0) || !moved.isLeadHeld(1) {
-		t.Error("the next leader does not hold the partitions")
-	}
+	// An election ends the hold, and balance moves the partition away then.
+	testenv.EventuallyWithin(t, 2*patience, "the next leader holds the partitions", func() bool {
+		c.transfer(c.nodes[1], 0, third)
+		c.transfer(third, 1, third)
+		return moved.isLeadHeld(0) && moved.isLeadHeld(1)
+	})
 	_, epoch := c.leaderOf(0)
 	for p := range 2 {
 		load.awaitAccepted(p, 20)
@@ -96,15 +97,20 @@ func TestNodeIsDrained(t *testing.T) {
 		testenv.EventuallyWithin(t, patience, "balance is at rest", func() bool { n, _ := c.findLeader(p); return n == home })
 	}
 	drained := c.nodes[0]
-	all, err := c.nodes[1].running().TransferAllLeads(t.Context(), drained.name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, moved := range all {
-		if moved.Problem != "" || moved.From != drained.running().Self() || moved.To == moved.From {
-			t.Errorf("%+v", moved)
+	testenv.RepeatWithin(t, 2*patience, "the node gives away what it leads", func() bool {
+		all, err := c.nodes[1].running().TransferAllLeads(t.Context(), drained.name)
+		isDone := err == nil
+		for _, moved := range all {
+			if moved.From != drained.running().Self() || moved.Problem == "" && moved.To == moved.From {
+				t.Errorf("%+v", moved)
+			}
+			isDone = isDone && moved.Problem == "" // a busy machine may be too slow for one transfer
 		}
-	}
+		if !isDone {
+			t.Log(all, err)
+		}
+		return isDone
+	})
 	testenv.EventuallyWithin(t, patience, "the others take it for one that stops", func() bool {
 		return !slices.ContainsFunc(c.others(drained), func(n *testNode) bool {
 			return n.running().announcer.isSteady(drained.running().Self(), 0)
@@ -113,7 +119,7 @@ func TestNodeIsDrained(t *testing.T) {
 	testenv.EventuallyWithin(t, patience, "the other nodes lead its partition", func() bool {
 		n, _ := c.findLeader(0)
 		if n == drained { // an election has chosen it
-			_, err = drained.running().TransferAllLeads(t.Context(), drained.name)
+			_, _ = drained.running().TransferAllLeads(t.Context(), drained.name)
 		}
 		return n != nil && n != drained
 	})

@@ -73,13 +73,16 @@ func TestVerifyNamesTheReplicaThatDiffers(t *testing.T) {
 			t.Errorf("%s: %+v", n.name, v)
 		}
 	}
-	leader, _ := c.leaderOf(0)
-	bad := c.nodes[slices.IndexFunc(c.nodes, func(n *testNode) bool { return n != leader })]
-	bad.isLosing.Store(true)
-	for bad.lost.Load() == 0 {
+	var bad *testNode
+	testenv.RepeatWithin(t, patience, "the disk of a node loses rows", func() bool { // not if the node begins to lead
+		leader, _ := c.leaderOf(0)
+		bad = c.others(leader)[0]
+		bad.isLosing.Store(true)
 		accepted[0] = append(accepted[0], c.mustSubmit(0, 1)...)
-	}
-	bad.isLosing.Store(false)
+		testenv.Poll(testenv.Patience/3, func() bool { return bad.lost.Load() > 0 })
+		bad.isLosing.Store(false)
+		return bad.lost.Load() > 0
+	})
 	want := []raftlog.NodeID{bad.running().Self()}
 	for _, n := range c.nodes {
 		v := c.verify(n)

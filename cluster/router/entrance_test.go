@@ -13,6 +13,7 @@ import (
 	"github.com/caravan-dag/caravan/cluster"
 	"github.com/caravan-dag/caravan/cluster/router"
 	"github.com/caravan-dag/caravan/internal/clustertls"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // listening is a directory with a listener.
@@ -69,7 +70,7 @@ func TestEntranceChecksNodes(t *testing.T) {
 		// A server that lets every role and protocol in, as a mistake of the port would.
 		encrypted := tls.Server(near, server.Server(map[string]clustertls.Role{c.protocol: c.role}))
 		done := make(chan error, 1)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 		go func() { done <- client.HandshakeContext(ctx) }()
 		if err := encrypted.HandshakeContext(ctx); err != nil {
 			t.Fatalf("%s: %v", name, err)

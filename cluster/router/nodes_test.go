@@ -30,6 +30,9 @@ import (
 // chain is a run of three tasks, one after the other, without processes.
 const chain = `{"tasks":{"a":{"job":{"executor":"noop"}},"b":{"job":{"executor":"noop"},"parents":["a"]},"c":{"job":{"executor":"noop"},"parents":["b"]}}}`
 
+// patience is the deadline of a step that needs an election, or several on a busy machine.
+const patience = 2 * time.Minute
+
 // node is a whole node in this process: a member of a cluster, and a server of the REST API.
 type node struct {
 	t      *testing.T
@@ -53,7 +56,7 @@ func startNodes(t *testing.T, partitions int) (map[raftlog.NodeID]*node, *raftlo
 	}
 	settings := raftlog.DefaultSettings()
 	settings.Heartbeat, settings.Election = 400*time.Millisecond, 400*time.Millisecond
-	settings.LeaderLease, settings.ReadLease = 300*time.Millisecond, 200*time.Millisecond
+	settings.LeaderLease, settings.ReadLease = 400*time.Millisecond, 250*time.Millisecond
 	settings.Request, settings.TransferStall = time.Second, 1200*time.Millisecond
 	settings.SegmentBytes = 64 << 10
 	settings = raftlogtest.ForThisMachine(settings)
@@ -100,7 +103,7 @@ func startNodes(t *testing.T, partitions int) (map[raftlog.NodeID]*node, *raftlo
 
 // start opens the member and serves. It may be called from any goroutine.
 func (n *node) start(config cluster.Config) {
-	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	m, err := cluster.Open(ctx, config)
 	if err != nil {
@@ -126,12 +129,13 @@ func (n *node) start(config cluster.Config) {
 	}
 }
 
-// stop ends the node, as a planned stop does: it stops serving, and hands its leaderships over.
+// stop ends the node, as a planned stop does: it stops serving, and hands its leaderships over. On a busy machine
+// nobody may be able to take them in time.
 func (n *node) stop() {
 	if n.server == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	n.client.CloseIdleConnections()
 	if err := n.server.Shutdown(ctx); err != nil {
@@ -143,7 +147,10 @@ func (n *node) stop() {
 		}
 	}
 	n.engine.Close()
-	if err := n.member.Stop(ctx); err != nil {
+	if err := n.member.HandOver(ctx); err != nil {
+		n.t.Logf("%s: %v", n.name, err)
+	}
+	if err := n.member.Close(); err != nil {
 		n.t.Errorf("%s: %v", n.name, err)
 	}
 	n.server = nil
@@ -173,9 +180,22 @@ func (n *node) do(method, path, body string, header ...string) (int, string) {
 	return resp.StatusCode, string(text)
 }
 
+// doUntil repeats a request until the answer is right: with another election in between it may be 503.
+func (n *node) doUntil(what, method, path, body string, isRight func(status int, body string) bool, header ...string) (answer string) {
+	n.t.Helper()
+	var status int
+	if !testenv.Poll(patience, func() bool {
+		status, answer = n.do(method, path, body, header...)
+		return isRight(status, answer)
+	}) {
+		n.t.Fatalf("%s: %s: %d %s", n.name, what, status, answer)
+	}
+	return answer
+}
+
 // submit creates a run, and repeats 503 as a client should.
 func (n *node) submit(key string) (run uint64) {
-	deadline := time.Now().Add(testenv.Patience)
+	deadline := time.Now().Add(patience)
 	for {
 		status, body := n.do("POST", "/v1/dagrun", chain, "Idempotency-Key: "+key)
 		switch {
@@ -197,7 +217,7 @@ func (n *node) submit(key string) (run uint64) {
 func (n *node) complete(run uint64) {
 	n.t.Helper()
 	last := ""
-	testenv.Eventually(n.t, "run is completed", func() bool {
+	testenv.EventuallyWithin(n.t, patience, "run is completed", func() bool {
 		_, last = n.do("GET", fmt.Sprintf("/v1/dagrun/%d/state", run), "")
 		return strings.Contains(last, "COMPLETED")
 	})
@@ -212,7 +232,7 @@ func sortedIDs(nodes map[raftlog.NodeID]*node) []raftlog.NodeID {
 func leaderOf(t *testing.T, nodes map[raftlog.NodeID]*node) *node {
 	t.Helper()
 	var leader *node
-	testenv.Eventually(t, "a node serves", func() bool {
+	testenv.EventuallyWithin(t, patience, "a node serves", func() bool {
 		for _, n := range nodes {
 			if _, epoch, ok := n.member.Engine(0); ok && n.member.HasLease(0, epoch) {
 				leader = n
@@ -234,7 +254,7 @@ func TestAnyNodeServes(t *testing.T) {
 func anyNodeServes(t *testing.T, partitions int) {
 	nodes, _ := startNodes(t, partitions)
 	for _, n := range nodes {
-		testenv.Eventually(t, "ready", func() bool { status, _ := n.do("GET", "/ready", ""); return status == 200 })
+		testenv.EventuallyWithin(t, patience, "ready", func() bool { status, _ := n.do("GET", "/ready", ""); return status == 200 })
 		run := n.submit(n.name)
 		for _, other := range nodes {
 			other.complete(run)
@@ -244,15 +264,14 @@ func anyNodeServes(t *testing.T, partitions int) {
 		}
 	}
 	// Lines of a batch are spread, and their runs found anywhere.
-	for i, n := range []*node{nodes[sortedIDs(nodes)[0]], nodes[sortedIDs(nodes)[1]]} {
+	for _, n := range []*node{nodes[sortedIDs(nodes)[0]], nodes[sortedIDs(nodes)[1]]} {
 		var lines strings.Builder
 		for k := range 8 {
 			fmt.Fprintf(&lines, "{\"idempotencyKey\":\"line-%d\",\"spec\":%s}\n", k, chain)
 		}
-		status, body := n.do("POST", "/v1/dagruns", lines.String(), "Content-Type: application/x-ndjson")
-		if status != 200 || strings.Count(body, "runID") != 8 {
-			t.Fatalf("batch %d: %d %s", i, status, body)
-		}
+		body := n.doUntil("a batch", "POST", "/v1/dagruns", lines.String(), func(status int, body string) bool {
+			return status == 200 && strings.Count(body, "runID") == 8
+		}, "Content-Type: application/x-ndjson")
 		for line := range strings.SplitSeq(strings.TrimSpace(body), "\n") {
 			var answer struct{ RunID uint64 }
 			if err := json.Unmarshal([]byte(line), &answer); err != nil {
@@ -263,17 +282,16 @@ func anyNodeServes(t *testing.T, partitions int) {
 	}
 	var lists []string
 	for _, n := range nodes {
-		_, list := n.do("GET", "/v1/dagruns?all=1", "")
-		lists = append(lists, list)
+		lists = append(lists, n.doUntil("the list", "GET", "/v1/dagruns?all=1", "", func(status int, _ string) bool { return status == 200 }))
 		if status, body := n.do("GET", "/v1/cluster", ""); status != 200 || strings.Count(body, `"name"`) != 3 || strings.Count(body, `"partition":`) != partitions {
 			t.Errorf("%d %s", status, body)
 		}
 	}
 	for _, n := range nodes {
 		for _, state := range []string{"PAUSED", "RUNNING"} {
-			if status, body := n.do("PATCH", "/v1/server/state/"+state, ""); status != 200 || !strings.Contains(body, state) {
-				t.Errorf("%d %s", status, body)
-			}
+			n.doUntil("a pause, or its end", "PATCH", "/v1/server/state/"+state, "", func(status int, body string) bool {
+				return status == 200 && strings.Contains(body, state)
+			})
 		}
 	}
 	if lists[0] != lists[1] || lists[1] != lists[2] || strings.Count(lists[0], "runID") != 3+8 {
@@ -341,7 +359,7 @@ func TestNodeThatIsCutOffFromTheLeaderAlone(t *testing.T) {
 		return !ok
 	}
 	// On a busy machine the third node may miss the leader as well, and elect another one with the entry node.
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(patience); ; {
 		network.HealAll()
 		leader = leaderOf(t, nodes)
 		leader.complete(leader.submit("first"))
@@ -358,7 +376,7 @@ func TestNodeThatIsCutOffFromTheLeaderAlone(t *testing.T) {
 	}
 	for i := range 3 {
 		// On a busy machine the other two may elect again.
-		testenv.EventuallyWithin(t, 30*time.Second, fmt.Sprint("submission ", i, " is accepted"), func() bool {
+		testenv.EventuallyWithin(t, patience, fmt.Sprint("submission ", i, " is accepted"), func() bool {
 			status, _ := entry.do("POST", "/v1/dagrun", chain, fmt.Sprint("Idempotency-Key: cut-", i))
 			return status == 200
 		})
