@@ -111,7 +111,7 @@ func TestSurvivorCannotPrint(t *testing.T) {
 				setsid sh -c 'echo $$ > `+file("pid")+`; until [ -e `+file("go")+` ]; do sleep 0.01; done
 					head -c 1000000000 /dev/zero; echo $? > `+file("rc.new")+`
 					echo x >&2; dd if=/dev/zero of=/proc/self/fd/1 bs=1M count=5 conv=notrunc
-					mv `+file("rc.new")+` `+file("rc")+`; sleep 1000; :' & # not exec: killMarked overlooks a process amid its exec
+					mv `+file("rc.new")+` `+file("rc")+`; sleep 1000; :' & # not exec: the shell's files are looked at
 				until [ -s `+file("pid")+` ]; do sleep 0.01; done`)
 			r.WaitStarted(k)
 			kept := int64(0) // of memory

@@ -23,6 +23,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/executor/procfs"
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
@@ -206,11 +207,18 @@ func countDescriptors(t *testing.T) int {
 
 // markedProcesses lists the living processes with the entry in their environment.
 func markedProcesses(entry string) (pids []string) {
-	files, _ := filepath.Glob("/proc/[0-9]*/environ")
-	for _, f := range files {
-		if env, err := os.ReadFile(f); err == nil && bytes.Contains(env, []byte(entry)) {
-			pids = append(pids, filepath.Base(filepath.Dir(f)))
+	list, err := procfs.List("/proc")
+	for _, p := range list {
+		var env []byte
+		if env, err = p.Environment(); err != nil {
+			break
 		}
+		if !p.Dead && bytes.Contains(env, []byte(entry)) {
+			pids = append(pids, strconv.Itoa(p.PID))
+		}
+	}
+	if err != nil {
+		return []string{"unknown: " + err.Error()} // a list that lacks some would prove their end
 	}
 	return pids
 }

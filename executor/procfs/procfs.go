@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -117,16 +118,48 @@ func isShortage(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
+// execPatience bounds how long Environment waits for the end of an exec, whose file system may hang.
+const execPatience = time.Second
+
 // Environment returns the environment with which the process executed its program, as entries K=V that
 // end with a NUL each. Before its exec a child of vfork has its parent's. It is nil when the process is
 // gone, or does not let this user read it. The error is EMFILE, ENFILE or ENOMEM: the process may have
 // any environment, and a later call may succeed.
+//
+// Amid an exec the file is empty for a moment: the former environment is gone, and the new one is not there
+// yet. A caller would take the process for another one, so the call waits for the end of that moment.
 func (i Identity) Environment() ([]byte, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(i.PID) + "/environ")
-	if isShortage(err) {
-		return nil, err
+	dir := "/proc/" + strconv.Itoa(i.PID)
+	for began := time.Now(); ; {
+		b, err := os.ReadFile(dir + "/environ")
+		if isShortage(err) {
+			return nil, err
+		}
+		if err != nil || len(b) > 0 || time.Since(began) > execPatience {
+			return b, nil
+		}
+		stat, err := os.ReadFile(dir + "/stat")
+		if isShortage(err) {
+			return nil, err
+		}
+		if err != nil || hasNoEnvironment(stat) {
+			return nil, nil
+		}
+		time.Sleep(100 * time.Microsecond)
 	}
-	return b, nil
+}
+
+// hasNoEnvironment tells from a line of /proc/PID/stat whether the environment of a process is empty: a zombie and
+// a thread of the kernel lack memory, and a program may be started with an empty one. Amid its exec a process has
+// memory, and the kernel has not noted yet where the environment is. A line that lacks these fields, 23 (vsize),
+// 50 (env_start) and 51 (env_end), does not tell one from the other.
+func hasNoEnvironment(stat []byte) bool {
+	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(f) < 49 {
+		return true
+	}
+	field := func(n int) string { return string(f[n-3]) } // the first one is field 3
+	return field(23) == "0" || field(51) != "0" && field(50) == field(51)
 }
 
 // IsAlive reports whether the process lives. It is false for the zero Identity, and true when a shortage

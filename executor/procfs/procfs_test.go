@@ -1,14 +1,17 @@
 package procfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -126,4 +129,48 @@ func TestShortageProvesNothingAboutAProcess(t *testing.T) {
 	if environ, err := (Identity{PID: 1 << 30}).Environment(); err != nil || environ != nil {
 		t.Errorf("a process that does not exist has %d bytes, %v", len(environ), err)
 	}
+}
+
+// TestEnvironmentOfAProcessAmidItsExec: a process that executes programs all the time has its environment in each
+// look. The kernel shows an empty one amid each exec.
+func TestEnvironmentOfAProcessAmidItsExec(t *testing.T) {
+	cmd := exec.Command("/bin/sh", "-c", `eval "$LOOP"`)
+	cmd.Env = []string{`LOOP=exec /bin/sh -c "$LOOP"`, "MARK=its own"}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	}()
+	p, err := Read(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for look := range 5000 {
+		if environ, err := p.Environment(); err != nil || !bytes.Contains(environ, []byte("MARK=its own\x00")) {
+			t.Fatalf("look %d: %q, %v", look, environ, err)
+		}
+	}
+}
+
+func TestEnvironmentThatIsEmpty(t *testing.T) {
+	cmd := exec.Command("/bin/sleep", "1000")
+	cmd.Env = []string{}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	environ, err := Identity{PID: cmd.Process.Pid}.Environment()
+	if err != nil || len(environ) > 0 || time.Since(began) > execPatience {
+		t.Errorf("%q, %v after %v", environ, err, time.Since(began))
+	}
+	_ = cmd.Process.Kill()
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	if environ, err := (Identity{PID: cmd.Process.Pid}).Environment(); err != nil || len(environ) > 0 {
+		t.Errorf("a zombie has %q, %v", environ, err)
+	}
+	_ = cmd.Wait() // it was killed
 }
