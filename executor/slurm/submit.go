@@ -255,23 +255,24 @@ func (r *reconciler) requeue(es []*attempt, hold time.Duration) {
 
 // setReachable notes, and logs once, whether the cluster answers: err is what a poll or an sbatch
 // ended with, nil if Slurm answered, even if it refused. Errors while this Slurm is shutting down
-// are ignored.
+// are ignored. Healthy knows before the log says so.
 func (r *reconciler) setReachable(err error) {
 	before := r.slurm.unreachableErr
-	switch {
-	case err == nil:
-		r.retryPause = 0
-		if before != nil {
-			r.log.Info("Slurm answers again")
-		}
-	case before != nil || r.slurm.ctx.Err() != nil:
+	if err != nil && (before != nil || r.slurm.ctx.Err() != nil) {
 		return
-	default:
-		r.log.Warn("Slurm does not answer; retrying", "err", err)
 	}
 	r.slurm.mu.Lock()
 	r.slurm.unreachableErr = err
 	r.slurm.mu.Unlock()
+	switch {
+	case err != nil:
+		r.log.Warn("Slurm does not answer; retrying", "err", err)
+	case before != nil:
+		r.retryPause = 0
+		r.log.Info("Slurm answers again")
+	default:
+		r.retryPause = 0
+	}
 }
 
 // exitFolderMissing is the exit code of a job that does not find its attempt's folder (EX_TEMPFAIL of
@@ -288,23 +289,26 @@ const exitFolderMissing = 75
 //   - SIGUSR1 comes from the server: the attempt is to be killed.
 //   - SIGALRM comes from the script's own clock: the attempt has timed out.
 //
-// Details that tests hold it to (ends_test.go, faults_test.go):
+// Details that tests hold it to (ends_test.go, faults_test.go, job_script_internal_test.go):
 //
 //   - set -C (noclobber) makes the shell create begun and cause with O_EXCL. The first cause stands.
-//   - end may run at any line. Between the fork of the task and the assignment of task only $! has the
-//     task's number; before tells whether $! is that of an earlier child, the clock.
+//   - end may run at any line. A task that its signal misses, because it is forked after it, or still has
+//     this script's traps, finds cause and ends itself (attemptScript).
+//   - Between the fork of the task and the assignment of task only $! has the task's number: forking tells that
+//     the fork is next or over, and before whether $! is that of an earlier child.
 //   - kill -TERM 0 reaches the whole process group, and this script itself, whose trap only notes it. The
 //     subshell that waits for the grace ignores SIGTERM, so that it survives until its kill -KILL 0.
 //   - end.new is renamed to end, so that the server never reads half of it.
 const jobScript = `PATH=/usr/local/bin:/usr/bin:/bin
-caught= ending= before= task=
+caught= forking= before= task=
 end() {
-	caught=1 ending=1
-	[ -n "$task" ] || [ "$!" = "$before" ] || task=$!
+	caught=1
+	[ -n "$task" ] || [ -z "$forking" ] || [ "$!" = "$before" ] || task=$!
 	( set -C; echo "$1" > "$dir/cause" ) 2>/dev/null
 	kill -TERM 0
 	kill -CONT 0
 	( trap '' TERM; sleep "$2"; kill -KILL 0 ) >/dev/null 2>&1 &
+	[ -n "$task" ] || before=$!
 }
 trap 'caught=1' TERM
 trap 'g=; read -r g < "$dir/grace"; end killed "${g:-$grace}"' USR1
@@ -318,11 +322,11 @@ read -r name index < "$dir/job"
 [ "$name $index" = "$SLURM_JOB_NAME $SLURM_ARRAY_TASK_ID" ] || exit 0
 ( set -C; echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID $SLURMD_NODENAME" > "$dir/begun" ) 2>/dev/null || exit 0
 rc=143
-if [ -z "$ending" ]; then
+if [ -z "$caught" ]; then
 	if [ -n "$timeout" ]; then
 		( trap '' TERM; sleep "$timeout"; kill -ALRM $$ ) >/dev/null 2>&1 &
 	fi
-	before=$!
+	before=$! forking=1
 	/bin/sh "$dir/run" "$dir" < /dev/null >> "$dir/out" 2>> "$dir/err" &
 	task=${task:-$!}
 	wait $task
@@ -380,6 +384,7 @@ const textFile = "text"
 // which is folder here; cwd is the working folder of orders that name none, or a relative one. The error
 // is a sentence for the user that says what is wrong with the order. For ["make", "all"]:
 //
+//	[ ! -e "$1/cause" ] || kill -TERM $$
 //	trap 'echo program > "$1/unstarted"' EXIT
 //	unset ENVIRONMENT SLURM_EXPORT_ENV CDPATH
 //	export PATH='/usr/bin:/bin'
@@ -387,7 +392,7 @@ const textFile = "text"
 //	cd '/src' || { trap - EXIT; echo folder > "$1/unstarted"; exit 126; }
 //	exec 'make' 'all'
 //
-// The trap runs only if exec fails, since a program that was executed has replaced the shell: so the
+// The first line ends an attempt that was to be ended before this script ran. The trap runs only if exec fails, since a program that was executed has replaced the shell: so the
 // server can tell a task that exits with 127 from a program that was not found. The variables go into the
 // script and not into sbatch's environment, where they would change what sbatch does. TMPDIR of the base
 // environment yields to the one that the node sets. Names that sh does not accept, such as "a.b", are set
@@ -417,7 +422,7 @@ func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (str
 		}
 	}
 	var b strings.Builder
-	b.WriteString("trap 'echo program > \"$1/unstarted\"' EXIT\nunset ENVIRONMENT SLURM_EXPORT_ENV CDPATH\n")
+	b.WriteString("[ ! -e \"$1/cause\" ] || kill -TERM $$\ntrap 'echo program > \"$1/unstarted\"' EXIT\nunset ENVIRONMENT SLURM_EXPORT_ENV CDPATH\n")
 	var odd []string // variables whose names sh does not accept
 	for _, kv := range env {
 		name, value, _ := strings.Cut(kv, "=")

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor/procfs"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // Cluster is a cluster of one node without Slurm. It ends with its test.
@@ -138,19 +139,25 @@ func (c *Cluster) Resubmit(array, index int) {
 	})
 }
 
-// stop ends all processes of the cluster.
+// stop ends all processes of the cluster. They write to folders of the test, which are removed next.
 func (c *Cluster) stop() {
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(testenv.Patience); ; time.Sleep(5 * time.Millisecond) {
 		alive := false
 		c.changeState(func(s *clusterState) {
-			for _, pid := range s.Nodes {
-				killed := unix.Kill(pid, unix.SIGKILL) == nil
-				p, err := procfs.Read(pid)
-				alive = alive || killed && err == nil && !p.Dead
+			for _, node := range s.Nodes {
+				if node.IsAlive() {
+					node.Signal(unix.SIGKILL)
+					alive = true
+				}
+			}
+			list, err := procfs.List("/proc")
+			if err != nil {
+				c.t.Error(err)
 			}
 			for _, j := range s.Jobs {
-				if j.PID != 0 {
+				if j.PID != 0 && slices.ContainsFunc(list, func(p procfs.Process) bool { return p.Group == j.PID && !p.Dead }) {
 					killGroup(j.PID, unix.SIGKILL)
+					alive = true
 				}
 			}
 		})
@@ -189,8 +196,8 @@ type clusterState struct {
 	Slots int // jobs that run at once
 	Held  bool
 	Jobs  []*Job
-	Calls map[string]int // calls of each command
-	Nodes []int          // process ids of nodes
+	Calls map[string]int    // calls of each command
+	Nodes []procfs.Identity // processes of nodes
 
 	// Faults that tests set.
 	Refusal string // sbatch refuses with this message

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor/procfs"
 )
 
 // nodeName is the command that runs jobs.
@@ -111,7 +113,9 @@ func startNode(s *clusterState, dir string, array int, indexes []int) {
 	cmd.Env = []string{"SLURM_CONF=" + dir, "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "USER=" + os.Getenv("USER")}
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if cmd.Start() == nil {
-		s.Nodes = append(s.Nodes, cmd.Process.Pid)
+		if node, err := procfs.Read(cmd.Process.Pid); err == nil { // else it has ended
+			s.Nodes = append(s.Nodes, node.Identity)
+		}
 		go func() { _ = cmd.Wait() }() // this process may live on and must reap it
 	}
 }
