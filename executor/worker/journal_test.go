@@ -35,7 +35,8 @@ func (g *rig) journalSize() int64 {
 func TestFailedJournalIsReplaced(t *testing.T) {
 	g := newRig(t)
 	c, _ := g.attach()
-	c.send(shell(1, "sleep 0.1"))
+	ends := filepath.Join(g.dir, "ends")
+	c.send(shell(1, "while [ ! -e "+ends+" ]; do sleep 0.01; done"))
 	c.want("started", key(1))
 	before, err := os.Stat(g.journal.path)
 	if err != nil {
@@ -45,6 +46,9 @@ func TestFailedJournalIsReplaced(t *testing.T) {
 	c.send(shell(2, "true"))
 	c.want("started", key(2))
 	c.want("finished", key(2))
+	if err := os.WriteFile(ends, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	c.want("finished", key(1))
 	if after, err := os.Stat(g.journal.path); err != nil || os.SameFile(before, after) {
 		t.Errorf("the file that failed is in use still: %v", err)

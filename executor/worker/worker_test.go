@@ -18,9 +18,11 @@ import (
 func TestDrainGivesBackWaitingOrders(t *testing.T) {
 	g := newRig(t)
 	c, _ := g.attach()
-	for i := range uint32(3) {
+	for i := range uint32(2) { // a kill before the fork would give the order back
 		c.send(shell(i, "read x </dev/zero; sleep 1000"))
+		c.want("started", key(i))
 	}
+	c.send(shell(2, "true"))
 	c.send(drain)
 	usage := func() workerpb.Amount {
 		for {
