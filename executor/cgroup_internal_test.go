@@ -258,8 +258,13 @@ func TestFailedCgroupConcernsOneAttempt(t *testing.T) {
 func TestRefusedStartSuspendsCgroups(t *testing.T) {
 	f := newFakeCgroups(t)
 	defer f.close()
+	before := time.Now()
 	f.suspend(errors.New("refused by the kernel"))
 	f.suspend(errors.New("refused by the kernel"))
+	if f.suspendedUntil.Before(before.Add(suspendFirst)) {
+		t.Errorf("for less than %v", suspendFirst)
+	}
+	f.suspendedUntil = before.Add(time.Hour) // the machine may be busy for longer than suspendFirst
 	if g, err := f.acquire(0); g != nil || err != nil || f.suspension != suspendFirst {
 		t.Errorf("%v, %v, for %v", g, err, f.suspension)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -84,8 +85,16 @@ func TestKillForcesATaskThatIgnoresSIGTERM(t *testing.T) {
 
 func TestKillReachesAStoppedTask(t *testing.T) {
 	r := newRig(t, nil)
-	key := r.startShell(1, `trap 'echo woken; exit 5' TERM; echo ready; while `+whileTestRuns()+`; do kill -STOP $$; done`)
-	r.waitPrinted(key, "ready")
+	pidFile := filepath.Join(r.dir, "pid")
+	key := r.startShell(1, `trap 'echo woken; exit 5' TERM; echo $$ >`+pidFile+`; while `+whileTestRuns()+`; do kill -STOP $$; done`)
+	poll(t, func() string {
+		text, _ := os.ReadFile(pidFile)
+		pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+		if state, err := testenv.ProcessState(pid); err != nil || state != 'T' {
+			return fmt.Sprintf("the task is not stopped: %q, %v", state, err)
+		}
+		return ""
+	})
 	r.Kill(key, 10*time.Second)
 	if rec := r.WaitFinal(key).Record; rec.Result != messages.AttemptKilled || rec.RC != 5 {
 		t.Errorf("%+v", rec)
