@@ -19,6 +19,7 @@ func Workers(data string) (pids []int) {
 		data = abs
 	}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	parents := map[int]int{}
 	for _, dir := range dirs {
 		text, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 		if err != nil {
@@ -26,13 +27,14 @@ func Workers(data string) (pids []int) {
 		}
 		args := bytes.Split(text, []byte{0})
 		if len(args) > 3 && string(args[1]) == "worker" && string(args[2]) == "--data" && string(args[3]) == data {
-			if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
-				pids = append(pids, pid)
+			pid, err := strconv.Atoi(filepath.Base(dir))
+			if parent := parentPID(pid); err == nil && parent != 0 { // else it has exited since
+				pids, parents[pid] = append(pids, pid), parent
 			}
 		}
 	}
 	found := slices.Clone(pids)
-	return slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(found, parentPID(pid)) })
+	return slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(found, parents[pid]) })
 }
 
 // parentPID returns the parent of a running process, or 0.
