@@ -3,6 +3,7 @@ package actors
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/caravan-dag/caravan/actors/query"
 	"github.com/caravan-dag/caravan/actors/watch"
@@ -120,11 +121,11 @@ func (n *Node) OpenLog(ctx context.Context, id messages.RunID, name string, atte
 		}
 		class := v.Plan.Classes[v.Plan.TemplateOf(a.Task).Class]
 		key := messages.AttemptKey{Run: id, Task: a.Task, Attempt: a.Attempt}
-		log, err := n.env.executors[class.Executor].OpenLog(key, stream)
-		if known := (*messages.Error)(nil); err == nil || errors.As(err, &known) && known.Code == messages.Unavailable {
-			return log, err // its machine does not answer: no record is on its way
+		open := func() (messages.Log, error) { return n.env.executors[class.Executor].OpenLog(key, stream) }
+		if log, err := open(); isOpened(err) {
+			return log, err
 		}
-		return n.endedLog(ctx, id, a, name, stream)
+		return n.absentLog(ctx, id, a, name, stream, open)
 	}
 	rec, err := n.env.reads.Attempt(id, v.First, attempt)
 	if err != nil {
@@ -136,27 +137,46 @@ func (n *Node) OpenLog(ctx context.Context, id messages.RunID, name string, atte
 	return n.Output(ctx, id, rec, stream)
 }
 
-// endedLog opens a stream of an attempt that has just ended: its record is on its
-// way through its actors and the journal, and is waited for.
-func (n *Node) endedLog(ctx context.Context, id messages.RunID, a messages.LiveAttempt, name string, stream messages.Stream) (messages.Log, error) {
+// reopenDelay is how often absentLog asks the executor again.
+const reopenDelay = 50 * time.Millisecond
+
+// absentLog opens a stream of an attempt that its executor does not have. It has just ended: its record is on its
+// way through its actors and the journal, and is waited for. Or this server has just started, and its executor is
+// not connected with the worker of the attempt yet: then open succeeds soon.
+func (n *Node) absentLog(ctx context.Context, id messages.RunID, a messages.LiveAttempt, name string, stream messages.Stream,
+	open func() (messages.Log, error)) (messages.Log, error) {
 	within, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	var rec *messages.AttemptRecord
-	var err error
-	_, waited := n.Await(within, id, func(s *messages.Summary) bool {
-		rec, err = n.env.reads.Attempt(id, a.Task, a.Attempt)
-		return rec != nil || err != nil || s.State.Final()
-	})
-	switch {
-	case rec != nil:
-	case err != nil:
-		return nil, err
-	case waited == nil:
-		return nil, query.NoAttempt(id, name, a.Attempt)
-	case errors.Is(waited, context.DeadlineExceeded):
-		return nil, errTimeout
-	default:
-		return nil, waited
+	for {
+		var rec *messages.AttemptRecord
+		var err error
+		look, end := context.WithTimeout(within, reopenDelay)
+		_, waited := n.Await(look, id, func(s *messages.Summary) bool {
+			rec, err = n.env.reads.Attempt(id, a.Task, a.Attempt)
+			return rec != nil || err != nil || s.State.Final()
+		})
+		end()
+		switch {
+		case rec != nil:
+			return n.Output(ctx, id, rec, stream)
+		case err != nil:
+			return nil, err
+		case waited == nil:
+			return nil, query.NoAttempt(id, name, a.Attempt)
+		case !errors.Is(waited, context.DeadlineExceeded):
+			return nil, waited
+		case within.Err() != nil:
+			return nil, errTimeout
+		}
+		if log, err := open(); isOpened(err) {
+			return log, err
+		}
 	}
-	return n.Output(ctx, id, rec, stream)
+}
+
+// isOpened tells whether an executor has opened a log, or knows that it cannot be read now: the machine of the
+// attempt does not answer, so a record is not on its way.
+func isOpened(err error) bool {
+	known := (*messages.Error)(nil)
+	return err == nil || errors.As(err, &known) && known.Code == messages.Unavailable
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -161,7 +162,8 @@ func TestLogOfAnAttemptThatHasJustEnded(t *testing.T) {
 	r.store.WaitPending(1) // the record is on its way
 	text := make(chan string)
 	go func() {
-		l, err := r.node.endedLog(t.Context(), id, messages.LiveAttempt{Task: 0, Attempt: 1}, "a", messages.Stdout)
+		gone := func() (messages.Log, error) { return nil, executor.ErrNotRunning }
+		l, err := r.node.absentLog(t.Context(), id, messages.LiveAttempt{Task: 0, Attempt: 1}, "a", messages.Stdout, gone)
 		if err != nil {
 			text <- err.Error()
 			return
@@ -173,6 +175,31 @@ func TestLogOfAnAttemptThatHasJustEnded(t *testing.T) {
 	r.store.Release()
 	if got := <-text; got != "one" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestLogOfAnAttemptWhoseWorkerConnectsSoon: right after a start of the server the executor does not have the
+// attempt yet. The request waits for it, rather than for the end of the attempt.
+func TestLogOfAnAttemptWhoseWorkerConnectsSoon(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(single)
+	k := r.order(1)
+	r.fake.Begin(k)
+	r.fake.Print(k, "one")
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	tries := 0
+	l, err := r.node.absentLog(t.Context(), id, messages.LiveAttempt{Task: 0, Attempt: 1}, "a", messages.Stdout, func() (messages.Log, error) {
+		if tries++; tries < 3 {
+			return nil, executor.ErrNotRunning
+		}
+		return r.fake.OpenLog(k, messages.Stdout)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if !l.Live() || l.Size() != 3 {
+		t.Errorf("live: %v, %d bytes", l.Live(), l.Size())
 	}
 }
 
