@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,6 +67,7 @@ func TestDamageNeverStartsAnAttemptTwice(t *testing.T) {
 			folder := func(cfg *remote.Config) {
 				cfg.Settings.DataFolderID = "data" + filepath.Base(g.data) + t.Name()
 				cfg.CPUMillis = 8000
+				remote.SetDetachTimeout(cfg, 100*time.Millisecond) // the worker is stopped by then
 			}
 			rec := executortest.NewRecorder(t)
 			r := g.open(rec, folder)

@@ -28,8 +28,8 @@ const (
 	// and too few slots to begin it.
 	orderDelay = 4 * time.Millisecond
 	fewPending = 8
-	// detachTimeout bounds the wait of Detach for workers to take in the acknowledgements.
-	detachTimeout = time.Second
+	// defaultDetachTimeout bounds the wait of Detach for workers to take in the acknowledgements.
+	defaultDetachTimeout = time.Second
 	// maxRetryDelay bounds the delay between connections to a worker that does not answer.
 	maxRetryDelay = 500 * time.Millisecond
 )

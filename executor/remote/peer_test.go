@@ -3,6 +3,7 @@ package remote
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
@@ -13,6 +14,11 @@ import (
 // than it can begin. From then on orders go together, and again at once when the worker has begun
 // them.
 func TestOrdersWaitForOthersWhenTheyCannotBegin(t *testing.T) {
+	synctest.Test(t, testLingeringOrders)
+}
+
+// testLingeringOrders runs on a clock of its own, which stands while orders are given.
+func testLingeringOrders(t *testing.T) {
 	r := &Remote{cfg: Config{CPUMillis: 2000, MemoryBytes: 1 << 20}, attempts: map[messages.AttemptKey]*trackedAttempt{}}
 	p := newPeer(r, "x")
 	r.active = p
@@ -59,7 +65,7 @@ func TestOrdersWaitForOthersWhenTheyCannotBegin(t *testing.T) {
 	if !waits {
 		t.Error("nothing sends the orders that wait")
 	}
-	<-p.wakeSender // within orderLinger
+	<-p.wakeSender // within orderDelay
 	begins(4)
 	if !order(1000) {
 		t.Errorf("an order waits, though the worker has %d", p.pending.count)

@@ -41,8 +41,9 @@ type Config struct {
 	Logger   *slog.Logger // default slog.Default()
 	FS       vfs.FS       // where the registry is written; nil = the machine's
 
-	exitGrace    time.Duration // for tests; 0 = defaultExitGrace
-	slowRecovery time.Duration // for tests; 0 = Settings.CloseGrace + defaultSlowRecovery
+	exitGrace     time.Duration // for tests; 0 = defaultExitGrace
+	slowRecovery  time.Duration // for tests; 0 = Settings.CloseGrace + defaultSlowRecovery
+	detachTimeout time.Duration // for tests; 0 = defaultDetachTimeout
 }
 
 const (
@@ -124,6 +125,7 @@ func New(cfg Config) (*Remote, error) {
 	cfg.Settings.CloseGrace = cmp.Or(max(cfg.Settings.CloseGrace, 0), defaultCloseGrace)
 	cfg.exitGrace = cmp.Or(cfg.exitGrace, defaultExitGrace)
 	cfg.slowRecovery = cmp.Or(cfg.slowRecovery, cfg.Settings.CloseGrace+defaultSlowRecovery)
+	cfg.detachTimeout = cmp.Or(cfg.detachTimeout, defaultDetachTimeout)
 	r := &Remote{cfg: cfg, log: cfg.Logger, wakeSupervisor: make(chan struct{}, 1), supervised: make(chan struct{}),
 		attempts: attemptTable{}, postponedStarts: map[string]uint64{}}
 	r.delivered = sync.NewCond(&r.mu)
@@ -375,7 +377,7 @@ func (r *Remote) Detach() error {
 		}
 	}
 	r.unlockAndDeliver()
-	timeout := time.After(detachTimeout)
+	timeout := time.After(r.cfg.detachTimeout)
 	for _, p := range leaving {
 		select {
 		case <-p.ended:

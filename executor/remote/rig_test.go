@@ -77,13 +77,16 @@ func (g *rig) end() {
 
 func (g *rig) dir() string { return filepath.Join(g.data, "worker") }
 
+// config is the configuration of a server. Detach waits for a worker of a busy machine.
 func (g *rig) config(sink executor.Sink) remote.Config {
-	return remote.Config{
+	cfg := remote.Config{
 		Dir: g.dir(), Args: []string{"worker", g.dir()}, Sink: sink, CPUMillis: 2000, MemoryBytes: 100 << 20,
 		Settings: worker.Settings{Outputs: filepath.Join(g.data, "output"), Node: "here", Idle: 2 * time.Second,
 			CloseGrace: 500 * time.Millisecond},
 		Logger: slog.New(slog.NewTextHandler(g.log, nil)),
 	}
+	remote.SetDetachTimeout(&cfg, testenv.Patience)
+	return cfg
 }
 
 func (g *rig) open(rec *executortest.Recorder, change ...func(*remote.Config)) *remote.Remote {

@@ -167,10 +167,10 @@ func TestSlowRecoveryIsReported(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec, func(c *remote.Config) {
-		c.Settings.CloseGrace = 2 * time.Second
+		c.Settings.CloseGrace = testenv.Patience // the task ends before
 		remote.SetSlowRecovery(c, time.Millisecond)
 	})
-	r.Start(g.order(0, `trap "" TERM; touch there; while `+tested()+`; do sleep 1000; done`))
+	r.Start(g.order(0, `trap "" TERM; touch there; `+until("over")))
 	poll(t, "task 0", func() bool { _, err := os.Stat(filepath.Join(g.data, "there")); return err == nil })
 	rec.WaitStarted(key(0))
 	_ = unix.Kill(g.worker(), unix.SIGKILL)
@@ -178,6 +178,7 @@ func TestSlowRecoveryIsReported(t *testing.T) {
 		err := r.Healthy()
 		return err != nil && strings.Contains(err.Error(), "attempts wait: the recovery of dead worker w-")
 	})
+	g.touch("over")
 	rec.WaitFinal(key(0))
 	if err := r.Healthy(); err != nil {
 		t.Error(err)
@@ -364,7 +365,7 @@ func (g *leaver) run(r *remote.Remote, rec *executortest.Recorder, task uint32) 
 func TestExitingWorkerIsAwaited(t *testing.T) {
 	g := newLeaver(t)
 	rec := executortest.NewRecorder(t)
-	r := g.open(rec, g.named)
+	r := g.open(rec, g.named, func(cfg *remote.Config) { remote.SetExitGrace(cfg, testenv.Patience) })
 	r.ResumeDone(1)
 	select {
 	case err := <-g.died:
