@@ -67,7 +67,6 @@ func judge(t *testing.T, c *clustertest.Cluster, l *load) {
 	t.Helper()
 	mustDo(t, c.Revive())
 	l.end(t)
-	mustDo(t, c.AwaitFinished("n1", clustertest.Patience))
 	l.awaitFollowers()
 	digests, err := c.Digests("n1")
 	mustDo(t, err)

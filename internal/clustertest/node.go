@@ -142,9 +142,9 @@ func (n *Node) AwaitReady(limit time.Duration) error {
 	}
 }
 
-// checkReady asks /ready once, for a second at most: a request that meets a fault is repeated.
+// checkReady asks /ready once, for a few seconds at most: a request that meets a fault is repeated.
 func (n *Node) checkReady(ctx context.Context, client *http.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, n.URL()+"/ready", nil)
 	if err != nil {

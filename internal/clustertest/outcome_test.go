@@ -61,18 +61,22 @@ func TestOutcomes(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	submit := func(address string) error {
+	submit := func(address string, limit time.Duration) error {
 		c, err := client.New(client.Config{Server: address, HTTPClient: server.Client(), Retries: -1})
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
 		_, err = c.Submit(ctx, []byte("{}"), client.SubmitOptions{})
 		return err
 	}
 	for number, c := range cases {
-		err := submit(fmt.Sprint(server.URL, "/", number))
+		limit := testenv.Patience
+		if c.status == noEnd {
+			limit = 300 * time.Millisecond
+		}
+		err := submit(fmt.Sprint(server.URL, "/", number), limit)
 		if got := clustertest.OutcomeOf(err); got != c.want {
 			t.Errorf("%d %s: %v is %q, want %q", c.status, c.body, err, got, c.want)
 		}
@@ -81,7 +85,7 @@ func TestOutcomes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := submit("http://" + nowhere); clustertest.OutcomeOf(err) != history.Rejected || !errors.Is(err, client.ErrNoServer) {
+	if err := submit("http://"+nowhere, testenv.Patience); clustertest.OutcomeOf(err) != history.Rejected || !errors.Is(err, client.ErrNoServer) {
 		t.Errorf("a call that was never sent: %v is %q", err, clustertest.OutcomeOf(err))
 	}
 }

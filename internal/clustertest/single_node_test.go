@@ -65,7 +65,6 @@ func TestSingleNodeHistory(t *testing.T) {
 			}
 			mustDo(t, c.Revive())
 			load.end(t)
-			mustDo(t, c.AwaitFinished("n1", clustertest.Patience))
 			load.awaitFollowers()
 			h := c.Check("n1", nil, history.Options{})
 			describeHistory(t, h)
@@ -119,6 +118,7 @@ func checkThatLossIsFound(t *testing.T, bin string) {
 	c.LaunchAll()
 	n, user := c.Node("n1"), c.NewClient(1)
 	defer user.Close()
+	user.CallLimit = clustertest.Patience
 	submit := func(document clustertest.Document, key string) uint64 {
 		t.Helper()
 		run, err := user.Submit("n1", document, key)
@@ -183,6 +183,7 @@ func TestFaultyBinary(t *testing.T) {
 	c.LaunchAll()
 	user := c.NewClient(1)
 	defer user.Close()
+	user.CallLimit = clustertest.Patience
 	begin := time.Now()
 	for _, n := range c.Nodes() {
 		_, err := user.Submit(n.Name, c.NewDocument("at "+n.Name, map[string]clustertest.Task{"a": {}}), "")
@@ -202,7 +203,7 @@ func TestFaultyBinary(t *testing.T) {
 			t.Errorf("node %s: a submission: %v", n.Name, err)
 		}
 	}
-	testenv.Receive(t, "the end of the node whose disk fails", first.Server().Ended())
+	testenv.ReceiveWithin(t, clustertest.Patience, "the end of the node whose disk fails", first.Server().Ended())
 	if !second.IsRunning() {
 		t.Error("the other node has ended, too")
 	}
@@ -257,7 +258,7 @@ func startLoad(c *clustertest.Cluster, seed uint64, clients int) *load {
 func (l *load) useCluster(ctx, following context.Context, number int, rng *rand.Rand) {
 	c := l.cluster.NewClient(number)
 	defer c.Close()
-	c.CallLimit = 2 * time.Second
+	c.CallLimit = 6 * time.Second // a node answers 503 before that when it waits for a leader
 	var runs []uint64
 	for i := 0; ctx.Err() == nil; i++ {
 		node := l.cluster.Nodes()[rng.IntN(len(l.cluster.Nodes()))].Name
@@ -332,7 +333,8 @@ func (l *load) follow(ctx context.Context, number int, run uint64) {
 	})
 }
 
-// end stops the clients, and kills what they have left paused.
+// end stops the clients, kills what they have left paused, and waits until all runs have ended. A call that a client
+// gave up may take effect later, so a run may be paused, or go on, after a look.
 func (l *load) end(t *testing.T) {
 	t.Helper()
 	testenv.EventuallyWithin(t, clustertest.Patience, "enough operations are acknowledged after the last fault of a busy machine",
@@ -341,17 +343,23 @@ func (l *load) end(t *testing.T) {
 	l.clients.Wait()
 	c := l.cluster.NewClient(99)
 	defer c.Close()
+	c.CallLimit = clustertest.Patience
 	node := l.cluster.Nodes()[0].Name
-	listed, err := c.List(node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, run := range listed {
-		if run.State == client.Paused {
-			err = errors.Join(err, c.SetState(node, run.Run, client.Killed))
+	var last error
+	testenv.Poll(2*clustertest.Patience, func() bool {
+		listed, err := c.List(node)
+		if last = err; err != nil {
+			return false // the leaders of a busy machine may change
 		}
-	}
-	mustDo(t, err)
+		for _, run := range listed {
+			if run.State == client.Paused {
+				_ = c.SetState(node, run.Run, client.Killed) // the next list shows what has become of it
+			}
+		}
+		last = l.cluster.AwaitFinished(node, 3*time.Second)
+		return last == nil
+	})
+	mustDo(t, last)
 }
 
 // awaitFollowers waits for the ends of all streams: their runs have ended.

@@ -17,7 +17,7 @@ func (v Violation) String() string { return v.Rule + ": " + v.Text }
 
 // Options configure Check. A zero member means the default.
 type Options struct {
-	// SearchLimit bounds the search for an order of the calls of one run or key; default 20 s. A
+	// SearchLimit bounds the search for an order of the calls of one run or key; default a minute. A
 	// search that exceeds it is undecided, which is reported as a violation.
 	SearchLimit time.Duration
 	// AllowMissed accepts streams with gap events, for rounds in which readers are slower than the
@@ -56,7 +56,7 @@ type tagFacts struct {
 // history without violations gives nil.
 func Check(h *History, options Options) []Violation {
 	if options.SearchLimit <= 0 {
-		options.SearchLimit = 20 * time.Second
+		options.SearchLimit = time.Minute
 	}
 	c := &check{History: h, options: options}
 	c.collectFacts()

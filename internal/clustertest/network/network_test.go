@@ -172,7 +172,11 @@ func TestPartition(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.Partition([]string{"n1"}, []string{"n2"})
-		if err := echo(conn, "during", short); err == nil {
+		limit := testenv.Patience
+		if n.HasPackets() {
+			limit = short
+		}
+		if err := echo(conn, "during", limit); err == nil {
 			t.Error("a connection survives the cut")
 		} else if n.HasPackets() != errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("a cut is %v", err)
@@ -287,17 +291,14 @@ func TestDelay(t *testing.T) {
 			}
 		}
 		n.Heal()
-		best := time.Hour
-		for range 20 {
+		// The best of many: a busy machine delays some.
+		testenv.RepeatWithin(t, testenv.Patience, "a round trip without delay takes less than 30 ms", func() bool {
 			begin := time.Now()
 			if err := echo(conn, "x", testenv.Patience); err != nil {
 				t.Fatal(err)
 			}
-			best = min(best, time.Since(begin))
-		}
-		if best > 30*time.Millisecond {
-			t.Errorf("without delay a round trip takes %v", best)
-		}
+			return time.Since(begin) < 30*time.Millisecond
+		})
 	})
 }
 
@@ -335,7 +336,7 @@ func TestPacketFaults(t *testing.T) {
 		"undisturbed": {},
 		"loss":        {faults: network.Faults{Loss: 0.2}, lost: 150, lostAtMost: 250},
 		"duplicates":  {faults: network.Faults{Duplicate: 0.2}, twice: 150, twiceMost: 250},
-		// The packet that ends the round may overtake late ones, which then count as lost.
+		// On a busy machine the packet that ends the round may overtake late ones, which then count as lost.
 		"reordered": {faults: network.Faults{Reorder: 0.05}, late: 10, lateMx: 80, lostAtMost: 5},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -382,6 +383,8 @@ func TestPacketFaults(t *testing.T) {
 				}
 			}
 			n.Heal()
+			timer := time.NewTimer(short) // reordered packets are on their way
+			<-timer.C
 			if !testenv.Poll(testenv.Patience, func() bool {
 				_ = binary.Write(sender, binary.BigEndian, last)
 				return len(done) > 0

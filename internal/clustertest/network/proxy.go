@@ -279,10 +279,11 @@ func (p *proxyForm) dialPlace(ctx context.Context, from, to string, port int) (n
 		local.Close()
 		d := net.Dialer{LocalAddr: addr}
 		conn, err := d.DialContext(ctx, "tcp4", address)
-		if err == nil || !strings.Contains(err.Error(), "address already in use") {
+		if err == nil || !errors.Is(err, syscall.EADDRINUSE) && !errors.Is(err, syscall.EADDRNOTAVAIL) {
 			return conn, err
 		}
-		// Another program has taken the port since.
+		// Another program has taken the port since, or a former connection from it to this address is not
+		// forgotten yet.
 	}
 }
 
