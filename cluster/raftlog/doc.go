@@ -66,7 +66,7 @@
 //	NewRaft starts to apply after the index of the newest snapshot         TestSnapshotIsOnlyASync
 //	  when NoSnapshotRestoreOnStart is set
 //	GetLog is asked for the entry before the first one of a request        TestFollowerCatchesUpWhileTheLogIsTrimmed
-//	a type assertion finds WithPreVote on the transport                    TestReturningFollowerRaisesNoTerm
+//	a type assertion finds WithPreVote on the transport                    TestReturningFollowerRaisesNoTerm, TestOneWayCutRaisesNoTerm
 //	raft-wal goes on after a failed sync                                   TestLogErrorIsLatched, TestFailedSyncIsNotRetried
 //	raft-wal v0.4.0 seals a segment without an index when it removes the   TestShortenedLogIsReadableLater
 //	  end of the log (issue 31); v0.4.1 does not

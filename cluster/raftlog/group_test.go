@@ -434,6 +434,48 @@ func TestReturningFollowerRaisesNoTerm(t *testing.T) {
 	})
 }
 
+// TestOneWayCutRaisesNoTerm proves that a follower that hears nothing from its leader, or is not heard by it, raises no
+// term: the third replica, which hears both, gives it no pre-vote. So the leader stays, and accepts proposals during
+// the cut and after it. The term is compared at the end: a follower that is a candidate by itself is not heard of
+// before the links are whole.
+func TestOneWayCutRaisesNoTerm(t *testing.T) {
+	t.Parallel()
+	for _, fromLeader := range []bool{true, false} {
+		t.Run(fmt.Sprintf("from the leader=%v", fromLeader), func(t *testing.T) {
+			t.Parallel()
+			withGroup(t, 3, fastSettings(), func(c *cluster) {
+				leader, epoch := c.lead()
+				follower := c.followers(leader)[0]
+				if fromLeader {
+					c.network.Cut(leader.id, follower.id)
+				} else {
+					c.network.Cut(follower.id, leader.id)
+				}
+				// A connection that gets no answers ends after the limit of a request, and the next one cannot
+				// be made: so the follower misses the leader either way.
+				c.await(leader, epoch, "the follower misses the leader", func() bool {
+					c.put(leader, epoch, "during", "x")
+					_, _, ok := follower.group.Leader()
+					return !ok
+				})
+				pause := time.NewTicker(c.settings.Election / 4)
+				defer pause.Stop()
+				for range 5 * 4 { // two elections and more
+					c.put(leader, epoch, "during", "x")
+					<-pause.C
+				}
+				c.network.HealAll()
+				c.put(leader, epoch, "once-after", "x")
+				c.converge()
+				c.expectLead(leader, epoch) // in one of the attempts
+				if term := follower.group.Status().Term; term != epoch {
+					t.Errorf("the follower has seen term %d, the leader leads in %d", term, epoch)
+				}
+			})
+		})
+	}
+}
+
 // TestPowerFailureOfAReplica proves that what a replica needs is on the disk when a proposal is
 // acknowledged: the vote, the list of segments, the log and their names.
 func TestPowerFailureOfAReplica(t *testing.T) {
