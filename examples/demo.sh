@@ -14,7 +14,7 @@ finish() {
 	code=$?
 	trap '' HUP INT PIPE TERM
 	kill "$server" 2>/dev/null && wait "$server" || true
-	rm -rf "$dir"
+	until rm -rf "$dir"; do sleep 0.1; done 2>/dev/null # its worker ends soon after it
 	exit "$code"
 }
 trap finish EXIT

@@ -505,7 +505,7 @@ func TestReloadEndsWaitingRequests(t *testing.T) {
 	})
 	defer s.Want(200, "DELETE", "/v1/dagrun/0", "", "Authorization", "Bearer "+all)
 
-	ctx, cancel := context.WithTimeout(t.Context(), e2etest.Patience/2)
+	ctx, cancel := context.WithTimeout(t.Context(), e2etest.Patience)
 	defer cancel()
 	ask := func(path string) (*http.Response, error) {
 		req, err := http.NewRequestWithContext(ctx, "GET", s.URL+path, nil)

@@ -59,14 +59,14 @@ func endLeftovers(t *testing.T, dir string) {
 	})
 }
 
-// TestKillWithAllSlotsBusy: from the request to KILLED in less than 200 ms, with 200 tasks queued
-// behind the two that hold all slots.
+// TestKillWithAllSlotsBusy: from the request to KILLED in less than 200 ms beside its commits, with 200
+// tasks queued behind the two that hold all slots.
 func TestKillWithAllSlotsBusy(t *testing.T) {
 	s := e2etest.Start(t)
 	dir := t.TempDir()
 	var took, limit time.Duration
 	for try := range 10 { // the machine may be busy with other work
-		limit = limitHere(s, 200*time.Millisecond)
+		limit = limitHere(s, 200*time.Millisecond) + 4*commitTime(s)
 		run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 			"busy": e2etest.Sh("echo $$ > "+dir+"/pid-{{N}}; exec sleep 300").With("maxRetries", 3),
 		}).With("parameters", map[string]any{"N": e2etest.Numbers(202)}))

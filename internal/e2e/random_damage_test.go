@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 	"github.com/caravan-dag/caravan/internal/testenv"
@@ -402,7 +401,7 @@ func (h *history) continueAll(t *testing.T, s *e2etest.Server) (bad []string) {
 			continue
 		}
 		var last e2etest.Response
-		ok := testenv.Poll(20*time.Second, func() bool {
+		ok := testenv.Poll(2*e2etest.Patience, func() bool {
 			var got struct{ State string }
 			last = s.Do("GET", e2etest.Path(id, "/state"), "")
 			return last.Status >= 500 || json.Unmarshal(last.Body, &got) == nil && e2etest.Final(got.State)

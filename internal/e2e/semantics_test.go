@@ -219,7 +219,7 @@ func TestPauseAndResume(t *testing.T) {
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"a": e2etest.Sh("while ! test -e " + dir + "/go; do sleep 0.02; done"),
 		"b": e2etest.Sh("true").After("a"),
-		"r": e2etest.Sh("test $CARAVAN_ATTEMPT -gt 1").With("maxRetries", 1).With("retryIntervalSeconds", 3),
+		"r": e2etest.Sh("test $CARAVAN_ATTEMPT -gt 1").With("maxRetries", 1).With("retryIntervalSeconds", 5),
 	}))
 	s.AwaitTask(run, "a", "RUNNING")
 	s.AwaitTask(run, "r", "RETRY")
@@ -235,8 +235,8 @@ func TestPauseAndResume(t *testing.T) {
 	if got := s.State(run); got != "PAUSED" {
 		t.Errorf("after a crash the paused run is %s", got)
 	}
-	// During the pause another run executes for longer than the three seconds of the retry.
-	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("sleep 3.2")}))
+	// During the pause another run executes for longer than the five seconds of the retry.
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("sleep 5.2")}))
 	doc := s.Get(run)
 	if doc.TaskStates["b"] != "QUEUED" || doc.TaskStates["r"] != "RETRY" {
 		t.Errorf("in the paused run: %v", doc.TaskStates)

@@ -283,10 +283,13 @@ func TestContainerInit(t *testing.T) {
 	}
 	defer syscall.Kill(first, syscall.SIGKILL) // and with it all processes of the namespace
 
+	// The orphans of a end after it. Then b waits until all of them are reaped.
+	dir := t.TempDir()
 	const zombies = `zombies() { cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '; }; `
 	doc := e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{
-		"a": e2etest.Sh("i=0; while [ $i -lt 20 ]; do (setsid sleep 0.05 &); i=$((i+1)); done"),
-		"b": e2etest.Sh(zombies + `i=0; while [ "$(zombies)" -gt 0 ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done; zombies; true`).After("a"),
+		"a": e2etest.Sh("i=0; while [ $i -lt 20 ]; do (setsid sh -c 'sleep 0.05; echo >>ended' &); i=$((i+1)); done").Job("workDir", dir),
+		"b": e2etest.Sh(zombies+`until [ "$(wc -l <ended)" = 20 ]; do sleep 0.05; done; i=0
+			while n=$(zombies); [ "$n" -gt 0 ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done; echo $n`).Job("workDir", dir).After("a"),
 	}))
 	caravan := func(args ...string) string {
 		cmd := exec.Command(e2etest.Binary(), append(args, "--server", address)...)

@@ -142,7 +142,7 @@ func TestSlurmRestart(t *testing.T) {
 	s.AwaitTask(run, "a_"+one, "RUNNING")
 	s = s.Crash()
 	s.AwaitTask(run, "a_"+one, "RUNNING")
-	if _, _, err := s.Stop(15e9); err != nil {
+	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
 	s = s.Restart()
