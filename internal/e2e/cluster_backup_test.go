@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -155,14 +156,10 @@ func TestClusterIsRestoredFromABackup(t *testing.T) {
 	api := c.client(c.nodes[0])
 	submit := func(doc e2etest.Doc) uint64 {
 		t.Helper()
-		run, err := api.Submit(t.Context(), []byte(e2etest.Body(t, doc)), client.SubmitOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return run
+		return submitUntilAccepted(t, api, e2etest.Body(t, doc))
 	}
 	big := submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("seq 20000")}).With("tag", "later"))
-	if sum, err := api.Wait(t.Context(), big, client.WaitOptions{}); err != nil || sum.State != client.Completed {
+	if sum, err := api.Wait(t.Context(), big, client.WaitOptions{Outage: e2etest.Patience}); err != nil || sum.State != client.Completed {
 		t.Fatalf("%+v, %v", sum, err)
 	}
 	running := submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh(fmt.Sprintf("[ -e %s ] || sleep 300; echo again", flag))}).With("tag", "later"))
@@ -172,9 +169,12 @@ func TestClusterIsRestoredFromABackup(t *testing.T) {
 	})
 	before := readAll(t, c.nodes[0].server.URL, atRest)
 	stop := c.keepBusy()
-	// The node that has the long output is the one that leads its run.
 	log := fmt.Sprintf("/v1/dagrun/%d/task/a/log", big)
-	keeper := c.keeperOf(big)
+	at := slices.IndexFunc(c.nodes, func(n *clusterNode) bool { return n.outputFile(big) != "" })
+	if at < 0 {
+		t.Fatal("no node has the long output")
+	}
+	keeper := c.nodes[at]
 	want, _ := request(t, keeper.server.URL, "GET", log, "")
 	if want.status != 200 || len(want.body) < 100_000 {
 		t.Fatalf("the long output has the status %d and %d bytes", want.status, len(want.body))
@@ -246,7 +246,7 @@ func TestClusterIsRestoredFromABackup(t *testing.T) {
 	}
 	api = c.client(c.nodes[1])
 	for _, run := range append(queued, running) {
-		if sum, err := api.Wait(t.Context(), run, client.WaitOptions{}); err != nil || sum.State != client.Completed {
+		if sum, err := api.Wait(t.Context(), run, client.WaitOptions{Outage: e2etest.Patience}); err != nil || sum.State != client.Completed {
 			t.Errorf("run %d, which had not ended: %+v, %v", run, sum, err)
 		}
 	}
@@ -257,26 +257,6 @@ func TestClusterIsRestoredFromABackup(t *testing.T) {
 	if run := submit(e2etest.Graph(map[string]e2etest.Task{"other": e2etest.Noop("")})); run <= running {
 		t.Errorf("a new run has the ID %d after %d", run, running)
 	}
-}
-
-// keeperOf returns the node that leads a run.
-func (c *testCluster) keeperOf(run uint64) (keeper *clusterNode) {
-	c.t.Helper()
-	e2etest.Eventually(c.t, fmt.Sprintf("run %d has a leader", run), func() bool {
-		found, err := c.client(c.nodes[0]).Cluster(c.t.Context())
-		if err != nil {
-			return false
-		}
-		for _, p := range found.Partitions {
-			for _, n := range c.nodes {
-				if p.Partition == run%uint64(len(found.Partitions)) && found.NameOf(p.Leader) == n.name {
-					keeper = n
-				}
-			}
-		}
-		return keeper != nil
-	})
-	return keeper
 }
 
 // checkDamagedBackups cuts and changes a backup: it is refused, and the folder stays empty.
@@ -319,20 +299,14 @@ func TestClusterIsRecoveredFromOneSurvivor(t *testing.T) {
 	api := c.client(c.nodes[0])
 	var runs []uint64
 	for range 6 {
-		run, err := api.Submit(t.Context(), []byte(e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo hello")}))), client.SubmitOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if sum, err := api.Wait(t.Context(), run, client.WaitOptions{}); err != nil || sum.State != client.Completed {
+		run := submitUntilAccepted(t, api, e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo hello")})))
+		if sum, err := api.Wait(t.Context(), run, client.WaitOptions{Outage: e2etest.Patience}); err != nil || sum.State != client.Completed {
 			t.Fatalf("%+v, %v", sum, err)
 		}
 		runs = append(runs, run)
 	}
-	running, err := api.Submit(t.Context(), []byte(e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{
-		"a": e2etest.Sh(fmt.Sprintf("[ -e %s ] || sleep 300; echo again", flag))}).With("tag", "later"))), client.SubmitOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	running := submitUntilAccepted(t, api, e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{
+		"a": e2etest.Sh(fmt.Sprintf("[ -e %s ] || sleep 300; echo again", flag))}).With("tag", "later")))
 	e2etest.Eventually(t, "a task runs", func() bool {
 		a, _ := request(t, c.nodes[0].server.URL, "GET", fmt.Sprintf("/v1/dagrun/%d/task/a/state", running), "")
 		return strings.Contains(a.body, "RUNNING")
@@ -386,7 +360,7 @@ func TestClusterIsRecoveredFromOneSurvivor(t *testing.T) {
 	for _, n := range c.nodes {
 		compareAnswers(t, n.name, n.server.URL, runs, before)
 	}
-	if sum, err := c.client(c.nodes[1]).Wait(t.Context(), running, client.WaitOptions{}); err != nil || sum.State != client.Completed {
+	if sum, err := c.client(c.nodes[1]).Wait(t.Context(), running, client.WaitOptions{Outage: e2etest.Patience}); err != nil || sum.State != client.Completed {
 		t.Errorf("the run that had not ended: %+v, %v", sum, err)
 	}
 }

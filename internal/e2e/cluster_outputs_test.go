@@ -106,10 +106,7 @@ func printingTask(t *testing.T, api *client.Client) (run uint64, release func())
 	t.Helper()
 	gate := filepath.Join(t.TempDir(), "gate")
 	wait := fmt.Sprintf("seq 20000; until [ -e %s ]; do sleep 0.05; done; echo over", gate)
-	run, err := api.Submit(t.Context(), fmt.Appendf(nil, `{"tasks":{"ends":{"job":{"command":["seq","20000"]}},"runs":{"job":{"commandString":%q}}}}`, wait), client.SubmitOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	run = submitUntilAccepted(t, api, fmt.Sprintf(`{"tasks":{"ends":{"job":{"command":["seq","20000"]}},"runs":{"job":{"commandString":%q}}}}`, wait))
 	release = func() {
 		if err := os.WriteFile(gate, nil, 0o600); err != nil {
 			t.Error(err)
@@ -119,12 +116,45 @@ func printingTask(t *testing.T, api *client.Client) (run uint64, release func())
 	return run, release
 }
 
+// printed runs both tasks of printingTask to their end, and returns the node that ran them.
+func (c *testCluster) printed() (ran *clusterNode, run uint64) {
+	c.t.Helper()
+	leads, follows := c.leader(c.nodes[0])
+	c.awaitSlots(leads) // both tasks go to the node that leads
+	run, release := printingTask(c.t, c.client(follows))
+	release()
+	if _, err := c.client(follows).Wait(c.t.Context(), run, client.WaitOptions{Outage: e2etest.Patience}); err != nil {
+		c.t.Fatal(err)
+	}
+	var ranAt string // another node leads if an election was faster
+	e2etest.Eventually(c.t, "the record says where the tasks ran", func() bool {
+		found, err := c.client(follows).Get(c.t.Context(), run)
+		if err != nil {
+			return false
+		}
+		for _, attempts := range found.TaskAttempts {
+			for _, a := range attempts {
+				ranAt = a.Node
+			}
+		}
+		return true
+	})
+	for _, n := range c.nodes {
+		if n.name == ranAt {
+			return n, run
+		}
+	}
+	c.t.Fatalf("the tasks ran at %q", ranAt)
+	return nil, 0
+}
+
 // TestOutputIsReadAtEveryNode proves that output of a task that ran on one node, or runs there, is read at every
 // node while others lead: after a planned stop, and after a kill.
 func TestOutputIsReadAtEveryNode(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, onePartition...)
 	leads, follows := c.leader(c.nodes[0])
+	c.awaitSlots(leads)
 	run, release := printingTask(t, c.client(follows))
 	want := numbers(20000)
 	for _, n := range c.nodes {
@@ -214,12 +244,7 @@ func damageOutput(t *testing.T, name string) {
 func TestSecondCopyOfOutput(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, onePartition...)
-	ran, follows := c.leader(c.nodes[0])
-	run, release := printingTask(t, c.client(follows))
-	release()
-	if _, err := c.client(follows).Wait(t.Context(), run, client.WaitOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	ran, run := c.printed()
 	var copied, third *clusterNode
 	for _, n := range c.nodes {
 		switch {
@@ -271,12 +296,7 @@ func TestSecondCopyOfOutput(t *testing.T) {
 func TestOutputOfDeletedRunsIsRemoved(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, append(onePartition, "--retain-runs", "1")...)
-	ran, follows := c.leader(c.nodes[0])
-	run, release := printingTask(t, c.client(follows))
-	release()
-	if _, err := c.client(follows).Wait(t.Context(), run, client.WaitOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	ran, run := c.printed()
 	at := slices.IndexFunc(c.nodes, func(n *clusterNode) bool { return n != ran && n.outputFile(run) != "" })
 	if at < 0 || ran.outputFile(run) == "" {
 		t.Fatal("the output has no two copies")
@@ -286,11 +306,8 @@ func TestOutputOfDeletedRunsIsRemoved(t *testing.T) {
 	copied.server = nil
 	var last uint64
 	for range 2 {
-		var err error
-		if last, err = c.client(ran).Submit(t.Context(), []byte(`{"tasks":{"a":{"job":{"command":["seq","20000"]}}}}`), client.SubmitOptions{}); err == nil {
-			_, err = c.client(ran).Wait(t.Context(), last, client.WaitOptions{})
-		}
-		if err != nil {
+		last = c.submit(ran, `{"tasks":{"a":{"job":{"command":["seq","20000"]}}}}`)
+		if _, err := c.client(ran).Wait(t.Context(), last, client.WaitOptions{Outage: e2etest.Patience}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -315,11 +332,10 @@ func TestOutputOfDeletedRunsIsRemoved(t *testing.T) {
 func TestOutputOfALostNode(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, append(onePartition, "--log-copies", "1")...)
-	ran, follows := c.leader(c.nodes[0])
-	run, release := printingTask(t, c.client(follows))
-	release()
-	if _, err := c.client(follows).Wait(t.Context(), run, client.WaitOptions{}); err != nil {
-		t.Fatal(err)
+	ran, run := c.printed()
+	follows := c.nodes[0]
+	if follows == ran {
+		follows = c.nodes[1]
 	}
 	c.lose(ran)
 	var err error

@@ -15,8 +15,8 @@ import (
 )
 
 // Patience is the deadline for everything that should happen at once but waits
-// for real processes on a busy machine.
-const Patience = 30 * time.Second
+// for real processes on a busy machine, and for the elections of clusters.
+const Patience = 2 * time.Minute
 
 // Server is a server process that belongs to a test.
 type Server struct {
