@@ -49,6 +49,7 @@ type Config struct {
 	// Seams of tests.
 	statfs     func(dir string) (free, total int64, err error)
 	memTable   int64           // Badger's MemTableSize, in bytes; 0 = by the size of the disk
+	keepTables bool            // Badger compacts only when it is told to
 	clock      verifyClock     // when tables are verified
 	replayFrom *uint64         // the log is applied from the commit after this one, whatever tables have
 	onLog      func(*localLog) // called before the first commit
@@ -212,8 +213,12 @@ func (db *DB) openTables(c Config, flushed bool) error {
 		return err
 	}
 	logger := badgerguard.NewLogger(c.Logger, func(err error) { _ = db.fail(err) })
+	options := badgerguard.Options(c.Dir, c.memTable).WithLogger(logger)
+	if c.keepTables {
+		options = options.WithNumCompactors(0)
+	}
 	var err error
-	if db.badger, err = badger.OpenManaged(badgerguard.Options(c.Dir, c.memTable).WithLogger(logger)); err != nil {
+	if db.badger, err = badger.OpenManaged(options); err != nil {
 		return badgerguard.OpenError(c.Dir, err)
 	}
 	db.disk.WatchTables(db.badger.Tables)

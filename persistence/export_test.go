@@ -36,6 +36,13 @@ func WithTinyMemtables(c Config) Config {
 	return c
 }
 
+// WithoutCompaction leaves all compaction to CompactAll. Otherwise Badger merges two tables of a
+// small disk as soon as their store has been open for a moment. The store may write six tables.
+func WithoutCompaction(c Config) Config {
+	c.keepTables = true
+	return c
+}
+
 // WithDisk makes up a disk.
 func WithDisk(c Config, statfs func(string) (free, total int64, err error)) Config {
 	c.statfs = statfs
@@ -52,6 +59,13 @@ func write(s *RunStore, ops []mutation, at uint64) error {
 		s.db.writer.idle <- struct{}{}
 	}()
 	return <-applied
+}
+
+// IsClosing tells whether the store takes no further batch.
+func IsClosing(s *RunStore) bool {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	return s.queue.closed
 }
 
 // CompactAll has Badger compact all levels into one.

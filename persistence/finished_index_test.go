@@ -268,7 +268,7 @@ func TestListsWhileRunsComeAndGo(t *testing.T) {
 // store is open are in the list, as damaged, and the others are as they were.
 func TestRottenBlockIsDamageNotAbsence(t *testing.T) {
 	dir := t.TempDir()
-	s, err := persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
+	s, err := persistence.OpenStore(keptTables(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +282,7 @@ func TestRottenBlockIsDamageNotAbsence(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = persistence.OpenStore(persistence.WithSmallMemtables(persistence.Config{Dir: dir})); err != nil { // the tail of the log into tables
+	if s, err = persistence.OpenStore(keptTables(dir)); err != nil { // the tail of the log into tables
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
