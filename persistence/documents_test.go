@@ -6,6 +6,7 @@ import (
 	"io"
 	"testing"
 
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
@@ -71,6 +72,7 @@ func TestCloseDuringALongDocument(t *testing.T) {
 	}
 	closed := make(chan error, 1)
 	go func() { closed <- s.Close() }()
+	testenv.Eventually(t, "the store takes no more", func() bool { return persistence.IsClosing(s.RunStore) })
 	go func() {
 		for i := messages.RunID(0); ; i++ {
 			if _, err := w.Write(incompressibleBytes(i, 64<<10)); err != nil {
