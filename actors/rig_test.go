@@ -22,7 +22,6 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 )
 
 // runActor is the actor of a run, in its first life.
@@ -109,7 +108,7 @@ func (*bomb) Target() messages.RunID { return 0 }
 
 func (*bomb) Refuse(error) {}
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.VerifyNoLeaks(m) }
 
 const patience = testenv.Patience
 

@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
-	"go.uber.org/goleak"
 )
 
 const (
@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 		fill(dir, os.Getenv(realEnv) == "true")
 		return
 	}
-	goleak.VerifyTestMain(m)
+	testenv.VerifyNoLeaks(m)
 }
 
 // write is the process to be killed: it prints "run N" once run N is acknowledged.

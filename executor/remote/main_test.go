@@ -8,10 +8,10 @@ import (
 	"os/signal"
 	"testing"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // TestMain makes the test's binary its own worker, and its own server: "worker DIR
@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 			os.Exit(serverMain(os.Args[2:]))
 		}
 	}
-	goleak.VerifyTestMain(m)
+	testenv.VerifyNoLeaks(m)
 }
 
 func workerMain(dir, name string) int {

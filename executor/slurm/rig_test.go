@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/slurm"
@@ -27,7 +25,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "server" {
 		os.Exit(crashServer(os.Args[2], os.Args[3] == "true"))
 	}
-	goleak.VerifyTestMain(m)
+	testenv.VerifyNoLeaks(m)
 }
 
 // rig is a data folder with its cluster.

@@ -13,8 +13,17 @@ func VerifyNoLeaks(m goleak.TestingM, ignored ...goleak.Option) {
 	goleak.VerifyTestMain(patientM{m, options}, options...)
 }
 
-// patientM waits after the tests until no goroutine is left, at most for Patience. The half second that goleak
-// waits is too short for those that are about to end on a busy machine.
+// FindLeaks waits until no goroutine is left that is not ignored, at most for Patience, and returns an error
+// if one is. The half second that goleak waits is too short for those that are about to end on a busy machine.
+func FindLeaks(ignored ...goleak.Option) (err error) {
+	Poll(Patience, func() bool {
+		err = goleak.Find(ignored...)
+		return err == nil
+	})
+	return err
+}
+
+// patientM waits after the tests until no goroutine is left.
 type patientM struct {
 	goleak.TestingM
 	options []goleak.Option // without goleak.Cleanup, which goleak.Find refuses
@@ -23,7 +32,7 @@ type patientM struct {
 // Run runs the tests.
 func (m patientM) Run() (code int) {
 	if code = m.TestingM.Run(); code == 0 {
-		Poll(Patience, func() bool { return goleak.Find(m.options...) == nil })
+		_ = FindLeaks(m.options...) // goleak looks once more, and reports them
 	}
 	return code
 }

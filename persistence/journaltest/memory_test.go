@@ -4,13 +4,13 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
-	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.VerifyNoLeaks(m) }
 
 // closing has a store closed when the test ends.
 func closing(t testing.TB, m *journaltest.Memory) *journaltest.Memory {
