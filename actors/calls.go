@@ -127,7 +127,7 @@ const changePatience = time.Second
 // awaitChanges lets no further change begin. It returns when each caller has heard of its change, or when
 // ctx or changePatience is over.
 func (n *Node) awaitChanges(ctx context.Context) {
-	patience := time.NewTimer(changePatience)
+	patience := time.NewTimer(n.env.changePatience)
 	defer patience.Stop()
 	select {
 	case <-n.changes.close():

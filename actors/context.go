@@ -55,11 +55,12 @@ type services struct {
 
 // settings are the parts of Config that actors look at. newNodeContext fills them.
 type settings struct {
-	killGrace     time.Duration
-	numbering     messages.Numbering
-	replicated    bool       // another node goes on with the runs when this one leads no longer: Config.Epoch is set
-	limits        dag.Limits // for what runs generate
-	snapshotEvery int        // see snapshots
+	killGrace      time.Duration
+	numbering      messages.Numbering
+	replicated     bool          // another node goes on with the runs when this one leads no longer: Config.Epoch is set
+	limits         dag.Limits    // for what runs generate
+	snapshotEvery  int           // see snapshots
+	changePatience time.Duration // see Node.awaitChanges
 }
 
 // lifecycle is what the actors know of the node's stages, and the numbers that make the names
@@ -106,6 +107,7 @@ func newNodeContext(c Config, n *Node, root *actor.RootContext) *nodeContext {
 		settings: settings{
 			killGrace: c.KillGrace, numbering: c.Numbering, replicated: c.Epoch > 0,
 			limits: c.Limits, snapshotEvery: cmp.Or(c.snapshotEvery, snapshotEvery),
+			changePatience: cmp.Or(c.changePatience, changePatience),
 		},
 		lifecycle: lifecycle{closing: &n.closing, stopped: n.stopped, paused: n.pauses.current},
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/prometheus/client_golang/prometheus"
@@ -90,13 +91,14 @@ type leader struct {
 	registry *prometheus.Registry
 	rig      // of the present term: node, and what the test asks of it
 	store    *persistence.RunStore
+	change   []func(*Config)
 }
 
 const testPartitions = 6
 
-func newLeader(t *testing.T) *leader {
+func newLeader(t *testing.T, change ...func(*Config)) *leader {
 	t.Helper()
-	l := &leader{t: t, durable: executortest.NewDurable(), registry: prometheus.NewRegistry()}
+	l := &leader{t: t, durable: executortest.NewDurable(), registry: prometheus.NewRegistry(), change: change}
 	db, err := persistence.OpenDB(persistence.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -138,6 +140,9 @@ func (l *leader) begin() {
 			"noop":    func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.Report), nil },
 		},
 		Registerer: l.registry, Logger: slog.New(slog.NewTextHandler(l.t.Output(), nil)),
+	}
+	for _, f := range l.change {
+		f(&c)
 	}
 	wrap := l.wrap
 	if wrap != nil {
@@ -315,7 +320,12 @@ func TestReadersAreNeverInDoubt(t *testing.T) {
 func TestDetachedEngineAnswersItsCallers(t *testing.T) {
 	for what, inTime := range map[string]bool{"in time": true, "too late": false} {
 		t.Run(what, func(t *testing.T) {
-			l := newLeader(t)
+			l := newLeader(t, func(c *Config) {
+				c.changePatience = patience
+				if !inTime {
+					c.changePatience = 10 * time.Millisecond
+				}
+			})
 			held, release := l.log.hold()
 			submitted := async(func() error { return second(l.node.Submit(t.Context(), l.plan(single))) })
 			<-held
@@ -430,7 +440,7 @@ func TestClosedEngineLeavesNoGoroutine(t *testing.T) {
 		_, _ = l.node.Submit(t.Context(), l.plan(single))
 		within(t, "the engine ends", l.node.Failed())
 		l.end()
-		if err := goleak.Find(before); err != nil {
+		if err := testenv.FindLeaks(before); err != nil {
 			t.Fatal(err)
 		}
 		families, err := l.registry.Gather()
@@ -462,7 +472,7 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 	if _, err := Start(c); !errors.Is(err, errDisk) {
 		t.Errorf("an executor that does not open: %v", err)
 	}
-	if err := goleak.Find(before); err != nil {
+	if err := testenv.FindLeaks(before); err != nil {
 		t.Error(err)
 	}
 	c.Executors = r.config.Executors

@@ -66,7 +66,9 @@ type Config struct {
 	// ClusterOutputs is where the output of a cluster is. nil = Outputs has that of all attempts.
 	ClusterOutputs query.ClusterOutputs
 
-	snapshotEvery int // 0 = snapshotEvery
+	// Seams of tests.
+	snapshotEvery  int           // 0 = snapshotEvery
+	changePatience time.Duration // 0 = changePatience
 }
 
 // Node is the engine of one server: the actor tree and its services. It
