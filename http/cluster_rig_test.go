@@ -86,7 +86,7 @@ func (rig *clusterRig) start(id string, change ...func(*Config)) *clusterNode {
 	rig.nodes[id] = n
 	rig.mu.Unlock()
 	n.service = newService(rig.t, n.engine, append([]func(*Config){func(c *Config) {
-		c.Cluster, c.leaderWait = n, testenv.Patience // longer than a busy machine needs
+		c.Cluster, c.leaderWait, c.dialLimit = n, testenv.Patience, testenv.Patience // longer than a busy machine needs
 	}}, change...)...)
 	port := rig.listen()
 	n.port = port.Addr().String()

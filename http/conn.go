@@ -101,11 +101,8 @@ func (c *conn) Write(p []byte) (int, error) {
 	}
 }
 
-// drainTime is how long a connection is read from before it is closed; see Close.
-const drainTime = time.Second
-
 // Close closes the connection. After a request that was refused before it was read, it first reads on
-// for drainTime. Closing while the client is still sending would reset the connection, and the client
+// for Config.drainTime. Closing while the client is still sending would reset the connection, and the client
 // might not receive the answer (RFC 9112, section 9.6). closeNow ends that early.
 func (c *conn) Close() error {
 	if !c.closed.CompareAndSwap(false, true) {
@@ -116,7 +113,7 @@ func (c *conn) Close() error {
 	c.request.Load().cancel(errConnClosed)
 	if c.drainOnClose.Load() {
 		if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
-			if c.Conn.SetReadDeadline(time.Now().Add(drainTime)) == nil {
+			if c.Conn.SetReadDeadline(time.Now().Add(c.s.cfg.drainTime)) == nil {
 				_, _ = io.Copy(io.Discard, c.Conn)
 			}
 		}

@@ -62,8 +62,6 @@ const (
 const (
 	// maxHops is how often a request is forwarded at most.
 	maxHops = 2
-	// dialLimit bounds the time to connect to a node. A node whose machine is down does not answer.
-	dialLimit = time.Second
 	// maxDials bounds the connections to a node that are being made at a time. A node takes only some from
 	// strangers at once, and closes further ones, also those of the replicated log.
 	maxDials = 16

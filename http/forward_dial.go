@@ -14,7 +14,7 @@ func (f *forwarder) dial(ctx context.Context, _, address string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialLimit)
+	ctx, cancel := context.WithTimeout(ctx, f.s.cfg.dialLimit)
 	defer cancel()
 	defer context.AfterFunc(f.ctx, cancel)()
 	slots := f.dialSlots(node)

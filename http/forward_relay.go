@@ -86,7 +86,7 @@ type relayPace struct {
 }
 
 // relayWithoutLeader returns a relay for a request whose partition has no known leader; "" = it waits. The
-// first attempt leaves the last leader out: if its machine is dead, the request would wait for dialLimit,
+// first attempt leaves the last leader out: if its machine is dead, the request would wait for Config.dialLimit,
 // while another node may already lead. Later attempts do not, because it may follow a leader that this node
 // has not heard of.
 func (f *forwarder) relayWithoutLeader(partition uint64, pace *relayPace) string {
@@ -162,7 +162,7 @@ func (f *forwarder) startProbes(relays map[string][]*forwardedRequest) (lost []s
 
 // probeRelay dials a node once.
 func (f *forwarder) probeRelay(node string, probe *relayProbe) {
-	ctx, cancel := context.WithTimeout(f.ctx, dialLimit)
+	ctx, cancel := context.WithTimeout(f.ctx, f.s.cfg.dialLimit)
 	defer cancel()
 	conn, err := f.cluster.Dial(ctx, node)
 	if err == nil {

@@ -96,7 +96,11 @@ func outlastLeader(t *testing.T, wait time.Duration) error {
 	replies := make(chan reply, 1)
 	began := time.Now()
 	go func() { replies <- entry.get("/v1/dagrun/2/state?wait=100ms") }()
-	<-reached
+	select {
+	case <-reached:
+	case r := <-replies:
+		return fmt.Errorf("the first leader was not reached in time: %d %s", r.status, r.body)
+	}
 	testenv.Eventually(t, "the time for a leader is up", func() bool { return time.Since(began) > 2*entry.forwarder.wait })
 	rig.lead("n3")
 	close(release)

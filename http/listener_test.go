@@ -109,18 +109,23 @@ func TestConnectionsBeyondTheLimitAreRefused(t *testing.T) {
 		s.busy()
 	}
 	testenv.Eventually(t, "all are waiting", func() bool { e.mu.Lock(); defer e.mu.Unlock(); return e.waiting == 3 })
-	_, r = s.raw(ask)
+	refused, r := s.raw(ask)
 	got := s.answerTo(r)
 	refusedWith(t, got, 503, "too many connections")
 	if !got.close || got.header.Get("Retry-After") == "" {
 		t.Errorf("close %v, %v", got.close, got.header)
 	}
-	var turnedAway reply
+	refused.Close()
+	testenv.Eventually(t, "its place is free", func() bool { return s.connections() == 3 })
 	s.raw("") // takes the place of a refused one
 	testenv.Eventually(t, "all places are taken", func() bool { return s.connections() == 4 })
+	s.conns.mu.Lock()
+	for c := range s.conns.open {
+		c.stateSince.Store(int64(time.Since(s.startedAt) + time.Hour)) // it stays new, and is not evicted
+	}
+	s.conns.mu.Unlock()
 	_, r = s.raw("")
-	turnedAway = s.answerTo(r)
-	refusedWith(t, turnedAway, 503, "too many connections")
+	refusedWith(t, s.answerTo(r), 503, "too many connections")
 	s.conns.close(true)
 }
 

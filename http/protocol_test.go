@@ -298,9 +298,15 @@ const chunkedHead = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: applic
 func sendSlowly(t *testing.T, size int, timeout time.Duration) error {
 	e := &fakeEngine{}
 	s := serveLong(t, e, func(c *Config) { c.ReadTimeout = timeout })
-	c, r := s.raw(fmt.Sprintf("%s%x\r\n%s\r\n", chunkedHead, size, strings.Repeat(" ", size)))
+	c, r := s.raw("")
+	if _, err := fmt.Fprintf(c, "%s%x\r\n%s\r\n", chunkedHead, size, strings.Repeat(" ", size)); err != nil {
+		return err
+	}
 	<-time.After(3 * timeout) // longer than the timeout, shorter than size / minBodyRate
 	if _, err := fmt.Fprintf(c, "%x\r\n%s\r\n0\r\n\r\n", len(contractSpec), contractSpec); err != nil {
+		return err
+	}
+	if _, err := r.Peek(1); err != nil {
 		return err
 	}
 	if got := s.answerTo(r); got.body != `{"runID":0}` {

@@ -67,7 +67,10 @@ func serveOn(t testing.TB, l net.Listener, e Engine, change ...func(*Config)) *s
 func newService(t testing.TB, e Engine, change ...func(*Config)) *service {
 	t.Helper()
 	s := &service{t: t, logs: &logBuffer{}, done: make(chan error, 1)}
-	cfg := Config{Engine: e, Logger: slog.New(slog.NewTextHandler(s.logs, nil)), ReadTimeout: time.Minute} // longer than any test waits
+	cfg := Config{Engine: e, Logger: slog.New(slog.NewTextHandler(s.logs, nil)),
+		ReadTimeout: time.Minute, // longer than any test waits
+		// Clients of the tests may be as slow.
+		lastAnswersTime: testenv.Patience, drainTime: testenv.Patience / 3}
 	for _, f := range change {
 		f(&cfg)
 	}

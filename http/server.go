@@ -61,6 +61,10 @@ type Config struct {
 	// watchAfter is how long a request waits in one call of the engine before its client is
 	// watched; default 1 s.
 	watchAfter time.Duration
+	// lastAnswersTime is how long all answers may take when the time of a shutdown is up; default 250 ms.
+	lastAnswersTime time.Duration
+	// drainTime is how long a connection is read from before it is closed (conn.Close); default 1 s.
+	drainTime time.Duration
 	// MaxConns bounds the open connections. Beyond it the oldest idle one is closed, or the new
 	// one is answered 503. Default, and at most, 8,192.
 	MaxConns int
@@ -74,6 +78,8 @@ type Config struct {
 	Cluster Cluster
 	// leaderWait is how long a request waits for a leader of its partition; default LeaderWait.
 	leaderWait time.Duration
+	// dialLimit bounds the time to connect to a node; default 1 s. A node whose machine is down does not answer.
+	dialLimit time.Duration
 	// forwardTick is the interval at which requests that wait for another node are looked at; default 250 ms.
 	forwardTick time.Duration
 }
@@ -243,6 +249,9 @@ func (c Config) withDefaults() Config {
 	if c.leaderWait <= 0 {
 		c.leaderWait = LeaderWait
 	}
+	if c.dialLimit <= 0 {
+		c.dialLimit = time.Second
+	}
 	if c.forwardTick <= 0 {
 		c.forwardTick = 250 * time.Millisecond
 	}
@@ -251,6 +260,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.watchAfter <= 0 {
 		c.watchAfter = time.Second
+	}
+	if c.lastAnswersTime <= 0 {
+		c.lastAnswersTime = 250 * time.Millisecond
+	}
+	if c.drainTime <= 0 {
+		c.drainTime = time.Second
 	}
 	if c.MaxConns <= 0 || c.MaxConns > defaultMaxConns {
 		c.MaxConns = defaultMaxConns
@@ -323,11 +338,8 @@ func (s *Server) awaitDrained(ctx context.Context) error {
 	return nil
 }
 
-// Times of the end of a shutdown whose time is up: for all answers, and between two looks at them.
-const (
-	lastAnswersTime = 250 * time.Millisecond
-	lastAnswersPoll = 5 * time.Millisecond
-)
+// lastAnswersPoll is the time between two looks at what a shutdown waits for at its end.
+const lastAnswersPoll = 5 * time.Millisecond
 
 // endCalls ends all calls of the engine, and waits for the answers: without it a request that waits for
 // a disk that hangs would lose its connection without an answer. It gives up after lastAnswersTime,
@@ -335,7 +347,7 @@ const (
 // Answers that are streamed are not waited for: they cannot be completed.
 func (s *Server) endCalls() {
 	s.conns.endCalls()
-	over := time.NewTimer(lastAnswersTime)
+	over := time.NewTimer(s.cfg.lastAnswersTime)
 	defer over.Stop()
 	ticker := time.NewTicker(lastAnswersPoll)
 	defer ticker.Stop()
@@ -395,7 +407,7 @@ func (s *Server) closeListeners(ctx context.Context, all bool) error {
 // (conn.Close): the end of the process would reset them. fasthttp no longer counts these. It returns
 // when the last one is closed, when ctx ends, or after drainTime.
 func (s *Server) awaitClosed(ctx context.Context) {
-	over := time.NewTimer(drainTime)
+	over := time.NewTimer(s.cfg.drainTime)
 	defer over.Stop()
 	ticker := time.NewTicker(lastAnswersPoll)
 	defer ticker.Stop()

@@ -297,7 +297,11 @@ func TestShutdown(t *testing.T) {
 	log := &fakeLog{live: true, data: []byte("x\n")}
 	e := logEngine(t, log)
 	entered, proceed := holdKill(e)
-	s := serve(t, e)
+	own, err := testenv.Listen() // it is dialed after its close
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serveOn(t, own, e)
 	_, followed := s.follow("")
 	nextLine(t, followed, "x\n")
 	keptAlive, kept := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
@@ -519,6 +523,7 @@ func TestShutdownAnswersClientsThatSend(t *testing.T) {
 		}
 	}
 	refusedWith(t, s.answerTo(r), 503, "shutting down")
+	c.Close() // else the server reads on
 	for range 10 {
 		resp, err := s.open("POST", "/v1/dagrun", strings.Repeat(" ", 8<<20))
 		if err != nil {
