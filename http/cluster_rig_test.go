@@ -45,6 +45,8 @@ type clusterRig struct {
 	dialing     map[string]int // at present, by the node that is dialed
 	mostDialing int            // to one node
 	changed     chan struct{}
+	// onLeader is called by Leader of a node; it may be nil.
+	onLeader func(id string)
 	// onStatus is called by Status; it may be nil.
 	onStatus func()
 	queued   map[uint64]int          // tasks that wait, by partition
@@ -145,6 +147,12 @@ func (n *clusterNode) Self() string       { return n.id }
 func (n *clusterNode) Partitions() uint64 { return uint64(max(len(n.rig.leaders), 1)) }
 
 func (n *clusterNode) Leader(partition uint64) (string, bool) {
+	n.rig.mu.Lock()
+	asked := n.rig.onLeader
+	n.rig.mu.Unlock()
+	if asked != nil {
+		asked(n.id)
+	}
 	n.rig.mu.Lock()
 	defer n.rig.mu.Unlock()
 	leader := n.rig.leader

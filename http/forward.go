@@ -231,6 +231,8 @@ func (f *forwarder) forward(ctx *fasthttp.RequestCtx, rt *route, next handler, p
 			} else if body != nil {
 				return err
 			}
+		case node == self && isHinted:
+			// The other node does not know either: this one does not lead.
 		case node == self:
 			why = fmt.Sprintf("the engine of partition %d is starting", partition)
 		case node == "":

@@ -201,6 +201,15 @@ func TestStaleLeaderNamesTheNext(t *testing.T) {
 	rig.update(func() { rig.leader, rig.views["n1"], rig.views["n2"] = "n3", "n2", "n1" })
 	rig.node("n2").forwarder.wait = 50 * time.Millisecond
 	refusedWith(t, rig.node("n2").get("/v1/dagrun/3/state"), 503, "does not lead partition 0")
+	// Also if the time is up when n1 has named n2 to n2.
+	rig.update(func() {
+		rig.onLeader = func(id string) {
+			if id == "n2" {
+				<-time.After(100 * time.Millisecond)
+			}
+		}
+	})
+	refusedWith(t, rig.node("n2").get("/v1/dagrun/3/state"), 503, "node n1 does not lead partition 0")
 }
 
 // TestLeaderLostInMidRequest: what may be sent again is, and anything else has an unknown outcome.
