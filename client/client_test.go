@@ -332,7 +332,7 @@ func TestNoRetries(t *testing.T) {
 // connection breaks. That the second connection is refused does not mean that the request was never
 // sent.
 func TestRepeatedByTheTransport(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := testenv.Listen() // it is dialed after its close
 	if err != nil {
 		t.Fatal(err)
 	}
