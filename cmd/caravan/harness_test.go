@@ -88,7 +88,7 @@ func newProgram(stdin string) *program {
 		},
 	}
 	// As if the user had set them, so that tests do not change the process.
-	p.env["GOMEMLIMIT"], p.env["GOMAXPROCS"] = "1GiB", "2"
+	p.env["GOMEMLIMIT"], p.env["GOMAXPROCS"], p.env["GOGC"] = "1GiB", "2", "100"
 	return p
 }
 
