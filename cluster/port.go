@@ -24,8 +24,13 @@ type ID [16]byte
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
 const (
-	// greetingLimit bounds the time from the accept to the end of the greeting.
+	// greetingLimit bounds the wait for a connection, and then each step of the greeting: the time to the
+	// next byte.
 	greetingLimit = 5 * time.Second
+	// longestGreeting bounds the time from the accept to the end of the greeting. It is longer than
+	// greetingLimit, so that a machine under load does not lose the work for a handshake that goes on. A
+	// stranger gains nothing: maxGreetings bounds the places, not the time.
+	longestGreeting = 4 * greetingLimit
 	// maxGreetings bounds the connections that have not yet said what they are for. When there are more,
 	// the oldest one is closed: a node greets within milliseconds, and a stranger who opens connections and
 	// says nothing must not keep the nodes out.
@@ -230,11 +235,57 @@ func (p *port) logRefusal(conn net.Conn, err error) {
 	}
 }
 
-func (p *port) answerGreeting(raw net.Conn) (net.Conn, *protocolListener, error) {
-	if err := raw.SetDeadline(time.Now().Add(greetingLimit)); err != nil {
+// greetingConn is a connection whose deadline each read and each write puts off, until the greeting ends.
+type greetingConn struct {
+	net.Conn
+	end time.Time // of the greeting at the latest; zero when it has ended
+}
+
+func beginDeadline(raw net.Conn, end time.Time) (*greetingConn, error) {
+	c := &greetingConn{Conn: raw, end: end}
+	return c, c.putOffDeadline()
+}
+
+func (c *greetingConn) putOffDeadline() error {
+	deadline := time.Now().Add(greetingLimit)
+	if deadline.After(c.end) {
+		deadline = c.end
+	}
+	return c.SetDeadline(deadline)
+}
+
+func (c *greetingConn) endDeadline() error {
+	c.end = time.Time{}
+	return c.SetDeadline(time.Time{})
+}
+
+// Read puts the deadline off.
+func (c *greetingConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && err == nil && !c.end.IsZero() {
+		err = c.putOffDeadline()
+	}
+	return n, err
+}
+
+// Write puts the deadline off.
+func (c *greetingConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err == nil && !c.end.IsZero() {
+		err = c.putOffDeadline()
+	}
+	return n, err
+}
+
+// NetConn returns the connection below, as that of a tls.Conn does.
+func (c *greetingConn) NetConn() net.Conn { return c.Conn }
+
+func (p *port) answerGreeting(accepted net.Conn) (net.Conn, *protocolListener, error) {
+	raw, err := beginDeadline(accepted, time.Now().Add(longestGreeting))
+	if err != nil {
 		return nil, nil, err
 	}
-	conn, negotiated := raw, ""
+	conn, negotiated := net.Conn(raw), ""
 	if p.server != nil {
 		secure := tls.Server(raw, p.server)
 		if err := secure.HandshakeContext(p.ctx); err != nil {
@@ -267,7 +318,10 @@ func (p *port) answerGreeting(raw net.Conn) (net.Conn, *protocolListener, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	return conn, listener, conn.SetDeadline(time.Time{})
+	if p.server == nil {
+		conn = accepted
+	}
+	return conn, listener, raw.endDeadline()
 }
 
 func appendGreeting(b []byte, protocol string, cluster ID, node raftlog.NodeID) []byte {
@@ -299,10 +353,12 @@ var errOtherNode = errors.New("another node, or one of another cluster, answers 
 
 // dialNode connects to the node of a name for a protocol. The zero cluster and ID are for introductions.
 func (p *port) dialNode(ctx context.Context, peer NodeAddress, protocol string, cluster ID, node raftlog.NodeID) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, greetingLimit)
+	ctx, cancel := context.WithTimeout(ctx, longestGreeting)
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)()
-	raw, err := p.connect(ctx, peer.Address)
+	connecting, connected := context.WithTimeout(ctx, greetingLimit)
+	raw, err := p.connect(connecting, peer.Address)
+	connected()
 	if err != nil {
 		return nil, err
 	}
@@ -318,12 +374,13 @@ func (p *port) dialNode(ctx context.Context, peer NodeAddress, protocol string, 
 	return conn, nil
 }
 
-func (p *port) sendGreeting(ctx context.Context, raw net.Conn, name, protocol string, greeting []byte) (net.Conn, error) {
-	deadline, _ := ctx.Deadline()
-	if err := raw.SetDeadline(deadline); err != nil {
+func (p *port) sendGreeting(ctx context.Context, dialed net.Conn, name, protocol string, greeting []byte) (net.Conn, error) {
+	end, _ := ctx.Deadline()
+	raw, err := beginDeadline(dialed, end)
+	if err != nil {
 		return nil, err
 	}
-	conn := raw
+	conn := net.Conn(raw)
 	if p.credentials != nil {
 		config := p.credentials.ClientOfRole(clustertls.Node, protocol)
 		if name != "" {
@@ -345,7 +402,10 @@ func (p *port) sendGreeting(ctx context.Context, raw net.Conn, name, protocol st
 	}
 	switch answer[0] {
 	case greetingAccepted:
-		return conn, conn.SetDeadline(time.Time{})
+		if p.credentials == nil {
+			conn = dialed
+		}
+		return conn, raw.endDeadline()
 	case greetingNoListener:
 		return nil, fmt.Errorf("the node does not listen for %s yet", protocol)
 	}

@@ -32,16 +32,17 @@
 // entry.go is the format of an entry and the fence. machine.go is what becomes of a committed entry.
 // propose.go is how one gets there; group.go and incarnation.go are the life of a replica. stable.go,
 // logstore.go (with segments.go) and snapshots.go are what it keeps: the files `vote`, `log/`,
-// `snapshot`, all record files (record.go) but for the segments of the log. mux.go, pipeline.go and
-// followers.go are the connections, exchange.go replaces the rows of a replica, lease.go the read lease, and watch.go looks after what the library
+// `snapshot`, all record files (record.go) but for the segments of the log. mux.go, dials.go, pipeline.go
+// and followers.go are the connections, exchange.go replaces the rows of a replica, lease.go the read lease, and watch.go looks after what the library
 // does not notice.
 //
 // # Locks
 //
-// Group.mu, followers.mu, logStore.mu, voteStore.mu, applier.mu and snapshotStore.mu are leaves: no call
-// leaves this package under them, except that voteStore.mu and snapshotStore.mu are held over writes of
-// record files. applier.applying is taken before applier.restoring, and that before applier.mu and
-// snapshotStore.mu. Group.snapshotting is taken before all of them.
+// Group.mu, followers.mu, logStore.mu, voteStore.mu, applier.mu, snapshotStore.mu and dialer.mu are
+// leaves: no call leaves this package under them, except that voteStore.mu and snapshotStore.mu are held
+// over writes of record files, and dialer.mu when a connection is closed. applier.applying is taken
+// before applier.restoring, and that before applier.mu and snapshotStore.mu. Group.snapshotting is taken
+// before all of them.
 //
 // # What this package relies on in hashicorp/raft v1.8.0 and raft-wal v0.4.1
 //

@@ -109,3 +109,6 @@ func (s Settings) IsStuck(since time.Duration, succeeded bool) (isStuck bool) {
 	f.forEach(1, []NodeID{"n2"}, func(_ NodeID, n followerProgress) { isStuck = n.isStuck(now, 100, &s) })
 	return isStuck
 }
+
+// MaxLateDials is the most dials to one node that may be under way.
+const MaxLateDials = maxLateDials

@@ -363,9 +363,10 @@ func TestFailedTermEndsTheReplica(t *testing.T) {
 	withGroup(t, 3, fastSettings(), func(c *cluster) {
 		leader, epoch := c.lead()
 		c.put(leader, epoch, "once-before", "x")
-		failing := c.followers(leader)[0]
+		failing, other := c.followers(leader)[0], c.followers(leader)[1]
 		failing.files.Add(faults.Rule{Op: faults.Sync, Path: "vote.new", Err: errors.New("injected EIO")})
-		c.crash(leader) // an election raises the term
+		c.crash(leader)
+		other.group.Nominate() // an election raises the term, also if the leadership has moved in the meantime
 		testenv.ReceiveWithin(t, patience, "the replica ends", failing.group.Failed())
 		if err := failing.group.Err(); err == nil || !strings.Contains(err.Error(), "injected EIO") {
 			t.Errorf("the replica ends with %v", err)

@@ -38,7 +38,7 @@ func (g *Group) startLibrary() (*incarnation, error) {
 	inc := &incarnation{self: g.config.Node, followers: newFollowerTable(g.watch.clock),
 		observations: make(chan raft.Observation, 8), cut: make(chan struct{}), stopped: make(chan struct{})}
 	network := raft.NewNetworkTransport(stream, poolSize, g.settings.Request, libraryLog{g.logger})
-	inc.transport = &transport{NetworkTransport: network, followers: inc.followers}
+	inc.transport = &transport{NetworkTransport: network, stream: stream, followers: inc.followers}
 	if err := g.newRaft(inc); err != nil {
 		network.Close()
 		return nil, err

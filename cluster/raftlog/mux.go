@@ -28,7 +28,8 @@ const NodeRole = "node.caravan.internal"
 type NodeID string
 
 const (
-	// handshakeLimit bounds the time from the accept to the group number.
+	// handshakeLimit bounds the time from the accept to the group number, and on the other side that to
+	// connect and that of the handshake, where the Mux does them itself.
 	handshakeLimit = 5 * time.Second
 	// maxHandshakes bounds the connections that have not yet said which group they are for.
 	maxHandshakes = 64
@@ -71,6 +72,7 @@ type Mux struct {
 	config         MuxConfig
 	server, client *tls.Config // nil in memory
 	handshakes     chan struct{}
+	dialer         dialer
 
 	mu     sync.Mutex
 	groups map[uint16]*groupStream
@@ -89,7 +91,7 @@ func NewMux(config MuxConfig) (*Mux, error) {
 	}
 	if m.config.Dial == nil {
 		m.config.Dial = func(ctx context.Context, address string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address)
+			return (&net.Dialer{Timeout: handshakeLimit}).DialContext(ctx, "tcp", address)
 		}
 	}
 	switch {
@@ -99,6 +101,7 @@ func NewMux(config MuxConfig) (*Mux, error) {
 		return nil, fmt.Errorf("listener %s without TLS: only a listener in memory may do without", config.Listener.Addr())
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
+	m.dialer = dialer{connect: m.connect, ctx: m.ctx, nodes: map[NodeID]*nodeDials{}}
 	m.wait.Go(m.acceptAll)
 	return m, nil
 }
@@ -141,6 +144,7 @@ func (m *Mux) Close() error {
 	for _, g := range groups {
 		g.Close()
 	}
+	m.dialer.close()
 	m.wait.Wait()
 	return err
 }
@@ -226,49 +230,66 @@ func (m *Mux) serverHandshake(raw net.Conn) (net.Conn, *groupStream, error) {
 	return conn, group, conn.SetDeadline(time.Time{})
 }
 
-// dial connects to the group on another node.
-func (m *Mux) dial(group uint16, node NodeID, limit time.Duration) (net.Conn, error) {
+// connect connects to another node, up to the group number.
+func (m *Mux) connect(ctx context.Context, node NodeID) (net.Conn, error) {
 	address, err := m.config.Resolve(node)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(m.ctx, limit)
-	defer cancel()
 	raw, err := m.config.Dial(ctx, address)
-	if err != nil {
-		return nil, err
+	if err != nil || m.client == nil {
+		return raw, err
 	}
-	conn, err := m.clientHandshake(ctx, raw, group)
-	if err != nil {
+	ctx, cancel := context.WithTimeout(ctx, handshakeLimit)
+	defer cancel()
+	secure := tls.Client(raw, m.client)
+	if err := secure.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("node %s at %s: %w", node, address, err)
 	}
-	return conn, nil
+	return secure, nil
 }
 
-func (m *Mux) clientHandshake(ctx context.Context, raw net.Conn, group uint16) (net.Conn, error) {
-	deadline, _ := ctx.Deadline()
-	raw.SetDeadline(deadline)
-	conn := raw
-	if m.client != nil {
-		secure := tls.Client(raw, m.client)
-		if err := secure.HandshakeContext(ctx); err != nil {
+// dial connects a group to the same group on another node.
+func (m *Mux) dial(g *groupStream, node NodeID, limit time.Duration) (net.Conn, error) {
+	end := time.Now().Add(limit)
+	for {
+		conn, isSpare, err := m.dialer.request(g, node, time.Until(end))
+		if err != nil {
 			return nil, err
 		}
-		conn = secure
+		tracked, err := g.trackConn(conn)
+		if err != nil {
+			return nil, err
+		}
+		if err = chooseGroup(tracked, g.group, limit); err == nil {
+			return tracked, nil
+		}
+		tracked.Close()
+		if !isSpare {
+			return nil, fmt.Errorf("node %s: %w", node, err)
+		}
+	}
+}
+
+// chooseGroup tells the other side which group a connection is for. It has its own time: a connection
+// that comes at the end of a request's would be wasted.
+func chooseGroup(conn net.Conn, group uint16, limit time.Duration) error {
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
+		return err
 	}
 	if _, err := conn.Write(binary.BigEndian.AppendUint16(nil, group)); err != nil {
-		return nil, err
+		return err
 	}
 	// In TLS 1.3 the client is done before the server has seen its certificate. A refusal shows here.
 	var answer [1]byte
 	if _, err := io.ReadFull(conn, answer[:]); err != nil {
-		return nil, err
+		return err
 	}
 	if answer[0] != groupAccepted {
-		return nil, fmt.Errorf("group %d is not there", group)
+		return fmt.Errorf("group %d is not there", group)
 	}
-	return conn, conn.SetDeadline(time.Time{})
+	return conn.SetDeadline(time.Time{})
 }
 
 // openStream registers a group. Connections from other nodes wait until opensAt: see groupStream.
@@ -345,12 +366,12 @@ func (g *groupStream) Dial(address raft.ServerAddress, limit time.Duration) (net
 		return nil, net.ErrClosed
 	default:
 	}
-	conn, err := g.mux.dial(g.group, NodeID(address), limit)
-	if err != nil {
-		return nil, err
-	}
-	return g.trackConn(conn)
+	return g.mux.dial(g, NodeID(address), limit)
 }
+
+// dropVotes ends the waits of this group for a connection to a node. A candidate calls it before it asks
+// for a vote: what waits is of a former election, or of a leadership that is over.
+func (g *groupStream) dropVotes(node NodeID) { g.mux.dialer.dropRequests(g, node, errNewerVote) }
 
 // Close closes all connections and refuses new ones. The library closes the connections in its pool
 // only, and so would go on sending heartbeats on one that is in use.
@@ -386,7 +407,7 @@ func (g *groupStream) trackConn(conn net.Conn) (net.Conn, error) {
 	defer g.mu.Unlock()
 	select {
 	case <-g.closed:
-		conn.Close()
+		closeConn(conn)
 		return nil, net.ErrClosed
 	default:
 		g.conns[tracked] = struct{}{}
@@ -400,16 +421,21 @@ type groupConn struct {
 	group *groupStream
 }
 
-// Close closes the connection below TLS. Close of tls.Conn would send an alert and wait up to 5 s for a
-// peer that does not read.
+// Close closes the connection.
 func (c *groupConn) Close() error {
 	c.group.mu.Lock()
 	delete(c.group.conns, c)
 	c.group.mu.Unlock()
-	if secure, ok := c.Conn.(*tls.Conn); ok {
+	return closeConn(c.Conn)
+}
+
+// closeConn closes a connection below TLS. Close of tls.Conn would send an alert and wait up to 5 s for
+// a peer that does not read.
+func closeConn(conn net.Conn) error {
+	if secure, ok := conn.(*tls.Conn); ok {
 		return secure.NetConn().Close()
 	}
-	return c.Conn.Close()
+	return conn.Close()
 }
 
 // nodeAddress is a node ID as a net.Addr.

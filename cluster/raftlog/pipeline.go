@@ -15,6 +15,7 @@ import (
 // raft.WithPreVote by a type assertion, and goes without pre-votes if they are missing.
 type transport struct {
 	*raft.NetworkTransport
+	stream    *groupStream
 	followers *followerTable
 }
 
@@ -56,6 +57,19 @@ func (t *transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
 func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
 	t.followers.voidLease()
 	return t.NetworkTransport.TimeoutNow(id, target, args, resp)
+}
+
+// RequestPreVote asks whether a follower would vote. When answers are missing the candidate asks again,
+// and what it has asked before does not go on waiting for a connection.
+func (t *transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	t.stream.dropVotes(NodeID(target))
+	return t.NetworkTransport.RequestPreVote(id, target, args, resp)
+}
+
+// RequestVote asks for a vote, as RequestPreVote does.
+func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	t.stream.dropVotes(NodeID(target))
+	return t.NetworkTransport.RequestVote(id, target, args, resp)
 }
 
 // drainedPipeline takes every answer of a pipeline as it comes, whether the library reads it or not.
