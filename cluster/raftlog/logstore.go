@@ -44,6 +44,11 @@ type logStore struct {
 	// is used.
 	refuse func([]*raft.Log) error
 
+	// closing keeps reads and close apart: in raft-wal a read that has begun before Close and goes on after it
+	// finds no list of segments, and panics. Group.Status reads whenever its caller likes. Reads do not wait
+	// for it, because close may wait for the disk.
+	closing sync.RWMutex
+
 	mu      sync.Mutex
 	latched error
 	floor   uint64 // the lowest index that a trim leaves; 0: any may go
@@ -109,13 +114,29 @@ func segmentSizes(fsys vfs.FS, dir string) (sizes []sizeMark, err error) {
 }
 
 // close closes the files. The library must not use the store any more.
-func (s *logStore) close() error { return s.wal.Close() }
+func (s *logStore) close() error {
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	return s.wal.Close()
+}
 
 // FirstIndex returns the index of the oldest entry, 0 if the log is empty.
-func (s *logStore) FirstIndex() (uint64, error) { return s.wal.FirstIndex() }
+func (s *logStore) FirstIndex() (uint64, error) {
+	if !s.closing.TryRLock() {
+		return 0, wal.ErrClosed
+	}
+	defer s.closing.RUnlock()
+	return s.wal.FirstIndex()
+}
 
 // LastIndex returns the index of the newest durable entry, 0 if the log is empty.
-func (s *logStore) LastIndex() (uint64, error) { return s.wal.LastIndex() }
+func (s *logStore) LastIndex() (uint64, error) {
+	if !s.closing.TryRLock() {
+		return 0, wal.ErrClosed
+	}
+	defer s.closing.RUnlock()
+	return s.wal.LastIndex()
+}
 
 // IsMonotonic tells the library to empty the log when it installs a snapshot. Otherwise it would leave
 // TrailingEntries, and raft-wal refuses an entry that does not follow the last one. What the library
@@ -125,7 +146,7 @@ func (s *logStore) IsMonotonic() bool { return true }
 // GetLog reads an entry. A missing one is raft.ErrLogNotFound itself, which the library compares by ==
 // to learn that a follower needs a snapshot.
 func (s *logStore) GetLog(index uint64, log *raft.Log) error {
-	err := s.wal.GetLog(index, log)
+	err := s.readEntry(index, log)
 	if err == raft.ErrLogNotFound {
 		return err
 	}
@@ -137,6 +158,14 @@ func (s *logStore) GetLog(index uint64, log *raft.Log) error {
 		s.latchError(err)
 	}
 	return err
+}
+
+func (s *logStore) readEntry(index uint64, log *raft.Log) error {
+	if !s.closing.TryRLock() {
+		return wal.ErrClosed
+	}
+	defer s.closing.RUnlock()
+	return s.wal.GetLog(index, log)
 }
 
 // StoreLog stores one entry, durably.
@@ -172,11 +201,11 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 // or all. A trim stops at the floor, and at the replica's own snapshot (syncedRows.Persist). The library
 // takes a shorter trim for a full one, and reads the first index again before the next.
 func (s *logStore) DeleteRange(low, high uint64) error {
-	first, err := s.wal.FirstIndex()
+	first, err := s.FirstIndex()
 	if err != nil {
 		return err
 	}
-	last, err := s.wal.LastIndex()
+	last, err := s.LastIndex()
 	if err != nil {
 		return err
 	}
@@ -278,7 +307,7 @@ func (s *logStore) bytesWritten() int64 {
 
 // forgetSizes drops the marks of entries that are gone, so that the list stays short.
 func (s *logStore) forgetSizes() {
-	first, err := s.wal.FirstIndex()
+	first, err := s.FirstIndex()
 	if err != nil {
 		return
 	}
