@@ -36,8 +36,8 @@ var errNewerVote = errors.New("the candidate has asked again")
 // So each handshake that ends gives one more group a connection, however long it takes. The groups of a
 // node would otherwise begin a handshake for each vote, and repeat all of them with the next election.
 //
-// There is no such bound on the side that accepts: members keep it themselves, and a stranger who has a
-// place there and is silent would keep it from the members. MuxConfig.Listener sees to strangers.
+// The bound is on the side that dials, because members keep it. Turns on the side that accepts would let
+// a silent stranger keep them from the members. MuxConfig.Listener sees to strangers.
 //
 // Its lock is a leaf: connections are closed under it, below TLS.
 type dialer struct {
@@ -230,7 +230,7 @@ func (d *dialer) expireSpare(n *nodeDials, conn net.Conn) {
 	}
 }
 
-// forgetIdle removes a node that needs nothing. The caller holds mu.
+// forgetIdle removes a node that is at rest. The caller holds mu.
 func (d *dialer) forgetIdle(n *nodeDials) {
 	if len(n.requests) == 0 && n.underway == 0 && n.spare == nil && d.nodes[n.node] == n {
 		delete(d.nodes, n.node)

@@ -42,8 +42,8 @@
 // leaves: no call leaves this package under them, except that voteStore.mu and snapshotStore.mu are held
 // over writes of record files, and dialer.mu when a connection is closed. applier.applying is taken
 // before applier.restoring, and that before applier.mu and snapshotStore.mu. Group.snapshotting is taken
-// before all of them. logStore.closing is held over a read of the log, or while it is closed; under it
-// nothing of this package is called.
+// before all of them. logStore.closing is held over a read of the log, or while it is closed; it
+// is a leaf, too.
 //
 // # What this package relies on in hashicorp/raft v1.8.0 and raft-wal v0.4.1
 //
