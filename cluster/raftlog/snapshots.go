@@ -150,8 +150,12 @@ func (s *snapshotStore) receivedRecord() snapshotRecord {
 }
 
 // Create begins a snapshot. The next call shows its kind: syncedRows.Persist for a periodic one, Write
-// for a received one.
+// for a received one. After an error of the machine it refuses: the machine may have the rows of a received
+// snapshot whose Restore has failed, and Open needs the record of that one.
 func (s *snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, configuration raft.Configuration, configIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
+	if err := s.applier.firstError(); err != nil {
+		return nil, err
+	}
 	return &snapshotSink{store: s, record: snapshotRecord{Index: index, Term: term, Rows: index,
 		Configuration: raft.EncodeConfiguration(configuration), ConfigIndex: configIndex}}, nil
 }
