@@ -71,7 +71,7 @@ func TestRealEnds(t *testing.T) {
 			Environment: []string{"DATA=" + data}, Dir: data}
 	}
 	timed := order(3, "trap '' TERM; while :; do sleep 0.1; done")
-	timed.Timeout = time.Second
+	timed.Timeout = 3 * time.Second // a busy machine reaches the trap before
 	elsewhere := order(4, `echo "$SLURM_JOB_PARTITION $SLURM_CPUS_ON_NODE $SLURM_MEM_PER_NODE"`)
 	elsewhere.CPUMillis, elsewhere.MemoryBytes = 3000, 70<<20
 	elsewhere.ExtraMembers = []messages.Member{{Name: "partition", Raw: `"other"`}}
@@ -86,7 +86,7 @@ func TestRealEnds(t *testing.T) {
 	checkEnd(t, rec.WaitFinal(key(0)), messages.AttemptSucceeded, 0, "")
 	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 7, "")
 	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptSignaled, 137, "signal 9")
-	checkEnd(t, rec.WaitFinal(key(3)), messages.AttemptTimedOut, 137, "timed out after 1s")
+	checkEnd(t, rec.WaitFinal(key(3)), messages.AttemptTimedOut, 137, "timed out after 3s")
 	r := rec.WaitFinal(key(4))
 	checkEnd(t, r, messages.AttemptSucceeded, 0, "")
 	if out := string(r.Record.Stdout.Inline); out != "other 3 70\n" {

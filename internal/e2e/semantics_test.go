@@ -370,7 +370,7 @@ func TestTimeoutAndGeneratorFailures(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", "200ms"))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"slow": e2etest.Sh("exec sleep 300").Job("timeoutSeconds", 0.2).With("maxRetries", 1),
+		"slow": e2etest.Sh("exec sleep 300").Job("timeoutSeconds", 1.5).With("maxRetries", 1), // longer than a start may take
 		"much": e2etest.Sh(`echo '{}'; head -c 8388608 /dev/zero | tr '\0' ' '`).With("isGenerator", true),
 		"just": e2etest.Sh(`echo '{}'; head -c 8388605 /dev/zero | tr '\0' ' '`).With("isGenerator", true),
 	}))
