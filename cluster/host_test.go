@@ -331,9 +331,9 @@ func TestFailedReplicaIsReportedAtOnce(t *testing.T) {
 		t.Error("the engine is still published")
 	}
 	answer()
-	leader.forgetFatals()
 	_ = m.Close() // the DB has failed
 	leader.setRunning(nil)
+	leader.forgetFatals()
 }
 
 // TestDamagedReplicaLeavesTheLead: a leader whose rows are found damaged gives the leadership away, and does

@@ -171,10 +171,11 @@ func TestListLacksAMember(t *testing.T) {
 // them for a proof that it is a member.
 func TestRemovedNodeHearsALeader(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
+	c := newTestCluster(t, 3, 1)
+	c.reluctant = 1
+	c.each((*testNode).start)
 	c.mustSubmit(0, 1)
-	leader, _ := c.leaderOf(0)
-	heard := c.others(leader)[0]
+	heard := c.nodes[2] // it asks the leader, so it must not lead
 	m := heard.running()
 	testenv.EventuallyWithin(t, patience, "the node hears a leader", func() bool {
 		_, ok := m.Leader(0)

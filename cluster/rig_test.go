@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -133,7 +134,10 @@ type testCluster struct {
 	// areWorkersHeard says that the workers of all nodes have been heard a moment ago.
 	areWorkersHeard atomic.Bool
 	nodes           []*testNode
-	log             io.Writer // nil: discard
+	// reluctant is how many of the nodes, the last ones, stand for election only long after the others: a test spoils
+	// them, or looks at them as followers.
+	reluctant int
+	log       io.Writer // nil: discard
 	// damagedLeadPause is that of all nodes, in nanoseconds.
 	damagedLeadPause atomic.Int64
 }
@@ -215,6 +219,10 @@ func (n *testNode) config() Config {
 	c := n.cluster
 	n.registry = prometheus.NewRegistry()
 	logger := c.logger()
+	log := c.settings
+	if slices.Index(c.nodes, n) >= len(c.nodes)-c.reluctant {
+		log.Heartbeat, log.Election, log.TransferStall = 5*log.Heartbeat, 5*log.Election, 5*log.TransferStall
+	}
 	config := Config{
 		Name: n.name, Nodes: c.list(), Partitions: c.partitions, Dir: n.dir, Replace: n.replace, RemovalSilence: c.removalSilence,
 		WorkersHeard: func(raftlog.NodeID) (at time.Time) {
@@ -233,7 +241,7 @@ func (n *testNode) config() Config {
 				},
 			}
 		},
-		Storage: smallStorage, Log: c.settings, Logger: logger, Registerer: n.registry, steadyTime: c.steadyTime,
+		Storage: smallStorage, Log: log, Logger: logger, Registerer: n.registry, steadyTime: c.steadyTime,
 		Fatal: func(err error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()

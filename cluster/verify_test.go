@@ -65,7 +65,9 @@ func (c *testCluster) verify(at *testNode) (verdict PartitionVerdict) {
 // know of it.
 func TestVerifyNamesTheReplicaThatDiffers(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
+	c := newTestCluster(t, 3, 1)
+	c.reluctant = 1
+	c.each((*testNode).start)
 	accepted := [][]messages.RunID{c.mustSubmit(0, 5)}
 	c.checkRuns(accepted)
 	for _, n := range c.nodes[:2] {
@@ -73,16 +75,11 @@ func TestVerifyNamesTheReplicaThatDiffers(t *testing.T) {
 			t.Errorf("%s: %+v", n.name, v)
 		}
 	}
-	var bad *testNode
-	testenv.RepeatWithin(t, patience, "the disk of a node loses rows", func() bool { // not if the node begins to lead
-		leader, _ := c.leaderOf(0)
-		bad = c.others(leader)[0]
-		bad.isLosing.Store(true)
-		accepted[0] = append(accepted[0], c.mustSubmit(0, 1)...)
-		testenv.Poll(testenv.Patience/3, func() bool { return bad.lost.Load() > 0 })
-		bad.isLosing.Store(false)
-		return bad.lost.Load() > 0
-	})
+	bad := c.nodes[2]
+	bad.isLosing.Store(true)
+	accepted[0] = append(accepted[0], c.mustSubmit(0, 1)...)
+	testenv.EventuallyWithin(t, patience, "the disk of a node loses rows", func() bool { return bad.lost.Load() > 0 })
+	bad.isLosing.Store(false)
 	want := []raftlog.NodeID{bad.running().Self()}
 	for _, n := range c.nodes {
 		v := c.verify(n)

@@ -92,10 +92,11 @@ func TestLeaderWithStalledDiskEnds(t *testing.T) {
 			done <- err
 		}()
 		testenv.EventuallyWithin(t, patience, "the group ends", func() bool {
-			if len(done) > 0 && leader.group.Err() == nil {
-				c.tryAgain("the leader has lost its leadership before its disk stalled for long")
+			if leader.group.Err() != nil {
+				return true
 			}
-			return leader.group.Err() != nil
+			c.expectLeadAfter(leader, epoch, raftlog.ErrNotLeader) // it may have lost its leadership before
+			return false
 		})
 		testenv.ReceiveWithin(t, patience, "the group says so", leader.group.Failed())
 		if err := leader.group.Err(); !errors.Is(err, raftlog.ErrDiskStalled) {
