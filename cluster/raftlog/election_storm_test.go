@@ -124,3 +124,44 @@ func TestElectionsOverSlowHandshakes(t *testing.T) {
 		}
 	})
 }
+
+// TestOldVotesDoNotWait: while a node does not answer, only the vote of the newest election waits for a connection
+// to it.
+func TestOldVotesDoNotWait(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		network, settings := raftlogtest.NewNetwork(), raftlog.DefaultSettings()
+		mux, err := raftlog.NewMux(raftlog.MuxConfig{Listener: network.Listen("n1"), Resolve: network.Resolve, Logger: testLogger(),
+			Dial: func(ctx context.Context, _ string) (net.Conn, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer mux.Close()
+		machine, err := raftlogtest.OpenMachine(filepath.Join(dir, "rows"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := raftlog.Open(raftlog.Config{Group: 1, Node: "n1", Dir: filepath.Join(dir, "group"), Machine: machine,
+			Mux: mux, Bootstrap: []raftlog.NodeID{"n1", "n2", "n3"}, Settings: settings, Logger: testLogger()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		most := 0
+		for range 600 {
+			<-time.After(100 * time.Millisecond)
+			synctest.Wait()
+			most = max(most, mux.ConnRequests("n2"))
+		}
+		if most != 1 {
+			t.Errorf("%d votes wait at once, want one", most)
+		}
+	})
+}

@@ -112,3 +112,13 @@ func (s Settings) IsStuck(since time.Duration, succeeded bool) (isStuck bool) {
 
 // MaxLateDials is the most dials to one node that may be under way.
 const MaxLateDials = maxLateDials
+
+// ConnRequests returns how many requests wait for a connection to a node.
+func (m *Mux) ConnRequests(node NodeID) int {
+	m.dialer.mu.Lock()
+	defer m.dialer.mu.Unlock()
+	if n := m.dialer.nodes[node]; n != nil {
+		return len(n.requests)
+	}
+	return 0
+}
