@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor"
@@ -36,7 +35,7 @@ func TestMain(m *testing.M) {
 	}
 	// The first timer opens the descriptors of Go's poller, which newRig would take for a leak.
 	time.AfterFunc(time.Hour, func() {}).Stop()
-	goleak.VerifyTestMain(m)
+	testenv.VerifyNoLeaks(m)
 }
 
 // rig is a Process with the means to observe it.
