@@ -28,7 +28,7 @@ type loadLimiter struct {
 }
 
 func newLoadLimiter() *loadLimiter {
-	return &loadLimiter{permits: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	return &loadLimiter{permits: make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))} // one that hangs does not hold up all
 }
 
 // maxQueuedRequests is how many requests wait for a run that is being loaded.
