@@ -137,8 +137,11 @@ func (n *Node) OpenLog(ctx context.Context, id messages.RunID, name string, atte
 	return n.Output(ctx, id, rec, stream)
 }
 
-// reopenDelay is how often absentLog asks the executor again.
-const reopenDelay = 50 * time.Millisecond
+// absentLog asks the executor again after reopenDelay, then after twice as long each time, up to longestReopenDelay.
+const (
+	reopenDelay        = 50 * time.Millisecond
+	longestReopenDelay = time.Second
+)
 
 // absentLog opens a stream of an attempt that its executor does not have. It has just ended: its record is on its
 // way through its actors and the journal, and is waited for. Or this server has just started, and its executor is
@@ -147,10 +150,10 @@ func (n *Node) absentLog(ctx context.Context, id messages.RunID, a messages.Live
 	open func() (messages.Log, error)) (messages.Log, error) {
 	within, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	for {
+	for delay := reopenDelay; ; delay = min(2*delay, longestReopenDelay) {
 		var rec *messages.AttemptRecord
 		var err error
-		look, end := context.WithTimeout(within, reopenDelay)
+		look, end := context.WithTimeout(within, delay)
 		_, waited := n.Await(look, id, func(s *messages.Summary) bool {
 			rec, err = n.env.reads.Attempt(id, a.Task, a.Attempt)
 			return rec != nil || err != nil || s.State.Final()

@@ -14,7 +14,8 @@ finish() {
 	code=$?
 	trap '' HUP INT PIPE TERM
 	kill "$server" 2>/dev/null && wait "$server" || true
-	until rm -rf "$dir"; do sleep 0.1; done 2>/dev/null # its worker ends soon after it
+	tries=0 # its worker ends soon after it, and writes until then
+	until rm -rf "$dir" 2>/dev/null || [ $tries -ge 300 ]; do tries=$((tries + 1)); sleep 0.1; done
 	exit "$code"
 }
 trap finish EXIT

@@ -262,7 +262,7 @@ func (m *Mux) dial(g *groupStream, node NodeID, limit time.Duration) (net.Conn, 
 		if err != nil {
 			return nil, err
 		}
-		if err = chooseGroup(tracked, g.group, limit); err == nil {
+		if err = chooseGroup(tracked, g.group, max(time.Until(end), limit/4)); err == nil {
 			return tracked, nil
 		}
 		tracked.Close()
@@ -272,8 +272,8 @@ func (m *Mux) dial(g *groupStream, node NodeID, limit time.Duration) (net.Conn, 
 	}
 }
 
-// chooseGroup tells the other side which group a connection is for. It has its own time: a connection
-// that comes at the end of a request's would be wasted.
+// chooseGroup tells the other side which group a connection is for. It has some time of its own when the
+// connection comes at the end of a request's, which would waste the connection.
 func chooseGroup(conn net.Conn, group uint16, limit time.Duration) error {
 	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		return err

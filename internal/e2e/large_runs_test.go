@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -66,7 +68,7 @@ func TestSmallRunAfterLargeRun(t *testing.T) {
 		for range 4 {
 			idle = min(idle, timeToCompletion(t, s, small))
 		}
-		limit := limit + 4*commitTime(s)
+		limit := limit + 4*syncTime(t)
 		run := s.Submit(large)
 		e2etest.Eventually(t, "the large run makes progress", func() bool { return completedTasks(t, s, run) > 0 })
 		behind := timeToCompletion(t, s, small) // the first one submitted after it
@@ -280,12 +282,21 @@ func limitHere(s *e2etest.Server, limit time.Duration) time.Duration {
 	return time.Duration(float64(limit) * max(1, float64(p99)/float64(time.Millisecond)))
 }
 
-// commitTime is how long the slowest of some submissions takes. Each waits for the disk, unlike the requests of
-// limitHere.
-func commitTime(s *e2etest.Server) (slowest time.Duration) {
+// syncTime is how long the slowest of some writes takes that wait for the disk, unlike the requests of limitHere.
+// A commit of the server waits for one.
+func syncTime(t *testing.T) (slowest time.Duration) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "synced"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
 	for range 10 {
 		begin := time.Now()
-		s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("")}))
+		_, err := f.WriteString("a commit\n")
+		if err = errors.Join(err, f.Sync()); err != nil {
+			t.Fatal(err)
+		}
 		slowest = max(slowest, time.Since(begin))
 	}
 	return slowest
@@ -333,7 +344,7 @@ func TestMillionTasksAreAcceptedFast(t *testing.T) {
 		With("parameters", map[string]any{"M": e2etest.Numbers(1000), "N": e2etest.Numbers(1000)}))
 	var run uint64
 	for try := 1; ; try++ { // the machine may be busy with other work
-		limit := limitHere(s, limit) + 2*commitTime(s)
+		limit := limitHere(s, limit) + 2*syncTime(t)
 		begin := time.Now()
 		run = s.Submit(doc)
 		took := time.Since(begin)

@@ -344,7 +344,7 @@ func TestMillionTaskRunRecovers(t *testing.T) {
 		width = 50
 	}
 	s := e2etest.Start(t)
-	limit := limitHere(s, time.Second) + 20*commitTime(s)
+	limit := limitHere(s, time.Second) + 20*syncTime(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"first": e2etest.Noop(""), "last": e2etest.Noop("").After("mid"),
 		"mid": e2etest.Task{"job": map[string]any{"executor": "noop", "command": []string{"noop", "{{M}}", "{{N}}"}}}.After("first"),
