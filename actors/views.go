@@ -137,7 +137,7 @@ func (n *Node) OpenLog(ctx context.Context, id messages.RunID, name string, atte
 	return n.Output(ctx, id, rec, stream)
 }
 
-// absentLog asks the executor again after reopenDelay, then after twice as long each time, up to longestReopenDelay.
+// The time after which absentLog asks the executor again. It doubles each time.
 const (
 	reopenDelay        = 50 * time.Millisecond
 	longestReopenDelay = time.Second
