@@ -69,10 +69,10 @@ type Config struct {
 	// It may be called several times, from several goroutines, and must not call the member.
 	Fatal func(error)
 
+	FS         vfs.FS                // of all files but the rows, which Storage has; nil: the operating system's
 	Registerer prometheus.Registerer // nil: no metrics
 	Logger     *slog.Logger          // nil: discard
 
-	fsys        vfs.FS        // nil: the operating system's
 	detachLimit time.Duration // 0: the constant of this name
 	// damagedLeadPause returns the constant of this name. Nil but in tests.
 	damagedLeadPause func() time.Duration
@@ -135,8 +135,8 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if c.fsys == nil {
-		c.fsys = vfs.OS{}
+	if c.FS == nil {
+		c.FS = vfs.OS{}
 	}
 	c.detachLimit = cmp.Or(c.detachLimit, detachLimit)
 	if c.damagedLeadPause == nil {
@@ -151,7 +151,7 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	if m.folder, m.identity, err = openFolder(c.fsys, c.Dir, c.Name); err != nil {
+	if m.folder, m.identity, err = openFolder(c.FS, c.Dir, c.Name); err != nil {
 		return nil, err
 	}
 	if m.port, err = openPort(c); err != nil {
@@ -365,7 +365,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 	if storage.Logger == nil {
 		storage.Logger = h.logger
 	}
-	h.machine = &machine{dir: m.folder.replicaFolder(partition), fsys: c.fsys, base: m.identity.Base, config: storage, logger: h.logger, evictEngine: h.evictEngine}
+	h.machine = &machine{dir: m.folder.replicaFolder(partition), fsys: c.FS, base: m.identity.Base, config: storage, logger: h.logger, evictEngine: h.evictEngine}
 	h.machine.space, h.machine.findDamage, h.machine.loseEntry = &m.copySpace, c.findDamage, c.loseEntry
 	if c.afterRestoreStep != nil {
 		h.machine.afterStep = func(step int) error { return c.afterRestoreStep(partition, step) }
@@ -374,7 +374,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 		return err
 	}
 	group := raftlog.Config{Group: groupNumber(partition), Node: m.identity.ID, Dir: filepath.Join(h.machine.dir, groupDir),
-		Machine: h.machine, Mux: m.mux, CheckSpace: h.machine.checkSpace, ReleaseSpace: h.machine.releaseSpace, Settings: c.Log, Logger: h.logger}
+		Machine: h.machine, Mux: m.mux, FS: c.FS, CheckSpace: h.machine.checkSpace, ReleaseSpace: h.machine.releaseSpace, Settings: c.Log, Logger: h.logger}
 	if isNew && !m.identity.IsReplacement {
 		group.Bootstrap = m.identity.ids()
 		if m.identity.Seed != "" {

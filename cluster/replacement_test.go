@@ -70,7 +70,7 @@ func TestReplacementOfAWipedNode(t *testing.T) {
 		n.awaitAdmission()
 		testenv.EventuallyWithin(t, patience, "its folder says that it is admitted", func() bool {
 			var id identity
-			return readJSON(n.running().config.fsys, n.dir+"/"+identityFile, &id) == nil && id.IsAdmitted
+			return readJSON(n.running().config.FS, n.dir+"/"+identityFile, &id) == nil && id.IsAdmitted
 		})
 		n.close() // a replacement is a node like any other, also when it is started again
 		n.start()
@@ -130,7 +130,7 @@ func TestReplacementThatHasLostALog(t *testing.T) {
 	n.wipe()
 	config := n.config()
 	files := faults.New(vfs.OS{})
-	config.Replace, config.fsys = true, files
+	config.Replace, config.FS = true, files
 	m, err := Open(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)

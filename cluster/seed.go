@@ -175,7 +175,7 @@ func (s *Seed) checkUnused(f *folder) error {
 // checkSeed compares the rows of a new folder with its seed.
 func (m *Member) checkSeed() error {
 	c := &m.config
-	seed, err := ReadSeed(c.fsys, c.Dir)
+	seed, err := ReadSeed(c.FS, c.Dir)
 	switch {
 	case err != nil:
 		return err

@@ -12,7 +12,7 @@ import (
 
 // WithFiles returns the configuration with another file system.
 func (c Config) WithFiles(files vfs.FS) Config {
-	c.files = files
+	c.FS = files
 	return c
 }
 

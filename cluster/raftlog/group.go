@@ -39,11 +39,10 @@ type Config struct {
 	// others end with Machine.Restore.
 	ReleaseSpace func()
 
+	FS       vfs.FS       // nil: the operating system's
 	Settings Settings     // the zero value means DefaultSettings
 	Logger   *slog.Logger // nil: slog.Default
 
-	// files is the file system, for tests. Nil: the operating system's.
-	files vfs.FS
 	// refuse: see logStore.refuse. Nil but in tests.
 	refuse func([]*raft.Log) error
 }
@@ -160,7 +159,7 @@ func (g *Group) openStores() (*incarnation, error) {
 
 // openFiles opens what the replica keeps, and compares the parts.
 func (g *Group) openFiles() error {
-	files := g.config.files
+	files := g.config.FS
 	if files == nil {
 		files = vfs.OS{}
 	}

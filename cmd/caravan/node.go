@@ -149,7 +149,7 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 			engine.Executors["process"] = n.processes.Front(uint64(term.Partition), term.Epoch)
 			return engine
 		},
-		Storage: storageConfig(c, files, log), Fatal: n.fail, Registerer: registry, Logger: log,
+		Storage: storageConfig(c, files, log), FS: files, Fatal: n.fail, Registerer: registry, Logger: log,
 	})
 	if err != nil {
 		return nil, err
