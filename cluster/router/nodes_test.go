@@ -129,8 +129,8 @@ func (n *node) start(config cluster.Config) {
 	}
 }
 
-// stop ends the node, as a planned stop does: it stops serving, and hands its leaderships over. On a busy machine
-// nobody may be able to take them in time.
+// stop ends the node, as a planned stop does: it stops serving, and hands its leaderships over. A busy
+// machine may be too slow for another node to take them.
 func (n *node) stop() {
 	if n.server == nil {
 		return

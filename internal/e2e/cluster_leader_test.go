@@ -194,8 +194,8 @@ func TestFrozenLeader(t *testing.T) {
 	c := startCluster(t, append(onePartition, "--worker-lease", lease)...)
 	leads, _ := c.leader(c.nodes[0])
 	c.awaitSlots(leads)
-	// One task on each node, whichever leads later, and room for a second one: these tasks fit beside the others
-	// once, and the others end.
+	// The first tasks need more than half of a node each, so one of them runs on each node. The tasks of the second
+	// run fit beside them once. The first tasks then end, which leaves room for a second one of these.
 	others := c.startLiving(leads, len(c.nodes), 1.1)
 	l := c.startLiving(leads, len(c.nodes), 0.9)
 	others.open()

@@ -59,8 +59,8 @@ func endLeftovers(t *testing.T, dir string) {
 	})
 }
 
-// TestKillWithAllSlotsBusy: from the request to KILLED in less than 200 ms beside its commits, with 200
-// tasks queued behind the two that hold all slots.
+// TestKillWithAllSlotsBusy: a run is KILLED less than 200 ms after the request, not counting what the disk takes
+// for its commits, while 200 tasks are queued behind the two that hold all slots.
 func TestKillWithAllSlotsBusy(t *testing.T) {
 	s := e2etest.Start(t)
 	dir := t.TempDir()

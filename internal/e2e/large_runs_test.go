@@ -336,7 +336,7 @@ func TestLargeRunIsComplete(t *testing.T) {
 }
 
 // TestMillionTasksAreAcceptedFast: a document of some 12 KB that expands to 1,000,000 tasks is
-// accepted in milliseconds beside its commit, and killed as fast.
+// accepted in milliseconds, not counting what the disk takes for its commit, and killed as fast.
 func TestMillionTasksAreAcceptedFast(t *testing.T) {
 	const limit = 100 * time.Millisecond
 	s := e2etest.Start(t)

@@ -37,7 +37,7 @@ func TestFreeAddress(t *testing.T) {
 			t.Errorf("the kernel gives port %d to others: its range begins at %d", port, lowest)
 		}
 	}
-	// Ports that are in use are passed over, and the error says when there is no other.
+	// Ports that are in use are skipped.
 	for range 49 {
 		l, err := Listen()
 		if err != nil {
