@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -182,7 +183,7 @@ func (m *Member) admit(ctx context.Context, r *admissionRequest) (answer admissi
 	case isVoter && former == "":
 		answer.IsVoter = true
 		return answer
-	case former != "" && m.isReachable(ctx, former):
+	case former != "" && (m.hasAnsweredLately(&status, former) || m.isReachable(ctx, former)):
 		answer.Error = fmt.Sprintf("node %s still runs as %s", r.Name, former)
 		return answer
 	case !isVoter && !isLearner:
@@ -201,6 +202,14 @@ func (m *Member) admit(ctx context.Context, r *admissionRequest) (answer admissi
 		m.config.Logger.Info("members of a partition have changed", "partition", r.Partition, "voters", want.Voters, "learners", want.Learners)
 	}
 	return answer
+}
+
+// hasAnsweredLately reports whether a node has answered this leader within the last heartbeats: it runs, even
+// when it is too slow for isReachable.
+func (m *Member) hasAnsweredLately(s *raftlog.Status, id raftlog.NodeID) bool {
+	heartbeat := cmp.Or(m.config.Log.Heartbeat, raftlog.DefaultSettings().Heartbeat)
+	silent, ok := s.Silent[id]
+	return ok && silent < 3*heartbeat
 }
 
 // isReachable reports whether a node answers at its address under this ID.

@@ -201,6 +201,19 @@ func TestReplacementIsRefused(t *testing.T) {
 	}
 }
 
+// TestSlowNodeIsNotReplaced: a node that answers heartbeats runs, also when no new connection to it can be made.
+func TestSlowNodeIsNotReplaced(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	answer := c.admit(func(leader, other *testNode) admissionRequest {
+		leader.dialsFail.Store(true)
+		return admissionRequest{Name: other.name, ID: raftlog.NodeID(other.name + "-0123456789abcdef")}
+	})
+	if !strings.Contains(answer.Error, "still runs") {
+		t.Errorf("the answer is %+v", answer)
+	}
+}
+
 // admit asks a leader to admit a node, until it answers as the leader.
 func (c *testCluster) admit(request func(leader, other *testNode) admissionRequest) (answer admissionAnswer) {
 	c.t.Helper()

@@ -72,6 +72,8 @@ type testNode struct {
 	replace          bool // see Config
 	afterRestoreStep func(partition, step int) error
 
+	dialsFail atomic.Bool // new connections to others fail, and those that are open go on
+
 	isLosing atomic.Bool // the disk loses the rows of entries, and lost counts them
 	lost     atomic.Int64
 	damage   atomic.Pointer[error]      // of all DBs
@@ -266,6 +268,13 @@ func (n *testNode) config() Config {
 			}
 			return nil
 		},
+	}
+	dial := config.Dial
+	config.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+		if n.dialsFail.Load() {
+			return nil, errors.New("no connection is made: a test wants it so")
+		}
+		return dial(ctx, address)
 	}
 	if n.listener != nil {
 		config.Listener, config.Credentials, config.Dial = n.listener, n.credentials, nil
