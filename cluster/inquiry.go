@@ -162,7 +162,7 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 	case progressInquiry:
 		a.Repair = m.progressOfRepair(q.Partition)
 	case removableInquiry:
-		_, err = m.checkRemoval(ctx, q.Partition, q.Name)
+		_, _, err = m.checkRemoval(ctx, q.Partition, q.Name)
 	case removeInquiry:
 		err = m.removeHere(ctx, q.Partition, q.Name)
 	case deadWorkerInquiry:

@@ -67,14 +67,14 @@ func (m *Member) RemoveNode(ctx context.Context, node string) (raftlog.NodeID, e
 	return id, nil
 }
 
-// checkRemoval says why a node cannot be removed from a partition, which this node leads. It returns the IDs under
-// which the node is a member of it.
-func (m *Member) checkRemoval(ctx context.Context, partition int, name string) (ids []raftlog.NodeID, err error) {
+// checkRemoval says why a node cannot be removed from a partition, which this node leads. It returns the members that
+// it looked at, and the IDs under which the node is one of them.
+func (m *Member) checkRemoval(ctx context.Context, partition int, name string) (members raftlog.Membership, ids []raftlog.NodeID, err error) {
 	if !m.servesHere(partition) {
-		return nil, errNotLeader
+		return members, nil, errNotLeader
 	}
 	group := m.hosts[partition].group
-	members := group.Members()
+	members = group.Members()
 	for _, id := range slices.Concat(members.Voters, members.Learners) {
 		if nameOfID(id) == name {
 			ids = append(ids, id)
@@ -82,7 +82,7 @@ func (m *Member) checkRemoval(ctx context.Context, partition int, name string) (
 	}
 	for _, id := range ids {
 		if m.isReachable(ctx, id) {
-			return nil, refuse(messages.Conflict, "node %s runs: stop it first", name)
+			return members, nil, refuse(messages.Conflict, "node %s runs: stop it first", name)
 		}
 		silent := group.Status().Silent[id]
 		if m.config.WorkersHeard != nil {
@@ -91,12 +91,12 @@ func (m *Member) checkRemoval(ctx context.Context, partition int, name string) (
 			}
 		}
 		if silent < m.config.RemovalSilence {
-			return nil, refuse(messages.Conflict, "tasks of node %s may run on without it: partition %d has waited %s of %s for their end",
+			return members, nil, refuse(messages.Conflict, "tasks of node %s may run on without it: partition %d has waited %s of %s for their end",
 				name, partition, silent.Truncate(time.Second), m.config.RemovalSilence)
 		}
 	}
 	if len(ids) == 0 {
-		return nil, nil
+		return members, nil, nil
 	}
 	remaining := 1 // this one
 	for _, id := range group.CaughtUpVoters() {
@@ -105,16 +105,16 @@ func (m *Member) checkRemoval(ctx context.Context, partition int, name string) (
 		}
 	}
 	if remaining < minReplicas {
-		return nil, refuse(messages.Conflict, "partition %d would have %d replicas with nearly all of the log, and needs %d: start node %s, or replace it",
+		return members, nil, refuse(messages.Conflict, "partition %d would have %d replicas with nearly all of the log, and needs %d: start node %s, or replace it",
 			partition, remaining, minReplicas, name)
 	}
-	return ids, nil
+	return members, ids, nil
 }
 
 // removeHere removes a node from a partition, if this node leads it: one change for each of its IDs. Without any it
 // waits until that is committed, because an earlier call may not have ended yet.
 func (m *Member) removeHere(ctx context.Context, partition int, name string) error {
-	ids, err := m.checkRemoval(ctx, partition, name)
+	checked, ids, err := m.checkRemoval(ctx, partition, name)
 	if err != nil {
 		return err
 	}
@@ -128,13 +128,19 @@ func (m *Member) removeHere(ctx context.Context, partition int, name string) err
 			return refuse(messages.Unavailable, "partition %d: the removal of node %s is not committed yet: %v", partition, name, err)
 		}
 	}
+	return h.removeMembers(checked, ids)
+}
+
+// removeMembers removes members of a group. checked are the members that the checks of the removal were made for:
+// if another change has come in between, the group refuses this one.
+func (h *host) removeMembers(checked raftlog.Membership, ids []raftlog.NodeID) error {
+	want := checked
 	for _, id := range ids {
-		want := h.group.Members()
 		isNode := func(other raftlog.NodeID) bool { return other == id }
 		want.Voters = slices.DeleteFunc(slices.Clone(want.Voters), isNode)
 		want.Learners = slices.DeleteFunc(slices.Clone(want.Learners), isNode)
 		if err := h.group.Change(want); err != nil {
-			return refuse(messages.Unavailable, "partition %d: node %s is not removed yet: %v", partition, id, err)
+			return refuse(messages.Unavailable, "partition %d: node %s is not removed yet: %v", h.partition, id, err)
 		}
 		h.logger.Warn("a node was removed from the partition by an operator", "removed", id, "voters", want.Voters)
 	}

@@ -275,3 +275,26 @@ func TestNodeOfTwoIDsIsRemoved(t *testing.T) {
 	gone.forgetFatals()
 	testenv.EventuallyWithin(t, patience, "it is a member of no partition", areGone)
 }
+
+// TestRemovalWithOtherMembersThanChecked: a removal that was checked for other members than those of the group is
+// refused. Two removals at once could leave too few replicas otherwise.
+func TestRemovalWithOtherMembersThanChecked(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	testenv.RepeatWithin(t, patience, "one node leads from the first look to the refusal", func() bool {
+		leader, _ := c.leaderOf(0)
+		h := leader.running().hosts[0]
+		checked := h.group.Members()
+		checked.Learners = nil // of an earlier try
+		between := raftlog.Membership{Voters: checked.Voters, Learners: []raftlog.NodeID{"n9-0123456789abcdef"}}
+		if h.group.Change(between) != nil {
+			return false
+		}
+		gone := c.others(leader)[0].running().Self()
+		err := h.removeMembers(checked, []raftlog.NodeID{gone})
+		if members := h.group.Members(); !slices.Contains(members.Voters, gone) {
+			t.Fatalf("%s was removed: the members are %v", gone, members)
+		}
+		return err != nil && strings.Contains(err.Error(), "differ")
+	})
+}
