@@ -27,6 +27,9 @@ type ClusterNode struct {
 	Running  int          `json:"running"`  // tasks
 	Waiting  int          `json:"waiting"`  // tasks whose orders wait there
 	Draining bool         `json:"draining"` // the node starts no more tasks
+	// ClockSkewSeconds is how far the clock of the node is ahead (+) of or behind (-) that of the answering one, at
+	// least. 0 is unknown, or no more than the delay of an answer can explain.
+	ClockSkewSeconds float64 `json:"clockSkewSeconds"`
 }
 
 // ClusterWorker is a worker without a node. Its ID is that of its folder, its name that of its certificate.

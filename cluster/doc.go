@@ -39,6 +39,7 @@
 //	seekAdmission        one while the node takes the place of another one
 //	announcer            with several partitions: one that composes, one for each other node, and those that
 //	                     accept and receive
+//	clockComparer        one for each other node
 //	balancer             one with several partitions
 //	answerInquiries,     accept connections, and one for each question or copy
 //	  answerWorkers,
@@ -52,7 +53,7 @@
 //
 // # Locks
 //
-// machine.mu, host.mu, Member.mu, introducer.mu, announcer.mu, port.mu and protocolListener.mu are
+// machine.mu, host.mu, Member.mu, introducer.mu, announcer.mu, clockComparer.mu, port.mu and protocolListener.mu are
 // leaves: no call leaves the package under them. machine.writing is held over the writes of replica.json,
 // and is taken before machine.mu. machine.exchanging is held over an exchange of the rows, within the calls of
 // the log, and is taken before machine.writing.
@@ -64,7 +65,7 @@
 // leadership.go is one engine for one term, and machine.go the rows below it. member.go puts a node
 // together; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
 // of a lost node, and its connections. announcements.go is what the nodes tell each other about their
-// partitions, and balance.go which node shall lead which. inquiry.go, verify.go and views.go are what nodes ask
+// partitions, and balance.go which node shall lead which. clock_skew.go compares clocks. inquiry.go, verify.go and views.go are what nodes ask
 // each other (workers.go: what workers without a node ask), the comparison of replicas, and the rows of all partitions for a backup. transfer.go and repair.go
 // (with replica_rows.go) are what operators change. seed.go, restore.go and recover.go make what a new cluster
 // may begin with.

@@ -77,6 +77,8 @@ type inquiryAnswer struct {
 	Repair *repairProgress `json:"repair,omitempty"`
 
 	IsKnown bool `json:"isKnown,omitempty"` // of a deadWorkerInquiry: the worker had a row
+
+	Time int64 `json:"time,omitempty"` // of a clockInquiry: nanoseconds since 1970
 }
 
 const (
@@ -167,6 +169,8 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 		err = m.removeHere(ctx, q.Partition, q.Name)
 	case deadWorkerInquiry:
 		a.IsKnown, err = m.deadWorkerHere(q.Partition, q.Name)
+	case clockInquiry:
+		a.Time = m.clockHere()
 	case drainInquiry:
 		a.Partitions = m.drainHere()
 	default:

@@ -70,6 +70,7 @@ type Config struct {
 	Fatal func(error)
 
 	FS         vfs.FS                // of all files but the rows, which Storage has; nil: the operating system's
+	Clock      actors.Clock          // of the time of day, which the nodes compare; nil: the system's
 	Registerer prometheus.Registerer // nil: no metrics
 	Logger     *slog.Logger          // nil: discard
 
@@ -108,8 +109,9 @@ type Member struct {
 	hosts      []*host
 	copySpace  copySpace
 	admitter   *admitter
-	announcer  *announcer          // nil with one partition
-	balancer   *balancer           // nil with one partition
+	announcer  *announcer // nil with one partition
+	balancer   *balancer  // nil with one partition
+	clocks     *clockComparer
 	metrics    *partitionCollector // nil until it is registered
 	background sync.WaitGroup      // seekAdmission, answers to inquiries, copies and repairs
 
@@ -180,6 +182,7 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	if m.admitter, err = startAdmitter(m); err != nil {
 		return nil, err
 	}
+	m.clocks = startClockComparer(m)
 	if c.Partitions > 1 {
 		if m.announcer, err = startAnnouncer(m); err != nil {
 			return nil, err
@@ -432,6 +435,9 @@ func (m *Member) closeParts() error {
 	}
 	if m.balancer != nil {
 		m.balancer.close()
+	}
+	if m.clocks != nil {
+		m.clocks.close()
 	}
 	if m.announcer != nil {
 		m.announcer.close()

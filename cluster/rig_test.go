@@ -74,6 +74,8 @@ type testNode struct {
 
 	dialsFail atomic.Bool // new connections to others fail, and those that are open go on
 
+	clockStep atomic.Int64 // of its time of day, in nanoseconds
+
 	isLosing atomic.Bool // the disk loses the rows of entries, and lost counts them
 	lost     atomic.Int64
 	damage   atomic.Pointer[error]      // of all DBs
@@ -243,6 +245,7 @@ func (n *testNode) config() Config {
 				},
 			}
 		},
+		Clock:   steppedClock{actors.SystemClock(), &n.clockStep},
 		Storage: smallStorage, Log: log, Logger: logger, Registerer: n.registry, steadyTime: c.steadyTime,
 		Fatal: func(err error) {
 			n.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"strconv"
+	"time"
 
 	"github.com/valyala/fasthttp"
 )
@@ -34,6 +35,9 @@ type Cluster interface {
 	// QueuedTasks returns how many tasks of a partition wait for a slot, as far as this node knows; 0 while it
 	// has not heard of its leader. It does not wait.
 	QueuedTasks(partition uint64) int
+	// Warnings returns what is wrong with the cluster and keeps no node from its work, a sentence each. It does not
+	// wait.
+	Warnings() []string
 	// Status returns what GET /v1/cluster shows.
 	Status(ctx context.Context) ClusterStatus
 	// Verify compares the replicas of each partition, and returns the results by partition. It takes as long as
@@ -106,6 +110,9 @@ type NodeStatus struct {
 	Slots, Taken     Slots
 	Running, Waiting int  // tasks that run there, and tasks whose orders wait there
 	Draining         bool // it starts no more tasks
+	// ClockSkew is how far the clock of the node is ahead (+) of or behind (-) that of the answering one, at least;
+	// 0 = unknown, or no more than the delay of an answer can explain.
+	ClockSkew time.Duration
 }
 
 // Slots is an amount of a machine.
@@ -151,7 +158,8 @@ func (s *Server) clusterStatus(ctx *fasthttp.RequestCtx) error {
 		dst = appendSlots(append(dst, `,"taken":`...), n.Taken)
 		dst = strconv.AppendInt(append(dst, `,"running":`...), int64(n.Running), 10)
 		dst = strconv.AppendInt(append(dst, `,"waiting":`...), int64(n.Waiting), 10)
-		dst = append(strconv.AppendBool(append(dst, `,"draining":`...), n.Draining), '}')
+		dst = strconv.AppendBool(append(dst, `,"draining":`...), n.Draining)
+		dst = append(strconv.AppendFloat(append(dst, `,"clockSkewSeconds":`...), n.ClockSkew.Seconds(), 'f', -1, 64), '}')
 	}
 	dst = append(dst, `],"partitions":[`...)
 	for i, p := range st.Partitions {

@@ -30,6 +30,7 @@ const (
 // clusterRig is a cluster of servers in this process. They forward requests to each other over TLS on the
 // loopback interface; the test says who leads.
 type clusterRig struct {
+	warnings  []string // of all nodes
 	t         testing.TB
 	authority *testAuthority
 
@@ -195,6 +196,8 @@ func (n *clusterNode) QueuedTasks(partition uint64) int {
 	return n.rig.queued[partition]
 }
 
+func (n *clusterNode) Warnings() []string { return n.rig.warnings }
+
 func (n *clusterNode) Nodes() []string { return []string{"n1", "n2", "n3"} }
 
 func (n *clusterNode) Verify(context.Context) ([]PartitionVerification, error) {
@@ -214,6 +217,7 @@ func (n *clusterNode) Status(context.Context) ClusterStatus {
 		if id == "n1" {
 			node.Slots, node.Taken = Slots{CPUMillis: 2000, MemoryBytes: 1000 << 20}, Slots{CPUMillis: 1500, MemoryBytes: 100 << 20}
 			node.Running, node.Waiting, node.Draining = 1, 4, true
+			node.ClockSkew = 3600250 * time.Millisecond
 		}
 		s.Nodes = append(s.Nodes, node)
 	}

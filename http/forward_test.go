@@ -544,13 +544,25 @@ func TestClusterStatus(t *testing.T) {
 	rig.lead("")
 	empty := func(node string) string {
 		return `{"id":"` + node + `","name":"` + node + `","address":"127.0.0.1:2504",
-			"slots":{"cores":0,"memoryMB":0},"taken":{"cores":0,"memoryMB":0},"running":0,"waiting":0,"draining":false}`
+			"slots":{"cores":0,"memoryMB":0},"taken":{"cores":0,"memoryMB":0},"running":0,"waiting":0,"draining":false,"clockSkewSeconds":0}`
 	}
 	sameJSON(t, rig.node("n2").get(clusterPath).body, `{"id":"c","node":"n2","nodes":[{"id":"n1","name":"n1","address":"127.0.0.1:2504",
-			"slots":{"cores":2,"memoryMB":1000},"taken":{"cores":1.5,"memoryMB":100},"running":1,"waiting":4,"draining":true},`+
+			"slots":{"cores":2,"memoryMB":1000},"taken":{"cores":1.5,"memoryMB":100},"running":1,"waiting":4,"draining":true,"clockSkewSeconds":3600.25},`+
 		empty("n2")+`,`+empty("n3")+`],
 		"partitions":[{"partition":0,"leader":"","term":3,"applied":17,"lag":2,"lease":false,"verified":0,"differing":[]}],
 		"workers":[{"id":"big.1","name":"big","address":"w:1","state":"connected","slots":{"cores":8,"memoryMB":1000},"taken":{"cores":4,"memoryMB":100},"running":1,"waiting":2}]}`)
+}
+
+// TestWarningsOfACluster proves that a warning is shown, and that the node counts as healthy.
+func TestWarningsOfACluster(t *testing.T) {
+	rig := newClusterRig(t, 2)
+	sameJSON(t, rig.node("n2").get("/healthz").body, `{"status":"ok"}`)
+	rig.warnings = []string{"the clock of node n1 is 1h0m0s ahead of that of this node", "another"}
+	if r := rig.node("n2").get("/healthz"); r.status != 200 {
+		t.Errorf("%d %s", r.status, r.body)
+	} else {
+		sameJSON(t, r.body, `{"status":"ok","warnings":["the clock of node n1 is 1h0m0s ahead of that of this node","another"]}`)
+	}
 }
 
 // BenchmarkForwardedState is the poll of a run's state through a node that does not lead.

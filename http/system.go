@@ -56,8 +56,26 @@ func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
 	if reason := s.engine.Paused(contextOf(ctx)); reason != "" {
 		dst = appendString(append(dst, `,"paused":`...), reason)
 	}
+	if s.cfg.Cluster != nil {
+		dst = appendClusterWarnings(dst, s.cfg.Cluster.Warnings())
+	}
 	answerJSON(ctx, append(dst, '}'))
 	return nil
+}
+
+// appendClusterWarnings appends the member of a JSON object that has warnings; none if there are none.
+func appendClusterWarnings(dst []byte, warnings []string) []byte {
+	if len(warnings) == 0 {
+		return dst
+	}
+	dst = append(dst, `,"warnings":[`...)
+	for i, w := range warnings {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendString(dst, w)
+	}
+	return append(dst, ']')
 }
 
 // serverState is GET /v1/server/state: PAUSED while no task starts.

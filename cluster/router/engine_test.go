@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/actors"
 	"github.com/caravan-dag/caravan/cluster"
@@ -90,6 +91,15 @@ func (d *directory) Cluster() cluster.ID { return cluster.ID{15: 7} }
 func (d *directory) Nodes() []cluster.Node {
 	return []cluster.Node{{ID: "n1", Name: "one", Address: "10.0.0.1:1"}, {ID: "n2", Name: "two"}}
 }
+func (d *directory) ClockSkew(node raftlog.NodeID) (skew time.Duration) {
+	if node == "n2" {
+		skew = time.Hour
+	}
+	return skew
+}
+
+func (d *directory) ClockWarnings() []string { return []string{"a clock is off"} }
+
 func (d *directory) QueuedTasks(partition int) int { return 10 * partition }
 func (d *directory) VerifyReplicas(context.Context) ([]cluster.PartitionVerdict, error) {
 	return []cluster.PartitionVerdict{d.verdict()}, nil
@@ -414,10 +424,13 @@ func TestRouter(t *testing.T) {
 	if node, isHere := r.Leader(0); node != "n1" || !isHere {
 		t.Errorf("led here: %q %v", node, isHere)
 	}
-	want := http.ClusterStatus{ID: d.Cluster().String(), Node: "n1", Workers: []http.WorkerStatus{{ID: "gpu.1"}}, Nodes: []http.NodeStatus{{ID: "n1", Name: "one", Address: "10.0.0.1:1"}, {ID: "n2", Name: "two", Running: 3}},
+	want := http.ClusterStatus{ID: d.Cluster().String(), Node: "n1", Workers: []http.WorkerStatus{{ID: "gpu.1"}}, Nodes: []http.NodeStatus{{ID: "n1", Name: "one", Address: "10.0.0.1:1"}, {ID: "n2", Name: "two", Running: 3, ClockSkew: time.Hour}},
 		Partitions: []http.PartitionStatus{{Leader: "n1", Term: 1, Applied: 17, Lag: 2, Lease: true, Verified: 12, Differing: []string{"n2"}}}}
 	if got := r.Status(t.Context()); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
+	}
+	if w := r.Warnings(); len(w) != 1 || w[0] != "a clock is off" {
+		t.Errorf("warnings %q", w)
 	}
 	if n := r.QueuedTasks(7); n != 70 {
 		t.Errorf("%d tasks wait", n)

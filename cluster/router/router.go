@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"net"
+	"time"
 
 	"github.com/caravan-dag/caravan/cluster"
 	"github.com/caravan-dag/caravan/cluster/raftlog"
@@ -18,6 +19,10 @@ type Member interface {
 	Nodes() []cluster.Node
 	// QueuedTasks returns how many tasks of a partition wait for a slot, as far as this node knows.
 	QueuedTasks(partition int) int
+	// ClockSkew returns how far the clock of a node is ahead of that of this one, and ClockWarnings a sentence for
+	// each node whose clock is off.
+	ClockSkew(node raftlog.NodeID) time.Duration
+	ClockWarnings() []string
 	// Status returns the state of this node's replica of a partition.
 	Status(partition int) cluster.Status
 	// VerifyReplicas compares the replicas of all partitions.
@@ -92,11 +97,14 @@ func (r *Router) Nodes() (ids []string) {
 // QueuedTasks returns how many tasks of a partition wait for a slot, as far as this node knows.
 func (r *Router) QueuedTasks(partition uint64) int { return r.member.QueuedTasks(int(partition)) }
 
+// Warnings returns what is wrong with the cluster and keeps no node from its work.
+func (r *Router) Warnings() []string { return r.member.ClockWarnings() }
+
 // Status returns the cluster as this node sees it.
 func (r *Router) Status(context.Context) http.ClusterStatus {
 	s := http.ClusterStatus{ID: r.member.Cluster().String(), Node: r.Self(), Workers: r.workers()}
 	for _, n := range r.member.Nodes() {
-		node := http.NodeStatus{ID: string(n.ID), Name: n.Name, Address: n.Address}
+		node := http.NodeStatus{ID: string(n.ID), Name: n.Name, Address: n.Address, ClockSkew: r.member.ClockSkew(n.ID)}
 		r.addTasks(&node)
 		s.Nodes = append(s.Nodes, node)
 	}

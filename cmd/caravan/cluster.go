@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -64,9 +65,9 @@ func (m *Main) clusterStatusCommand() *cobra.Command {
 //
 //	cluster 5b0e…, seen by n1
 //
-//	NODE  ADDRESS          LEADS  CORES  MEMORY    RUNNING  WAITING
-//	n1    127.0.0.1:2504   0      2/2    100/1000  2        0
-//	n2    127.0.0.1:2505   -      0/2    0/1000    0        0
+//	NODE  ADDRESS          LEADS  CORES  MEMORY    RUNNING  WAITING  CLOCK
+//	n1    127.0.0.1:2504   0      2/2    100/1000  2        0        -
+//	n2    127.0.0.1:2505   -      0/2    0/1000    0        0        1h0m0s ahead
 //
 //	PARTITION  LEADER  TERM  APPLIED  LAG  DIFFERS
 //	0          n1      3     1042     0    -
@@ -77,7 +78,7 @@ func (m *Main) printCluster(c *client.Cluster) error {
 	}
 	fmt.Fprintf(m.Stdout, "cluster %s, seen by %s\n\n", printable(c.ID), printable(c.NameOf(c.Node)))
 	plain := func(s string) string { return s }
-	nodes := newTable(m.Stdout, plain, "NODE", "ADDRESS", "LEADS", "CORES", "MEMORY", "RUNNING", "WAITING")
+	nodes := newTable(m.Stdout, plain, "NODE", "ADDRESS", "LEADS", "CORES", "MEMORY", "RUNNING", "WAITING", "CLOCK")
 	for _, n := range c.Nodes {
 		cores, memory := "-", "-" // nothing is known of its slots
 		if n.Slots.Cores > 0 {
@@ -88,7 +89,7 @@ func (m *Main) printCluster(c *client.Cluster) error {
 			memory = fmt.Sprintf("%d/%d", n.Taken.MemoryMB, n.Slots.MemoryMB)
 		}
 		err := nodes.add(c.NameOf(n.ID), orDash(n.Address), orDash(strings.Join(leads[n.ID], ",")), cores, memory,
-			strconv.Itoa(n.Running), strconv.Itoa(n.Waiting))
+			strconv.Itoa(n.Running), strconv.Itoa(n.Waiting), clockSkew(n.ClockSkewSeconds))
 		if err != nil {
 			return err
 		}
@@ -109,6 +110,17 @@ func (m *Main) printCluster(c *client.Cluster) error {
 		}
 	}
 	return partitions.flush()
+}
+
+// clockSkew describes how far the clock of a node is off, in seconds; "-" if that is less than a millisecond.
+func clockSkew(seconds float64) string {
+	switch skew := time.Duration(seconds * float64(time.Second)).Round(time.Millisecond); {
+	case skew > 0:
+		return skew.String() + " ahead"
+	case skew < 0:
+		return (-skew).String() + " behind"
+	}
+	return "-"
 }
 
 // printWorkers prints the workers without a node, if there are any:

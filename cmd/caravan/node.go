@@ -150,6 +150,7 @@ func startNode(ctx context.Context, c Config, l net.Listener, log *slog.Logger) 
 			return engine
 		},
 		Storage: storageConfig(c, files, log), FS: files, Fatal: n.fail, Registerer: registry, Logger: log,
+		Clock: engineClock(),
 	})
 	if err != nil {
 		return nil, err
@@ -425,6 +426,14 @@ func (s *startingCluster) Remove(ctx context.Context, node string) (string, erro
 		return r.Remove(ctx, node)
 	}
 	return "", errStarting
+}
+
+// Warnings returns what is wrong with the cluster.
+func (s *startingCluster) Warnings() []string {
+	if r := s.router.Load(); r != nil {
+		return r.Warnings()
+	}
+	return nil
 }
 
 // Status returns the cluster as this node sees it; an empty one while the node has not joined.

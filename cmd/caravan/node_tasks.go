@@ -21,7 +21,7 @@ type nodeCollector struct {
 	member                      *cluster.Member
 	workers                     *fleet.Fleet
 	slots, taken, memory, tasks *prometheus.Desc
-	moved                       *prometheus.Desc
+	skew, moved                 *prometheus.Desc
 }
 
 func newNodeCollector(member *cluster.Member, workers *fleet.Fleet) *nodeCollector {
@@ -33,13 +33,15 @@ func newNodeCollector(member *cluster.Member, workers *fleet.Fleet) *nodeCollect
 		taken:  describe("taken_cores", "Cores that tasks of all partitions take of a node, those included that wait there.", "node"),
 		memory: describe("taken_memory_bytes", "Memory that tasks of all partitions take of a node, those included that wait there.", "node"),
 		tasks:  describe("tasks", "Tasks that run at a node, and tasks whose orders wait there.", "node", "state"),
-		moved:  describe("moved_orders_total", "Orders that this node as a leader has taken back, because another node had room for them."),
+		skew: prometheus.NewDesc("caravan_cluster_clock_skew_seconds",
+			"How far the clock of a node is ahead of that of this one, at least; negative if it is behind.", []string{"node"}, nil),
+		moved: describe("moved_orders_total", "Orders that this node as a leader has taken back, because another node had room for them."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *nodeCollector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.slots, c.taken, c.memory, c.tasks, c.moved} {
+	for _, d := range []*prometheus.Desc{c.slots, c.taken, c.memory, c.tasks, c.skew, c.moved} {
 		to <- d
 	}
 }
@@ -56,6 +58,7 @@ func (c *nodeCollector) Collect(to chan<- prometheus.Metric) {
 		gauge(c.memory, float64(s.Taken.MemoryBytes))
 		gauge(c.tasks, float64(s.Taken.Running), "running")
 		gauge(c.tasks, float64(s.Taken.Waiting), "waiting")
+		gauge(c.skew, c.member.ClockSkew(n.ID).Seconds())
 	}
 	to <- prometheus.MustNewConstMetric(c.moved, prometheus.CounterValue, float64(c.workers.MovedOrders()))
 }
