@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/outputs"
@@ -201,6 +202,9 @@ const testRun = messages.RunID(3)
 // testCapacity is what each node has.
 var testCapacity = workerpb.Amount{CPUMillis: 2000, MemoryBytes: 1 << 30}
 
+// testLease is longer than any test, so that silence is a matter of ticks that tests make.
+const testLease = time.Minute
+
 var testPartition = messages.Numbering{Partitions: 2, Partition: 1}
 
 func testKey(task uint32) messages.AttemptKey {
@@ -237,7 +241,7 @@ func newTestCluster(t *testing.T, ids ...string) *testCluster {
 func (n *testNode) start() {
 	n.c.t.Helper()
 	var err error
-	config := Config{Partitions: 2, Lease: time.Minute, Grace: time.Second, Capacity: testCapacity, Name: "name of " + n.id,
+	config := Config{Partitions: 2, Lease: testLease, Grace: time.Second, Capacity: testCapacity, Name: "name of " + n.id,
 		Outputs: n.outputs, CopyOutput: true, Sink: func(reports ...executor.Report) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -361,14 +365,23 @@ func (n *testNode) awaitHeard(key messages.AttemptKey, want ...string) {
 	eventually(n.c.t, fmt.Sprintf("%s hears %v of %v", n.id, want, key), func() bool { return slices.Equal(n.heard(key), want) })
 }
 
-// tickUntilSilent lets the silence of all nodes that are not heard be over.
-func (n *testNode) tickUntilSilent() {
-	n.Fleet.mu.Lock()
-	l := n.leads[testPartition.Partition]
-	for range l.table.config.SilenceTicks {
-		l.table.Tick(9)
+// tickUntilSilent lets the silence of all nodes that are not heard be over. It fails the test if an attempt is reported
+// lost in the first half of it. The table's own ticks count as well, so the moment cannot be closer.
+func (n *testNode) tickUntilSilent(key messages.AttemptKey) {
+	n.c.t.Helper()
+	tick := func(d time.Duration) {
+		n.Fleet.mu.Lock()
+		for range d / lease.HeartbeatInterval(testLease) {
+			n.leads[testPartition.Partition].table.Tick(9)
+		}
+		n.unlockAndDeliver()
 	}
-	n.unlockAndDeliver()
+	silence := lease.Silence(testLease)
+	tick(silence / 2)
+	if kinds := n.heard(key); kinds != nil {
+		n.c.t.Errorf("%v after half of the silence: %v", key, kinds)
+	}
+	tick(silence/2 + 3*lease.HeartbeatInterval(testLease))
 }
 
 // TestAttemptOutlivesItsLeader: an attempt goes on at its node when other nodes lead, and when the server of its
@@ -461,7 +474,7 @@ func TestAttemptOfALostNodeWaitsForItsLease(t *testing.T) {
 	if kinds := a.heard(testKey(1)); kinds != nil {
 		t.Errorf("before the silence is over: %v", kinds)
 	}
-	a.tickUntilSilent()
+	a.tickUntilSilent(testKey(1))
 	a.awaitHeard(testKey(1), "lost")
 	a.Acknowledge(testKey(1))
 	b.start()
@@ -485,7 +498,7 @@ func TestNewNodeDoesNotSpeakForTheFormerOne(t *testing.T) {
 	if kinds := a.heard(testKey(1)); kinds != nil {
 		t.Errorf("while the lease of the former node may last: %v", kinds)
 	}
-	a.tickUntilSilent()
+	a.tickUntilSilent(testKey(1))
 	a.awaitHeard(testKey(1), "lost")
 }
 
