@@ -19,7 +19,8 @@ import (
 const longestStopGap = 3 * time.Second
 
 // repeatingClients submit runs without a pause, each at a node of its own. A call that is answered with 503, or
-// finds no server, is repeated at the next node. Any other error is a failed call.
+// finds no server, is repeated at the next node. So is one that meets the end of the server that stops: it closes
+// connections that are idle, and may do so at the moment of a request. Any other error is a failed call.
 type repeatingClients struct {
 	t       *testing.T
 	cluster *testCluster
@@ -28,6 +29,7 @@ type repeatingClients struct {
 
 	mu       sync.Mutex
 	nodes    []*client.Client  // by the order of the cluster
+	stopping int               // the place there of the node that stops
 	runs     map[string]uint64 // acknowledged, by idempotency key
 	answered []time.Time       // the last answer to each client
 	longest  time.Duration     // between two answers to one client, since the last call of longestGap
@@ -63,10 +65,19 @@ func (r *repeatingClients) use(n *clusterNode) {
 	r.nodes[slices.Index(r.cluster.nodes, n)] = api
 }
 
-func (r *repeatingClients) node(i int) *client.Client {
+// node returns the next node to ask, and whether it is the one that stops.
+func (r *repeatingClients) node(i int) (api *client.Client, isStopping bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.nodes[i%len(r.nodes)]
+	i %= len(r.nodes)
+	return r.nodes[i], i == r.stopping
+}
+
+// expectStop says that the server of a node will end.
+func (r *repeatingClients) expectStop(n *clusterNode) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopping = slices.Index(r.cluster.nodes, n)
 }
 
 // submitAll is the client with a number. It asks the node of that number first.
@@ -81,14 +92,15 @@ func (r *repeatingClients) submitAll(ctx context.Context, number int) {
 			return
 		}
 		key := fmt.Sprintf("stop-%d-%d", number, call)
-		run, err := r.node(at).Submit(ctx, []byte(noopRun), client.SubmitOptions{IdempotencyKey: key})
+		api, isStopping := r.node(at)
+		run, err := api.Submit(ctx, []byte(noopRun), client.SubmitOptions{IdempotencyKey: key})
 		switch {
 		case err == nil:
 			r.noteAnswer(number, key, run)
 			call++
 		case ctx.Err() != nil:
 			return
-		case errors.Is(err, client.ErrUnavailable), errors.Is(err, client.ErrNoServer):
+		case errors.Is(err, client.ErrUnavailable), errors.Is(err, client.ErrNoServer), isStopping && errors.Is(err, client.ErrUnreachable):
 			at++
 		default:
 			r.mu.Lock()
@@ -152,6 +164,7 @@ func (c *testCluster) stopUnderLoad(n *clusterNode, clients *repeatingClients) {
 	c.t.Helper()
 	clients.awaitAnswers()
 	steady := clients.longestGap()
+	clients.expectStop(n)
 	code, took, err := n.server.Stop(e2etest.Patience)
 	if code != 0 || err != nil {
 		c.t.Errorf("%s: exit %d after %v, %v", n.name, code, took, err)
