@@ -14,7 +14,7 @@ import (
 // Keys are binary: one type byte, then numbers in big-endian, so that byte order is numeric order.
 // Every key of a run begins with its type and the run's ID.
 //
-//	m <name>                        meta: format (of rows), shards, opens, next (run), keys (kept ones, a count), mark (ClockMark), worker/<ID> (Workers)
+//	m <name>                        meta: format (of rows), shards, opens, next (run), keys (kept ones, a count), mark (ClockMark), worker/<ID> (Workers), cluster (ClusterTable)
 //	u <run>                         summary of an unfinished run: the commit marker, and the index of unfinished runs
 //	s <run>                         summary of a finished run
 //	d <run> <part>                  definition; part 0 begins with data of the creation and the first journal records
