@@ -49,11 +49,12 @@ test: test-unit test-e2e ## all tests; no C compiler needed
 # Many tests wait: for elections, for processes, for the disk. So twice as many packages as there are
 # processors are tested at a time, and up to four tests of a package that call t.Parallel. The longest
 # package needs half of the ten minutes that go test allows by default, on a machine that does nothing else.
+# go test would run a part of go vet on each package; make vet, which make check runs, has all of it.
 test-unit: ## all tests except the end-to-end tests
-	CGO_ENABLED=0 $(GO) test -timeout 40m -p $$((2 * $$(nproc))) -parallel 4 -shuffle=$(SHUFFLE) $$($(GO) list $(LONGEST) ./... | grep -v /internal/e2e)
+	CGO_ENABLED=0 $(GO) test -vet=off -timeout 40m -p $$((2 * $$(nproc))) -parallel 4 -shuffle=$(SHUFFLE) $$($(GO) list $(LONGEST) ./... | grep -v /internal/e2e)
 
 test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
-	CGO_ENABLED=0 $(GO) test -shuffle=$(SHUFFLE) -parallel 4 -timeout 40m ./internal/e2e/...
+	CGO_ENABLED=0 $(GO) test -vet=off -shuffle=$(SHUFFLE) -parallel 4 -timeout 40m ./internal/e2e/...
 
 # One package at a time: they share the cluster.
 test-slurm: ## attempts as jobs of a real Slurm, started for it; root on Debian has it installed (about a minute)
@@ -66,8 +67,7 @@ test-browser: ## what web pages can make Chromium send; root on Debian has it in
 
 # With -short, tests over every bit, row or size take a sample: make test covers all. The detector keeps
 # the processors busy, so fewer packages are tested at a time than without it. It has nothing to see in
-# internal/archtest, which reads source files one after the other, and which make rules runs. make test and
-# make vet run go vet, which would compile what it needs a second time here.
+# internal/archtest, which reads source files one after the other, and which make rules runs.
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
 	CGO_ENABLED=1 $(GO) test -vet=off -p $$(($$(nproc) + 1)) -shuffle=$(SHUFFLE) -race -short -timeout 40m $$($(GO) list $(LONGEST) ./... | grep -v -e /internal/e2e -e /internal/archtest)
 	CGO_ENABLED=1 $(GO) test -vet=off -shuffle=$(SHUFFLE) -race -parallel 4 -timeout 40m ./internal/e2e/...

@@ -214,6 +214,7 @@ func TestBackupOfStoppedServer(t *testing.T) {
 // Those tasks are not disturbed. The copies start tasks only when they are resumed, and then each
 // completes its runs with its own attempts.
 func TestCopyNextToItsOriginal(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	const tasks = 4
 	dir := t.TempDir()

@@ -105,6 +105,7 @@ func TestDamagedTableIsRefused(t *testing.T) {
 
 // TestMissingManifestIsRefused: without the check, Badger would delete all tables.
 func TestMissingManifestIsRefused(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	s, run := stoppedFolder(t, "echo qzjxkvwpfbvmhg")
 	data := s.Config().Data
@@ -333,6 +334,7 @@ func damageSummary(t *testing.T, dir string, run uint64) {
 // starts while another one of its task is alive, and the run completes, unless the server refuses to
 // start and names the file.
 func TestDamagedWorkerFiles(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	rng := seededRandom(t)
 	outcomes := map[string]int{}

@@ -107,6 +107,7 @@ func TestUmask(t *testing.T) {
 // TestIncompleteFolderIsRefused: a folder with a missing part, or a part of another user, is refused
 // with advice and stays unchanged. Running tasks are left alone.
 func TestIncompleteFolderIsRefused(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
@@ -194,6 +195,7 @@ func fileNames(t *testing.T, dir string) string {
 // and the folder of another server are refused inside the folder of a running server, with its name,
 // on any path that leads there. A restore into a folder with content is refused, too.
 func TestCommandsRefuseToWriteIntoDataFolders(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	s := e2etest.Start(t)
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true")}))
@@ -329,6 +331,7 @@ func replaceByFIFO(t *testing.T, path string) (back func()) {
 // TestFIFOsInDataFolderAreRefused: a server and the commands that read the folder name a FIFO in
 // place of any file, and never wait for its other end.
 func TestFIFOsInDataFolderAreRefused(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	s := e2etest.Start(t)
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true")}))

@@ -31,6 +31,7 @@ func example(t *testing.T, name string) string {
 
 // TestExamples runs every file of examples/ to COMPLETED and checks its purpose.
 func TestExamples(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Dir(examples(t)))
 	files, err := filepath.Glob(filepath.Join(examples(t), "*.json"))
@@ -96,6 +97,7 @@ func substitutePython(t *testing.T, text string) string {
 // TestDemo runs the script of the demo. It shows the end of the run and its record, and leaves no
 // process or file.
 func TestDemo(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	runDemo(t, "demo.sh", "COMPLETED", "simple_1", "works on job 2", `"dagStateChanges"`)
 }
@@ -103,6 +105,7 @@ func TestDemo(t *testing.T) {
 // TestDemoCluster runs the script of the cluster's demo: the run survives the loss of the leader and its
 // folder. The script fails if an attempt begins twice, or a task again that was COMPLETED before the loss.
 func TestDemoCluster(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	runDemo(t, "demo-cluster.sh", "which leads the run, is lost", "201 COMPLETED", "The fan-out has 200 COMPLETED tasks of 200. No attempt began twice")
 }

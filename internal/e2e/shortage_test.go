@@ -168,6 +168,7 @@ func checkEachRanOnce(t *testing.T, s *e2etest.Server, run uint64, tasks int) {
 
 // TestTasksWithFewDescriptors: 150 tasks that sleep, all of which the slots would start at once.
 func TestTasksWithFewDescriptors(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	s := e2etest.Start(t, viaShell(t, "ulimit -n 256"))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
@@ -304,6 +305,7 @@ func faultHits(t *testing.T, data string) []string {
 // TestManyTasksWithFewDescriptors: server, worker and tasks have 256 descriptors each, and slots
 // for 150 tasks.
 func TestManyTasksWithFewDescriptors(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	s := e2etest.Start(t, viaShell(t, "ulimit -n 256"), e2etest.Args("--cores", "40"))
 	for _, pid := range append(testenv.Workers(s.Config().Data), s.PID()) {
@@ -323,6 +325,7 @@ func TestManyTasksWithFewDescriptors(t *testing.T) {
 // the run another program takes all remaining processes for three seconds, so that starts fail, and
 // then frees them. Tasks end after that.
 func TestManyTasksWithFewProcesses(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	group := pidsGroup(t, 160)
 	s := e2etest.Start(t, viaShell(t, "echo $$ >"+group+"/cgroup.procs"), e2etest.Args("--cores", "10"))
@@ -435,6 +438,7 @@ func exhaustProcesses(t *testing.T, group string) (giveBack func()) {
 // or for a while. A task without an intent in a journal does not start, running tasks go on, and a
 // new journal replaces the old one.
 func TestManyTasksWithJournalErrors(t *testing.T) {
+	e2etest.OneByOne(t)
 	t.Parallel()
 	rng := seededRandom(t)
 	once := func(op faults.Op, path string, first int) []faults.Fault {

@@ -62,8 +62,9 @@ func DiskErrors(t *testing.T) {
 	}
 }
 
-// OneByOne skips a test under the race detector that starts many programs one after the other: each
-// would start ten times slower, and the tests of the packages cover the same code.
+// OneByOne skips a test under the race detector that starts many programs one after the other, or whose faults
+// come from outside and one at a time, such as damaged files and missing processes: each program would start ten
+// times slower, and other tests show the detector the same goroutines.
 func OneByOne(t *testing.T) {
 	t.Helper()
 	if Race {
