@@ -6,6 +6,8 @@ GO          ?= go
 STATICCHECK ?= .tools/staticcheck
 FUZZTIME    ?= 20s
 SHUFFLE     ?= on
+SOAK        ?= 1h
+SEED        ?= 0
 ROUNDS      ?= 3
 
 # Versions of the tools that `make tools` installs into .tools.
@@ -24,7 +26,7 @@ WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery open views memory growth
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-cluster test test-unit test-e2e test-slurm test-browser race check fmt vet lint tidy rules generated tools cover fuzz \
-	bench bench-smoke bench-report bench-cluster bench-peers clean $(WORKLOADS:%=bench-%)
+	soak-cluster bench bench-smoke bench-report bench-cluster bench-peers clean $(WORKLOADS:%=bench-%)
 
 help: ## list these targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -59,6 +61,11 @@ test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
 # One package at a time: they share the cluster.
 test-slurm: ## attempts as jobs of a real Slurm, started for it; root on Debian has it installed (about a minute)
 	CGO_ENABLED=0 sh executor/slurm/cluster.sh $(GO) test -shuffle=$(SHUFFLE) -count=1 -p 1 -timeout 5m -tags slurm -run 'TestReal|TestSlurm' ./executor/slurm ./internal/e2e
+
+# The last line that has "rounds" is the summary: rounds, calls, failovers, the longest times without an answer,
+# and whether a history breaks a rule. SEED repeats the faults of a run; 0 is a random one, which is printed.
+soak-cluster: ## random faults for SOAK (1h) at clusters of the real binary, judged by their histories
+	CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 0 -run TestClusterSoak ./internal/clustertest -soak $(SOAK) -seed $(SEED)
 
 test-browser: ## what web pages can make Chromium send; root on Debian has it installed (under a minute)
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y --no-install-recommends chromium; } || \

@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	rounds = flag.Int("rounds", 20, "rounds of TestRandomFaults")
+	rounds = flag.Int("rounds", 20, "rounds of TestRandomFaults; a fifth of them with -short")
 	seed   = flag.Uint64("seed", 0, "seed of TestRandomFaults; 0: a random one")
 )
 
@@ -49,12 +49,27 @@ type history struct {
 // proposal that was refused. Every read under a lease has seen all that was acknowledged before it.
 func TestRandomFaults(t *testing.T) {
 	t.Parallel()
-	s := *seed
+	s, all := *seed, *rounds
 	if s == 0 {
 		s = rand.Uint64()
 	}
-	t.Logf("go test ./cluster/raftlog -run TestRandomFaults -seed %d -rounds %d", s, *rounds)
-	rng := rand.New(rand.NewPCG(s, 1))
+	t.Logf("go test ./cluster/raftlog -run TestRandomFaults -seed %d -rounds %d", s, all)
+	if testing.Short() {
+		all /= 5
+	}
+	// Most of a round is waiting, so several groups have theirs at a time.
+	const groups = 4
+	for i := range groups {
+		t.Run(fmt.Sprint("group", i), func(t *testing.T) {
+			t.Parallel()
+			disturbGroup(t, s+uint64(i), (all+groups-1)/groups)
+		})
+	}
+}
+
+// disturbGroup is the rounds of one group.
+func disturbGroup(t *testing.T, seed uint64, rounds int) {
+	rng := rand.New(rand.NewPCG(seed, 1))
 	settings := fastSettings()
 	settings.TrailingEntries, settings.SnapshotBytes = 50, 16<<10
 	c := newCluster(t, 3, settings)
@@ -69,7 +84,7 @@ func TestRandomFaults(t *testing.T) {
 	}
 	h := &history{}
 	stop := runClients(places, h)
-	for range *rounds {
+	for range rounds {
 		c.disturb(rng, places)
 	}
 	c.network.HealAll()
@@ -96,7 +111,7 @@ func TestRandomFaults(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d acknowledged, %d refused, %d unknown, %d reads", len(h.acknowledged), len(h.lost), h.unknown, h.reads)
+	t.Logf("%d rounds of faults: %d acknowledged, %d refused, %d unknown, %d reads", rounds, len(h.acknowledged), len(h.lost), h.unknown, h.reads)
 	for _, r := range c.all {
 		t.Logf("%s: %+v", r.id, r.group.Status())
 	}

@@ -62,15 +62,17 @@ const (
 	longTaskCores = 3
 )
 
-// judge ends the load when the cluster has recovered, and checks what its clients saw.
-func judge(t *testing.T, c *clustertest.Cluster, l *load) {
+// judge ends the load when the cluster has recovered, and checks and returns what its clients saw.
+func judge(t *testing.T, c *clustertest.Cluster, l *load) *history.History {
 	t.Helper()
 	mustDo(t, c.Revive())
 	l.end(t)
 	l.awaitFollowers()
 	digests, err := c.Digests("n1")
 	mustDo(t, err)
-	describeHistory(t, c.Check("n1", digests, history.Options{}))
+	h := c.Check("n1", digests, history.Options{})
+	describeHistory(t, h)
+	return h
 }
 
 // TestClusterHistory: clients use a cluster of three nodes of the real binary while random faults meet

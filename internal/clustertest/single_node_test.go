@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	seedFlag  = flag.Uint64("seed", 1, "seed of the plan of faults and of the clients; 0 = a random one, which is printed")
+	seedFlag  = flag.Uint64("seed", 0, "seed of the plan of faults and of the clients; 0 = a random one, which is printed")
 	stepsFlag = flag.Int("steps", 6, "number of faults in a round")
 )
 
@@ -34,7 +34,7 @@ func roundSeed(t *testing.T) uint64 {
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	t.Logf("seed %d (repeat it with -seed)", seed)
+	t.Logf("repeat it with -run %s -seed %d", t.Name(), seed)
 	return seed
 }
 
