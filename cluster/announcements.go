@@ -17,7 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// The nodes of a cluster of several partitions tell each other what they lead. Each node sends lines of JSON
+// The nodes of a cluster tell each other what they lead. Each node sends lines of JSON
 // to each other one, over one connection for each direction:
 //
 //	{"node":"n1-…","partitions":[{"partition":0,"next":17,"queued":3},{"partition":3,"next":17}]}
@@ -30,9 +30,10 @@ import (
 //	queued the tasks that wait for a slot. Submissions without a key go to short queues (Member.QueuedTasks)
 //	node   is steady while its lines come, and may be given partitions (balance.go); with "stopping":true, as
 //	       it stops or was drained (transfer.go), not
+//	table  is the version of its table of the nodes. A node with a lower one fetches it (table_keeper.go)
 //
 // Announcements are hints: one that is lost or late, or comes from a leader of a former term, does no harm.
-// So they are not part of a log. Only a cluster of several partitions has an announcer.
+// So they are not part of a log.
 
 // announcementProtocol carries the announcements.
 const announcementProtocol = "caravan-announce/1"
@@ -51,7 +52,8 @@ const (
 type announcement struct {
 	Node       raftlog.NodeID          `json:"node"`
 	IsStopping bool                    `json:"stopping,omitempty"`
-	Partitions []partitionAnnouncement `json:"partitions"` // those that the node leads, in ascending order
+	Table      uint64                  `json:"table,omitempty"` // the version of the table of the nodes that the node has
+	Partitions []partitionAnnouncement `json:"partitions"`      // those that the node leads, in ascending order
 }
 
 // announcedQueue is how many tasks of a partition wait for a slot, and the node that has said so.
@@ -135,7 +137,7 @@ func (a *announcer) keepComposing() {
 // the announcement if it differs.
 func (a *announcer) compose() {
 	m := a.member
-	now := announcement{Node: m.Self(), IsStopping: a.isStopping.Load() || a.isDrained(), Partitions: []partitionAnnouncement{}}
+	now := announcement{Node: m.Self(), IsStopping: a.isStopping.Load() || a.isDrained(), Table: m.tables.version(), Partitions: []partitionAnnouncement{}}
 	engines := map[int]Engine{}
 	for p := range m.Partitions() {
 		if engine, _, ok := m.Engine(p); ok {
@@ -311,6 +313,7 @@ func (a *announcer) noteAnnouncement(told *announcement, since time.Time) {
 		}
 	}
 	a.mu.Unlock()
+	a.member.tables.noteVersion(told.Node, told.Table)
 	for _, p := range told.Partitions {
 		a.noteNumber(p.Next)
 	}

@@ -37,10 +37,11 @@
 //	port, introducer,    accept connections, and one for each greeting
 //	  admitter
 //	seekAdmission        one while the node takes the place of another one
-//	announcer            with several partitions: one that composes, one for each other node, and those that
+//	announcer            one that composes, one for each other node, and those that
 //	                     accept and receive
 //	clockComparer        one for each other node
 //	balancer             one with several partitions
+//	tableKeeper          one that keeps the table of the nodes, and one while a newer table is fetched
 //	answerInquiries,     accept connections, and one for each question or copy
 //	  answerWorkers,
 //	  sendCopies
@@ -57,6 +58,8 @@
 // leaves: no call leaves the package under them. machine.writing is held over the writes of replica.json,
 // and is taken before machine.mu. machine.exchanging is held over an exchange of the rows, within the calls of
 // the log, and is taken before machine.writing.
+// clusterRow.mu is held over a change of the table of the nodes, with its commit, and tableKeeper.adopting over the
+// writes of its cache; clusterRow.mu comes first. folder.mu is held over the writes of node.json.
 // ownedRegisterer.mu is taken before the lock of its Registerer.
 //
 // # Reading order
@@ -65,7 +68,8 @@
 // leadership.go is one engine for one term, and machine.go the rows below it. member.go puts a node
 // together; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
 // of a lost node, and its connections. announcements.go is what the nodes tell each other about their
-// partitions, and balance.go which node shall lead which. clock_skew.go compares clocks. inquiry.go, verify.go and views.go are what nodes ask
+// partitions, and balance.go which node shall lead which. node_table.go, table_keeper.go and levels.go are the table
+// of the nodes and the feature level of the cluster. clock_skew.go compares clocks. inquiry.go, verify.go and views.go are what nodes ask
 // each other (workers.go: what workers without a node ask), the comparison of replicas, and the rows of all partitions for a backup. transfer.go and repair.go
 // (with replica_rows.go) are what operators change. seed.go, restore.go and recover.go make what a new cluster
 // may begin with.

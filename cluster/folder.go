@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/internal/vfs"
@@ -20,6 +21,7 @@ import (
 // The folder of a member:
 //
 //	node.json            who this node is, and the cluster that it is part of (identity)
+//	nodes.json           the newest table of the cluster's nodes that this node has seen (table_keeper.go)
 //	node.lock            locked while a process uses the folder
 //	superseded.json      its runs were taken into a new cluster (recover.go)
 //	seed.json            the runs of a single server with which the cluster began, if it did (seed.go)
@@ -38,6 +40,9 @@ const (
 	// datafolder.Format refuses the folder of a node, and the digests of its rows a seed, which has no
 	// identity.
 	folderFormat = 1
+	// levelFormat is that of node.json, and of introductions, of a cluster with a feature level above 0: programs
+	// that have no levels refuse it.
+	levelFormat = 2
 )
 
 // NodeAddress is a node as an operator lists it.
@@ -69,6 +74,9 @@ type identity struct {
 	// term (seed.go). A new folder has Base, Seed and Partitions of its seed.
 	Seed     string `json:"seed,omitempty"`
 	SeedTerm uint64 `json:"seedTerm,omitempty"`
+	// Level is a feature level that the cluster has, or is about to have. That of formation is the one that the cluster
+	// begins with. See setLevel.
+	Level int `json:"level,omitempty"`
 	// Opened says that all replicas were opened once. From then on a missing one was lost. No replica was
 	// opened before all nodes had formed the cluster.
 	Opened bool `json:"opened,omitempty"`
@@ -85,6 +93,22 @@ type identity struct {
 // replacement may have opened its replica and not been admitted since.
 func (i *identity) mustHaveEntries(partition int) bool {
 	return i.Opened && (!i.IsReplacement || i.IsAdmitted || slices.Contains(i.AdmittedTo, partition))
+}
+
+// setLevel sets the level, and with it the format.
+func (i *identity) setLevel(level int) {
+	i.Level = level
+	if level > 0 {
+		i.Format = levelFormat
+	}
+}
+
+// checkFormat refuses a file of another version.
+func (i *identity) checkFormat() error {
+	if i.Format != folderFormat && i.Format != levelFormat {
+		return fmt.Errorf("%s has format %d, this program reads formats %d and %d", identityFile, i.Format, folderFormat, levelFormat)
+	}
+	return nil
 }
 
 func (i *identity) isFormed() bool { return i.Cluster != "" }
@@ -124,6 +148,10 @@ type folder struct {
 	path string
 	fsys vfs.FS
 	lock io.Closer
+
+	mu sync.Mutex // held over the writes of node.json
+	// written is the content of node.json since the open, or the last write of it.
+	written identity
 }
 
 // openFolder locks a folder, and reads who the node is. A new folder gets an ID, which is durable before
@@ -186,14 +214,15 @@ func (f *folder) readIdentity(name string) (*identity, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case id.Format != folderFormat:
-		return nil, fmt.Errorf("%s has format %d, this program reads format %d", identityFile, id.Format, folderFormat)
+	case id.checkFormat() != nil:
+		return nil, id.checkFormat()
 	case id.Name != name:
 		return nil, fmt.Errorf("it is the folder of node %s, not of node %s", id.Name, name)
 	}
 	if _, err := id.clusterID(); err != nil {
 		return nil, err
 	}
+	f.written = id
 	return &id, nil
 }
 
@@ -239,9 +268,33 @@ func (f *folder) newIdentity(name string) (*identity, error) {
 	return id, f.writeIdentity(id)
 }
 
-// writeIdentity makes an identity durable.
+// writeIdentity makes an identity durable, with the highest level that was ever written.
 func (f *folder) writeIdentity(id *identity) error {
-	return writeJSON(f.fsys, f.path, identityFile, id)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	next := *id
+	next.setLevel(max(id.Level, f.written.Level))
+	if err := writeJSON(f.fsys, f.path, identityFile, &next); err != nil {
+		return err
+	}
+	f.written = next
+	return nil
+}
+
+// raiseLevel makes a feature level durable in node.json, if the former one is lower.
+func (f *folder) raiseLevel(level int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if level <= f.written.Level {
+		return nil
+	}
+	next := f.written
+	next.setLevel(level)
+	if err := writeJSON(f.fsys, f.path, identityFile, &next); err != nil {
+		return err
+	}
+	f.written = next
+	return nil
 }
 
 // replicaFolder returns the folder of a partition.

@@ -42,6 +42,8 @@ type introduction struct {
 	identity
 	// Nodes and Partitions are those of the configuration while the cluster is not formed.
 	Nodes []NodeAddress `json:"nodes"`
+	// Supports is the highest feature level that the node supports.
+	Supports int `json:"supports,omitempty"`
 }
 
 // RefusedError says why a node cannot be part of the cluster that its configuration lists. It does not
@@ -72,6 +74,7 @@ func decideFormation(self *introduction, others map[string]*introduction) (*iden
 	}
 	formed := self.identity
 	formed.Partitions, formed.Members = self.Partitions, []memberName{{self.Name, self.ID}}
+	formed.Level = self.Supports
 	for _, node := range self.Nodes {
 		if node.Name == self.Name {
 			continue
@@ -81,12 +84,16 @@ func decideFormation(self *introduction, others map[string]*introduction) (*iden
 			return nil, nil
 		}
 		formed.Members = append(formed.Members, memberName{other.Name, other.ID})
+		formed.Level = min(formed.Level, other.Supports)
 	}
 	slices.SortFunc(formed.Members, func(a, b memberName) int { return cmp.Compare(a.Name, b.Name) })
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%d partitions, base %d, seed %s\n", formed.Partitions, formed.Base, formed.Seed)
 	for _, m := range formed.Members {
 		fmt.Fprintf(sum, "%s %s\n", m.Name, m.ID)
+	}
+	if formed.Level > 0 { // a program that has no levels must come to the same ID
+		fmt.Fprintf(sum, "level %d\n", formed.Level)
 	}
 	formed.Cluster = ID(sum.Sum(nil)).String()
 	return &formed, nil
@@ -175,8 +182,11 @@ func joinFormed(self, other *introduction) (*identity, error) {
 	if err := other.compareList(self.Nodes); err != nil {
 		return nil, refusedBecause("%v", err)
 	}
+	if other.Level > self.Supports {
+		return nil, refusedBecause("the cluster has feature level %d, and this program supports levels up to %d", other.Level, self.Supports)
+	}
 	formed := self.identity
-	formed.Cluster, formed.Members, formed.Partitions = other.Cluster, other.Members, other.Partitions
+	formed.Cluster, formed.Members, formed.Partitions, formed.Level = other.Cluster, other.Members, other.Partitions, other.Level
 	formed.IsReplacement = other.IsReplacement // its list has a node that the cluster was not formed with
 	return &formed, nil
 }
@@ -219,7 +229,16 @@ func (i *introducer) currentIntroduction() introduction {
 func (i *introducer) setIdentity(id *identity) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	level := max(i.self.Level, id.Level)
 	i.self.identity = *id
+	i.self.setLevel(level)
+}
+
+// raiseLevel says from now on that the cluster has a feature level, if the former one is lower.
+func (i *introducer) raiseLevel(level int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.self.setLevel(max(i.self.Level, level))
 }
 
 func (i *introducer) answerAll() {
@@ -254,7 +273,7 @@ func (i *introducer) exchangeOver(conn net.Conn) (*introduction, error) {
 	if err = errors.Join(err, <-written); err != nil {
 		return nil, err
 	}
-	if other.Format != folderFormat {
+	if other.Format != folderFormat && other.Format != levelFormat {
 		return nil, fmt.Errorf("it speaks format %d of introductions, and this program format %d", other.Format, folderFormat)
 	}
 	return &other, nil

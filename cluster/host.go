@@ -58,7 +58,8 @@ type host struct {
 	machine    *machine
 	group      *raftlog.Group
 	logger     *slog.Logger
-	changed    func() // tells who waits for leaders and engines
+	changed    func()       // tells who waits for leaders and engines
+	tables     *tableKeeper // of partition 0; nil for others
 
 	published  atomic.Pointer[leadership]
 	unresolved atomic.Int64 // proposals that the log has not answered

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -42,11 +43,13 @@ type inquiry struct {
 	// Name is that of the node that shall be removed, or the ID of the worker in a deadWorkerInquiry.
 	Node raftlog.NodeID `json:"node,omitempty"`
 	Name string         `json:"name,omitempty"`
+
+	Level int `json:"level,omitempty"` // of a levelInquiry
 }
 
 // limit bounds the work for an answer.
 func (q *inquiry) limit() time.Duration {
-	if q.Kind == transferInquiry {
+	if q.Kind == transferInquiry || q.Kind == upgradeInquiry {
 		return moveLimit + inquiryLimit
 	}
 	return inquiryLimit
@@ -77,6 +80,12 @@ type inquiryAnswer struct {
 	Repair *repairProgress `json:"repair,omitempty"`
 
 	IsKnown bool `json:"isKnown,omitempty"` // of a deadWorkerInquiry: the worker had a row
+
+	// A tableInquiry gets the table (nodeTable.encode), a supportInquiry a feature level, and an upgradeInquiry the former
+	// and the present one.
+	Table     json.RawMessage `json:"table,omitempty"`
+	FromLevel int             `json:"fromLevel,omitempty"`
+	Level     int             `json:"level,omitempty"`
 
 	Time int64 `json:"time,omitempty"` // of a clockInquiry: nanoseconds since 1970
 }
@@ -171,6 +180,14 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 		a.IsKnown, err = m.deadWorkerHere(q.Partition, q.Name)
 	case clockInquiry:
 		a.Time = m.clockHere()
+	case tableInquiry:
+		a.Table, err = m.tableHere()
+	case supportInquiry:
+		a.Level = m.config.supportedLevel()
+	case levelInquiry:
+		err = m.raiseLevel(q.Level)
+	case upgradeInquiry:
+		a.FromLevel, a.Level, err = m.upgradeHere(ctx)
 	case drainInquiry:
 		a.Partitions = m.drainHere()
 	default:
@@ -256,7 +273,7 @@ func (m *Member) askByPort(ctx context.Context, node raftlog.NodeID, q *inquiry)
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	if err = writeJSONLine(conn, q); err == nil {
-		err = readJSONLine(conn, &a)
+		err = readJSONLineUpTo(conn, maxJSONLine+maxTableBytes, &a)
 	}
 	return a, err
 }

@@ -22,6 +22,7 @@ type leadership struct {
 	store      *persistence.RunStore
 	engine     *actors.Node
 	served     *leadingEngine // the engine for the callers of Directory
+	row        clusterRow     // of partition 0
 
 	proposed, committed atomic.Uint64 // see Engine.Proposals
 
@@ -138,6 +139,11 @@ func (l *leadership) startEngine() error {
 			err = fmt.Errorf("%w: %w", persistence.ErrLost, err)
 		}
 		return err
+	}
+	if h.tables != nil {
+		if err := l.openTable(h.tables); err != nil {
+			return err
+		}
 	}
 	workers, err := l.store.Workers()
 	if err != nil {

@@ -82,6 +82,7 @@ type Config struct {
 	// tests.
 	afterRestoreStep func(partition, step int) error
 	findDamage       func() error
+	testLevel        *int // supportedLevel of an older program; nil but in tests
 	loseEntry        func(index uint64) bool
 }
 
@@ -109,8 +110,9 @@ type Member struct {
 	hosts      []*host
 	copySpace  copySpace
 	admitter   *admitter
-	announcer  *announcer // nil with one partition
-	balancer   *balancer  // nil with one partition
+	announcer  *announcer
+	tables     *tableKeeper
+	balancer   *balancer // nil with one partition
 	clocks     *clockComparer
 	metrics    *partitionCollector // nil until it is registered
 	background sync.WaitGroup      // seekAdmission, answers to inquiries, copies and repairs
@@ -156,6 +158,10 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	if m.folder, m.identity, err = openFolder(c.FS, c.Dir, c.Name); err != nil {
 		return nil, err
 	}
+	if err := c.checkLevel(m.identity); err != nil {
+		return nil, err
+	}
+	m.tables = openTableKeeper(m)
 	if m.port, err = openPort(c); err != nil {
 		return nil, err
 	}
@@ -183,10 +189,11 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		return nil, err
 	}
 	m.clocks = startClockComparer(m)
+	if m.announcer, err = startAnnouncer(m); err != nil {
+		return nil, err
+	}
+	m.background.Go(func() { m.tables.keep(m.port.ctx) })
 	if c.Partitions > 1 {
-		if m.announcer, err = startAnnouncer(m); err != nil {
-			return nil, err
-		}
 		m.balancer = newBalancer(m, cmp.Or(c.steadyTime, steadyTime))
 		m.balancer.start()
 	}
@@ -260,7 +267,7 @@ func (m *Member) joinCluster(ctx context.Context) error {
 	}
 	id.Partitions = c.Partitions
 	var err error
-	if m.introducer, err = startIntroducer(m.port, introduction{identity: *id, Nodes: c.Nodes}, c.Logger); err != nil {
+	if m.introducer, err = startIntroducer(m.port, introduction{identity: *id, Nodes: c.Nodes, Supports: c.supportedLevel()}, c.Logger); err != nil {
 		return err
 	}
 	if !id.isFormed() {
@@ -367,6 +374,9 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 	storage.Numbering, storage.Registerer = h.numbering, h.registerer
 	if storage.Logger == nil {
 		storage.Logger = h.logger
+	}
+	if partition == 0 {
+		h.tables = m.tables
 	}
 	h.machine = &machine{dir: m.folder.replicaFolder(partition), fsys: c.FS, base: m.identity.Base, config: storage, logger: h.logger, evictEngine: h.evictEngine}
 	h.machine.space, h.machine.findDamage, h.machine.loseEntry = &m.copySpace, c.findDamage, c.loseEntry
@@ -525,30 +535,6 @@ func (m *Member) Engine(partition int) (Engine, uint64, bool) {
 // HasLease reports whether an answer of the engine of an epoch may be sent.
 func (m *Member) HasLease(partition int, epoch uint64) bool {
 	return m.hosts[partition].group.Lease(epoch)
-}
-
-// placeOf returns the name and the address of a member, as the configuration lists them.
-func (m *Member) placeOf(id raftlog.NodeID) (NodeAddress, error) {
-	name := nameOfID(id)
-	for _, node := range m.config.Nodes {
-		if node.Name == name {
-			return node, nil
-		}
-	}
-	return NodeAddress{}, fmt.Errorf("node %s is not a member of the cluster", id)
-}
-
-// Dial connects to another member.
-func (m *Member) Dial(ctx context.Context, node raftlog.NodeID, protocol string) (net.Conn, error) {
-	place, err := m.placeOf(node)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := m.port.dialNode(ctx, place, protocol, m.cluster, node)
-	if err != nil {
-		return nil, fmt.Errorf("node %s: %w", node, err)
-	}
-	return conn, nil
 }
 
 // Listen returns the listener of a protocol on this member's port.

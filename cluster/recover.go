@@ -141,8 +141,10 @@ func openSurvivor(of SurvivorFolder) (_ *survivor, err error) {
 		return nil, err
 	}
 	switch {
-	case id.Format != folderFormat:
-		return nil, fmt.Errorf("%s has format %d, this program reads format %d", identityFile, id.Format, folderFormat)
+	case id.checkFormat() != nil:
+		return nil, id.checkFormat()
+	case id.Level > supportedLevel:
+		return nil, fmt.Errorf("the cluster has feature level %d, and this program supports levels up to %d", id.Level, supportedLevel)
 	case !id.isFormed() || !id.Opened:
 		return nil, errors.New("the node was never part of a cluster")
 	}

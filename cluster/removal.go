@@ -128,7 +128,14 @@ func (m *Member) removeHere(ctx context.Context, partition int, name string) err
 			return refuse(messages.Unavailable, "partition %d: the removal of node %s is not committed yet: %v", partition, name, err)
 		}
 	}
-	return h.removeMembers(checked, ids)
+	if err := h.removeMembers(checked, ids); err != nil || partition != 0 {
+		return err
+	}
+	return m.tables.changeTable(func(t *nodeTable) error {
+		t.setLeaving(name)
+		m.updateTable(t)
+		return nil
+	})
 }
 
 // removeMembers removes members of a group. checked are the members that the checks of the removal were made for:

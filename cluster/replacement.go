@@ -80,6 +80,9 @@ func decideReplacement(self *introduction, others map[string]*introduction) (*id
 		}
 		known = other
 	}
+	if known != nil && known.Level > self.Supports {
+		return nil, refusedBecause("the cluster has feature level %d, and this program supports levels up to %d", known.Level, self.Supports)
+	}
 	if known == nil {
 		return nil, nil
 	}
@@ -93,6 +96,7 @@ func decideReplacement(self *introduction, others map[string]*introduction) (*id
 	formed := self.identity
 	formed.Cluster, formed.Partitions, formed.Members = known.Cluster, known.Partitions, slices.Clone(known.Members)
 	formed.Base, formed.Seed, formed.SeedTerm = known.Base, known.Seed, known.SeedTerm
+	formed.Level = known.Level
 	// The ID of this folder is known if the first start of the cluster was interrupted here.
 	formed.IsReplacement = formed.Members[at].ID != self.ID || known.IsReplacement
 	formed.Members[at].ID = self.ID
@@ -336,8 +340,11 @@ func writeJSONLine(w io.Writer, value any) error {
 const maxJSONLine = 64 << 10
 
 // readJSONLine reads what writeJSONLine has written.
-func readJSONLine(r io.Reader, value any) error {
-	line, err := bufio.NewReader(io.LimitReader(r, maxJSONLine)).ReadBytes('\n')
+func readJSONLine(r io.Reader, value any) error { return readJSONLineUpTo(r, maxJSONLine, value) }
+
+// readJSONLineUpTo is readJSONLine for lines of another length, in bytes.
+func readJSONLineUpTo(r io.Reader, limit int64, value any) error {
+	line, err := bufio.NewReader(io.LimitReader(r, limit)).ReadBytes('\n')
 	if err != nil {
 		return err
 	}

@@ -70,6 +70,7 @@ type testNode struct {
 	credentials *clustertls.Credentials
 
 	replace          bool // see Config
+	level            *int // the highest level of an older program; nil for this one
 	afterRestoreStep func(partition, step int) error
 
 	dialsFail atomic.Bool // new connections to others fail, and those that are open go on
@@ -252,7 +253,7 @@ func (n *testNode) config() Config {
 			defer n.mu.Unlock()
 			n.fatal = append(n.fatal, err)
 		},
-		afterRestoreStep: n.afterRestoreStep,
+		afterRestoreStep: n.afterRestoreStep, testLevel: n.level,
 		damagedLeadPause: func() time.Duration { return time.Duration(c.damagedLeadPause.Load()) },
 		loseEntry: func(uint64) bool {
 			m := n.running()
