@@ -13,6 +13,7 @@ type Cluster struct {
 	Nodes      []ClusterNode      `json:"nodes"`
 	Partitions []ClusterPartition `json:"partitions"` // by number
 	Workers    []ClusterWorker    `json:"workers"`    // those without a node, by their IDs
+	Level      int                `json:"level"`      // the feature level
 }
 
 // ClusterNode is a node of a cluster. Its ID is that of its folder, its name that of the configuration.

@@ -49,7 +49,7 @@ func TestScopesOfRoutes(t *testing.T) {
 	const r, sub, c = access.Read, access.Submit, access.Control
 	table := map[string]access.Scopes{
 		"GET /ready": publicRoute, "GET /healthz": publicRoute, "GET /login": publicRoute, "POST /login": publicRoute, "POST /logout": publicRoute,
-		"GET /metrics": r, "GET /version": r, "GET /v1/cluster": r, "POST /v1/cluster/verify": c, "POST /v1/cluster/transfer": c, "POST /v1/cluster/repair": c, "POST /v1/cluster/remove": c, "POST /v1/cluster/worker/dead": c,
+		"GET /metrics": r, "GET /version": r, "GET /v1/cluster": r, "POST /v1/cluster/verify": c, "POST /v1/cluster/transfer": c, "POST /v1/cluster/repair": c, "POST /v1/cluster/remove": c, "POST /v1/cluster/upgrade": c, "POST /v1/cluster/worker/dead": c,
 		"GET /v1/dagruns": r, "GET /v1/events": r, "GET /v1/dagrun/{run}": r, "GET /v1/dagrun/{run}/state": r,
 		"GET /v1/dagrun/{run}/summary": r, "GET /v1/dagrun/{run}/events": r, "GET /v1/dagrun/{run}/graph": r,
 		"GET /v1/dagrun/{run}/states": r, "GET /v1/dagrun/{run}/tasks": r, "GET /v1/dagrun/{run}/task/{task}": r,

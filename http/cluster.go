@@ -53,6 +53,9 @@ type Cluster interface {
 	// Remove takes a node that does not run out of the cluster, and returns its ID. An error is a
 	// *messages.Error.
 	Remove(ctx context.Context, node string) (id string, err error)
+	// UpgradeLevel raises the feature level to the highest one that all nodes support, and returns the former and the
+	// present one. An error is a *messages.Error.
+	UpgradeLevel(ctx context.Context) (from, level int, err error)
 	// DeclareWorkerDead says that a worker without a node, given by its ID, does not come back, and returns when its
 	// attempts are lost. An error is a *messages.Error.
 	DeclareWorkerDead(ctx context.Context, worker string) error
@@ -88,6 +91,7 @@ type ClusterStatus struct {
 	Nodes      []NodeStatus
 	Partitions []PartitionStatus // by number
 	Workers    []WorkerStatus    // those without a node, by their IDs
+	Level      int               // the feature level
 }
 
 // WorkerStatus is a worker without a node.
@@ -196,6 +200,7 @@ func (s *Server) clusterStatus(ctx *fasthttp.RequestCtx) error {
 		dst = strconv.AppendInt(append(dst, `,"running":`...), int64(w.Running), 10)
 		dst = append(strconv.AppendInt(append(dst, `,"waiting":`...), int64(w.Waiting), 10), '}')
 	}
-	answerJSON(ctx, append(dst, "]}"...))
+	dst = strconv.AppendInt(append(dst, `],"level":`...), int64(st.Level), 10)
+	answerJSON(ctx, append(dst, '}'))
 	return nil
 }

@@ -35,6 +35,7 @@ const (
 	clusterPath        = "/v1/cluster"
 	verifyPath         = "/v1/cluster/verify"
 	transferPath       = "/v1/cluster/transfer"
+	upgradePath        = "/v1/cluster/upgrade"
 	repairPath         = "/v1/cluster/repair"
 	removePath         = "/v1/cluster/remove"
 	deadWorkerPath     = "/v1/cluster/worker/dead"
@@ -95,6 +96,7 @@ func (s *Server) routes() []route {
 		{"GET", clusterPath, access.Read, anyNode, noBody, (*Server).clusterStatus},
 		{"POST", verifyPath, access.Control, anyNode, noBody, (*Server).verifyCluster},
 		{"POST", transferPath, access.Control, anyNode, noBody, (*Server).transferLeaders},
+		{"POST", upgradePath, access.Control, anyNode, noBody, (*Server).upgradeCluster},
 		{"POST", repairPath, access.Control, anyNode, noBody, (*Server).repairReplica},
 		{"POST", removePath, access.Control, anyNode, noBody, (*Server).removeNode},
 		{"POST", deadWorkerPath, access.Control, anyNode, noBody, (*Server).declareWorkerDead},

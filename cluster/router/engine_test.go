@@ -117,6 +117,10 @@ func (d *directory) RepairReplica(_ context.Context, p int, node string) (cluste
 }
 func (d *directory) DeclareWorkerDead(context.Context, string) error { return nil }
 
+func (d *directory) Level() int { return 0 }
+
+func (d *directory) UpgradeLevel(context.Context) (from, to int, err error) { return 0, 0, nil }
+
 func (d *directory) RemoveNode(_ context.Context, node string) (raftlog.NodeID, error) {
 	return raftlog.NodeID(node), nil
 }

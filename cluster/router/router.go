@@ -36,6 +36,8 @@ type Member interface {
 	RepairReplica(ctx context.Context, partition int, node string) (cluster.Repair, error)
 	// RemoveNode takes a node out of all partitions.
 	RemoveNode(ctx context.Context, node string) (raftlog.NodeID, error)
+	Level() int
+	UpgradeLevel(ctx context.Context) (from, to int, err error)
 	// DeclareWorkerDead says that a worker without a node does not come back.
 	DeclareWorkerDead(ctx context.Context, worker string) error
 }
@@ -102,7 +104,7 @@ func (r *Router) Warnings() []string { return r.member.ClockWarnings() }
 
 // Status returns the cluster as this node sees it.
 func (r *Router) Status(context.Context) http.ClusterStatus {
-	s := http.ClusterStatus{ID: r.member.Cluster().String(), Node: r.Self(), Workers: r.workers()}
+	s := http.ClusterStatus{ID: r.member.Cluster().String(), Node: r.Self(), Workers: r.workers(), Level: r.member.Level()}
 	for _, n := range r.member.Nodes() {
 		node := http.NodeStatus{ID: string(n.ID), Name: n.Name, Address: n.Address, ClockSkew: r.member.ClockSkew(n.ID)}
 		r.addTasks(&node)
@@ -183,6 +185,11 @@ func (r *Router) Repair(ctx context.Context, partition uint64, node string) (htt
 func (r *Router) Remove(ctx context.Context, node string) (string, error) {
 	id, err := r.member.RemoveNode(ctx, node)
 	return string(id), err
+}
+
+// UpgradeLevel raises the feature level of the cluster.
+func (r *Router) UpgradeLevel(ctx context.Context) (from, level int, err error) {
+	return r.member.UpgradeLevel(ctx)
 }
 
 // DeclareWorkerDead says that a worker without a node does not come back.

@@ -25,7 +25,7 @@ func (m *Main) clusterCommand() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(m.clusterStatusCommand(), m.clusterInitCommand(), m.clusterVerifyCommand(), m.clusterBackupCommand(), m.clusterRestoreCommand(),
-		m.clusterRecoverCommand(), m.clusterTransferCommand(), m.clusterRepairCommand(), m.clusterRemoveCommand(),
+		m.clusterRecoverCommand(), m.clusterTransferCommand(), m.clusterRepairCommand(), m.clusterRemoveCommand(), m.clusterUpgradeCommand(),
 		m.clusterWorkerCommand())
 	return cmd
 }

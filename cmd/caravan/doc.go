@@ -35,6 +35,7 @@
 //	cluster transfer   a line per partition                 the transfers of POST /v1/cluster/transfer
 //	cluster repair     the replica, and the comparison      POST /v1/cluster/repair
 //	cluster remove     "n4-4f1c… was removed"               POST /v1/cluster/remove
+//	cluster upgrade    "the feature level is 1, it was 0"   POST /v1/cluster/upgrade
 //	cluster worker     "big.1f3a… is dead, …"               POST /v1/cluster/worker/dead
 //	cluster status     facts, then two tables               GET /v1/cluster
 //	token new          the secret                           -

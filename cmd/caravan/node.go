@@ -428,6 +428,14 @@ func (s *startingCluster) Remove(ctx context.Context, node string) (string, erro
 	return "", errStarting
 }
 
+// UpgradeLevel raises the feature level of the cluster.
+func (s *startingCluster) UpgradeLevel(ctx context.Context) (from, level int, err error) {
+	if r := s.router.Load(); r != nil {
+		return r.UpgradeLevel(ctx)
+	}
+	return 0, 0, errStarting
+}
+
 // Warnings returns what is wrong with the cluster.
 func (s *startingCluster) Warnings() []string {
 	if r := s.router.Load(); r != nil {
