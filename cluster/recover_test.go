@@ -114,6 +114,7 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 		n.plant(seed)
 	}
 	c.each((*testNode).start)
+	c.awaitOwnTable()
 	c.checkRuns(accepted)
 	c.checkReplicas()
 	for p := range 2 {

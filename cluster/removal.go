@@ -131,11 +131,15 @@ func (m *Member) removeHere(ctx context.Context, partition int, name string) err
 	if err := h.removeMembers(checked, ids); err != nil || partition != 0 {
 		return err
 	}
-	return m.tables.changeTable(func(t *nodeTable) error {
+	err = m.tables.changeTable(func(t *nodeTable) error {
 		t.setLeaving(name)
 		m.updateTable(t)
 		return nil
 	})
+	if errors.Is(err, errOldTable) { // the groups decide, and this leader changes no table
+		return nil
+	}
+	return err
 }
 
 // removeMembers removes members of a group. checked are the members that the checks of the removal were made for:

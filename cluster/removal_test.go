@@ -78,6 +78,7 @@ func TestNodeIsRemoved(t *testing.T) {
 		load.awaitAccepted(p, 5)
 	}
 	accepted := load.stop()
+	c.awaitTable("the table lacks the removed node", func(table *nodeTable) bool { return table.node(id) == nil && len(table.Nodes) == 3 })
 
 	gone.start()
 	testenv.EventuallyWithin(t, patience, "the removed node ends", func() bool { return len(gone.fatals()) > 0 })
@@ -117,6 +118,7 @@ func TestNodeIsRemoved(t *testing.T) {
 	gone.replace = true
 	gone.start()
 	gone.awaitAdmission()
+	c.awaitOwnTable()
 	c.checkRuns(accepted)
 	c.checkReplicas()
 }

@@ -83,6 +83,7 @@ func TestReplacementOfAWipedNode(t *testing.T) {
 		t.Errorf("the nodes are %+v", nodes)
 	}
 	accepted := l.stop()
+	c.awaitOwnTable()
 	c.checkRuns(accepted)
 	c.checkReplicas()
 	leader, _ := c.leaderOf(0)

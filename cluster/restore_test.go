@@ -65,6 +65,7 @@ func TestClusterOfTheRowsOfAnother(t *testing.T) {
 	if now := c.nodes[0].running().Cluster(); now == former {
 		t.Errorf("the new cluster has the ID of the former one, %v", now)
 	}
+	c.awaitOwnTable()
 	c.checkRuns(accepted)
 	c.checkReplicas()
 	for p := range 2 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,6 +30,25 @@ func (c *testCluster) awaitTable(what string, isWanted func(*nodeTable) bool) {
 			first = t
 		}
 		return first != nil
+	})
+}
+
+// awaitOwnTable waits until all nodes have a table of this cluster that has exactly them, with all partitions.
+func (c *testCluster) awaitOwnTable() {
+	c.t.Helper()
+	c.awaitTable("the table is of these nodes", func(table *nodeTable) bool {
+		for _, n := range c.nodes {
+			id := n.running().Self()
+			if node := table.node(id); node == nil || node.State != nodeActive || node.Address != n.name {
+				return false
+			}
+			for _, hosts := range table.Hosts {
+				if !slices.Contains(hosts, id) || len(hosts) != len(c.nodes) {
+					return false
+				}
+			}
+		}
+		return table.Cluster == c.nodes[0].running().Cluster().String() && len(table.Nodes) == len(c.nodes)
 	})
 }
 
