@@ -91,8 +91,8 @@ type EngineTerm struct {
 	Partition int
 	Epoch     uint64
 	Node      raftlog.NodeID // this one
-	// Workers are the IDs of the workers without a node that may have attempts of former leaders, and Rows changes
-	// who is listed, for as long as the engine lives.
+	// Workers are the IDs of the workers, of nodes and without one, that may have attempts of former leaders, and
+	// Rows changes who is listed, for as long as the engine lives.
 	Workers []string
 	Rows    WorkerRows
 }

@@ -19,8 +19,11 @@ import (
 // number Begin, Row, and End; then Seed.Write. Close follows in any case. One goroutine uses it.
 type RestoredSeed struct {
 	*Seed
-	dir     string
-	install *installation // of the partition that is being written; nil without one
+	// DropsWorkers says that the rows of workers are left out: those of another cluster do not take part in this
+	// one, and its first leaders would wait for their leases. It is set before the first partition.
+	DropsWorkers bool
+	dir          string
+	install      *installation // of the partition that is being written; nil without one
 }
 
 // installation is the rows of one partition on their way to its folder.
@@ -33,6 +36,8 @@ type installation struct {
 	counted persistence.RowCounts
 	digest  [32]byte // set before done
 	written uint64
+	// given and kept are the digests of all rows, and of those that are kept. They are nil if all are kept.
+	given, kept *persistence.RowDigest
 }
 
 // errGivenUp ends an installation that lacks rows.
@@ -58,6 +63,9 @@ func (s *RestoredSeed) Begin(term uint64) error {
 		return err
 	}
 	s.Term = max(s.Term, term)
+	if s.DropsWorkers {
+		i.given, i.kept = persistence.NewRowDigest(), persistence.NewRowDigest()
+	}
 	s.install = i
 	go func() {
 		var err error
@@ -81,17 +89,30 @@ func (s *RestoredSeed) Begin(term uint64) error {
 
 // Row adds the next row of the partition, by ascending keys. It copies key and value. End returns its error.
 func (s *RestoredSeed) Row(key, value []byte) {
+	if i := s.install; i.given != nil {
+		i.given.Add(key, value)
+		if persistence.IsWorkerRow(key) {
+			return
+		}
+		i.kept.Add(key, value)
+	}
 	s.install.counted.Add(key)
 	s.install.rows <- [2][]byte{append([]byte{}, key...), append([]byte{}, value...)}
 }
 
-// End ends the partition: its rows are durable then. digest is that of the rows that were to be written. It
-// returns how many runs of the partition are unfinished.
+// End ends the partition: its rows are durable then. digest is that of the rows that Row was to get, also of those
+// that are left out. It returns how many runs of the partition are unfinished.
 func (s *RestoredSeed) End(digest [32]byte) (unfinished int, err error) {
 	i := s.install
 	s.install = nil
 	close(i.rows)
 	err = <-i.done
+	if err == nil && i.given != nil {
+		if got := i.given.Sum(); got != digest {
+			err = fmt.Errorf("%d rows with the digest %x came in place of %x", i.given.Rows(), got, digest)
+		}
+		digest = i.kept.Sum()
+	}
 	if err == nil && i.digest != digest {
 		err = fmt.Errorf("%d rows with the digest %x were written in place of %x", i.written, i.digest, digest)
 	}

@@ -3,12 +3,16 @@ package cluster
 import (
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // restoreViews makes a seed of views, and returns its folder.
-func restoreViews(t *testing.T, views []*PartitionView) (dir string) {
+func restoreViews(t *testing.T, views []*PartitionView, dropsWorkers bool) (dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "seed")
 	moment := uint64(0)
@@ -16,6 +20,7 @@ func restoreViews(t *testing.T, views []*PartitionView) (dir string) {
 		moment = max(moment, v.CommitNumber())
 	}
 	s := NewRestoredSeed(dir, "a test", moment)
+	s.DropsWorkers = dropsWorkers
 	defer s.Close()
 	for _, v := range views {
 		if err := s.Begin(v.Term); err != nil {
@@ -29,7 +34,7 @@ func restoreViews(t *testing.T, views []*PartitionView) (dir string) {
 		if _, err := s.End(digest); err != nil {
 			t.Fatal(err)
 		}
-		if got := s.Partitions[v.Partition]; got.Rows != rows {
+		if got := s.Partitions[v.Partition]; got.Rows != rows && !dropsWorkers {
 			t.Errorf("partition %d: %d rows of %d", v.Partition, got.Rows, rows)
 		}
 	}
@@ -50,7 +55,7 @@ func TestClusterOfTheRowsOfAnother(t *testing.T) {
 	load.awaitAccepted(1, 30)
 	accepted := load.acceptedSoFar()
 	views := old.nodes[1].openViews()
-	seed := restoreViews(t, views)
+	seed := restoreViews(t, views, false)
 	term := max(views[0].Term, views[1].Term)
 	closeViews(views)
 	load.stop()
@@ -81,6 +86,42 @@ func TestClusterOfTheRowsOfAnother(t *testing.T) {
 		}
 	}
 	c.checkRuns(accepted)
+}
+
+// TestRowsOfWorkersInANewCluster: the workers of a cluster are not those of one that is restored from its backup, and
+// its replicas are equal all the same. A cluster that goes on with what survived keeps them, because their tasks may
+// still run.
+func TestRowsOfWorkersInANewCluster(t *testing.T) {
+	t.Parallel()
+	old := startCluster(t, 1)
+	accepted := [][]messages.RunID{old.mustSubmit(0, 3)}
+	workers := []string{"n1-1f3a", "w.1"}
+	testenv.RepeatWithin(t, patience, "a leader writes the rows", func() bool { // an election may come in between
+		leader, _ := old.leaderOf(0)
+		return leader.term.Load().Rows.AddWorkers(workers...) == nil
+	})
+	old.checkRuns(accepted)
+	old.checkReplicas()
+	views := old.nodes[1].openViews()
+	seeds := map[string][]string{restoreViews(t, views, true): nil}
+	closeViews(views)
+	old.each((*testNode).close)
+	recovered, _ := recoverNodes(t, old.nodes[0])
+	seeds[recovered] = workers
+	for seed, want := range seeds {
+		c := newTestCluster(t, 3, 1)
+		for _, n := range c.nodes {
+			n.plant(seed)
+		}
+		c.each((*testNode).start)
+		c.checkRuns(accepted)
+		c.checkReplicas()
+		leader, _ := c.leaderOf(0)
+		if got := leader.term.Load().Workers; !slices.Equal(got, want) {
+			t.Errorf("the new cluster has the workers %v, want %v", got, want)
+		}
+		c.each((*testNode).close)
+	}
 }
 
 // TestRestoredSeedIsWhole: rows that are not those of the digest, rows out of order and a partition that is given up make no seed, and

@@ -32,10 +32,11 @@ const (
 	deletedProtocol = "caravan-worker-deleted/1"
 )
 
-// WorkerRows changes which workers without a node may have attempts of a partition (persistence.RunStore). A call
-// returns when the change is durable. After an error it may have been made, and the leadership ends.
+// WorkerRows changes which workers, of nodes and without one, may have attempts of a partition
+// (persistence.RunStore). A call returns when the change is durable. AddWorkers is atomic. After an error the change
+// may have been made, and the leadership ends.
 type WorkerRows interface {
-	AddWorker(id string) error
+	AddWorkers(ids ...string) error
 	RemoveWorker(id string) error
 }
 

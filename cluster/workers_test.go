@@ -33,8 +33,8 @@ func TestNextLeaderKnowsTheWorkers(t *testing.T) {
 		}
 		isFirst = false
 		for _, change := range []func() error{
-			func() error { return former.Rows.AddWorker("w.1") },
-			func() error { return former.Rows.AddWorker("w.2") },
+			func() error { return former.Rows.AddWorkers("w.1") },
+			func() error { return former.Rows.AddWorkers("w.2") },
 			func() error { return former.Rows.RemoveWorker("w.1") },
 		} {
 			if err := change(); err != nil {
@@ -49,7 +49,7 @@ func TestNextLeaderKnowsTheWorkers(t *testing.T) {
 	if got := next.term.Load().Workers; !slices.Equal(got, []string{"w.2"}) {
 		t.Errorf("the next leader knows %v", got)
 	}
-	if err := former.Rows.AddWorker("w.3"); err == nil {
+	if err := former.Rows.AddWorkers("w.3"); err == nil {
 		t.Error("a former leader has added a row")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/caravan-dag/caravan/internal/rowdigest"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/dgraph-io/badger/v4"
 )
@@ -151,6 +152,12 @@ func (m *ReadView) countOpens() (uint64, error) {
 	n := d.uint()
 	return n, d.end()
 }
+
+// RowDigest computes the digest of rows that come by ascending keys, as ReadView.Digest does.
+type RowDigest = rowdigest.Digest
+
+// NewRowDigest returns a digest, before the first row.
+func NewRowDigest() *RowDigest { return rowdigest.New() }
 
 // RowCounts counts what the rows of a replica are.
 type RowCounts struct {

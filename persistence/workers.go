@@ -1,14 +1,15 @@
 package persistence
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/dgraph-io/badger/v4"
 )
 
-// A partition of a cluster has a row for each worker without a node that may have attempts of its runs. A leader
-// commits it before its first order to the worker, so the next leader knows whom to wait for. The rows are meta
-// rows, "worker/" and the ID of the worker, without content.
+// A partition of a cluster has a row for each worker that may have attempts of its runs: a node, or a worker without
+// a node. A leader commits it before its first order to the worker, so the next leader knows whom to wait for. The
+// rows are meta rows, "worker/" and the ID of the worker, without content.
 const workerPrefix = "worker/"
 
 // workerV1 is the version of a worker's row.
@@ -30,9 +31,19 @@ func (s *runReader) Workers() (ids []string, err error) {
 	return ids, err
 }
 
-// AddWorker commits the row of a worker, and returns when it is durable.
-func (s *RunStore) AddWorker(id string) error {
-	return s.commitRows([]mutation{sealRow(workerKey(id), []byte{workerV1})})
+// IsWorkerRow reports whether a row, by its key, is that of a worker.
+func IsWorkerRow(key []byte) bool { return bytes.HasPrefix(key, workerKey("")) }
+
+// AddWorkers commits the rows of workers in one group, and returns when that is durable.
+func (s *RunStore) AddWorkers(ids ...string) error {
+	if len(ids) > s.rowsPerCommit() {
+		return fmt.Errorf("%d workers at once: at most %d", len(ids), s.rowsPerCommit())
+	}
+	rows := make([]mutation, len(ids))
+	for i, id := range ids {
+		rows[i] = sealRow(workerKey(id), []byte{workerV1})
+	}
+	return s.commitRows(rows)
 }
 
 // RemoveWorker removes the row of a worker, and returns when that is durable.

@@ -26,8 +26,8 @@ func TestWorkerRows(t *testing.T) {
 	}
 	s := open()
 	check(s)
-	for _, id := range []string{"gpu.2", "gpu.1", "gpu.1"} {
-		if err := s.AddWorker(id); err != nil {
+	for _, ids := range [][]string{{"gpu.2"}, {"gpu.1", "gpu.2"}, {"gpu.1"}, nil} {
+		if err := s.AddWorkers(ids...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -35,7 +35,7 @@ func TestWorkerRows(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.AddWorker("late"); err == nil {
+	if err := s.AddWorkers("late"); err == nil {
 		t.Error("a closed store takes a row")
 	}
 	s = open()

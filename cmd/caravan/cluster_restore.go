@@ -92,6 +92,7 @@ func restoreCluster(ctx context.Context, in io.Reader, name, data string, resume
 		draft = d
 		from := fmt.Sprintf("backup of cluster %s as of %s", h.Cluster, h.Created.Format(time.RFC3339Nano))
 		restored = cluster.NewRestoredSeed(d.Cluster(), from, h.Moment)
+		restored.DropsWorkers = true
 		out, err = outputs.Open(d.Output())
 		return err
 	}

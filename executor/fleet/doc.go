@@ -25,8 +25,8 @@
 //     have an attempt (AbsenceFromFirstReport).
 //  2. An attempt of a former epoch whose worker is known is ordered under its number only when that worker
 //     has reported without it (ResumeHearsAll, PlacedGrants). A Fleet does not know it (Unplaced): such an
-//     attempt belongs to the first worker that reports it, and is lost when all nodes have reported without
-//     it. In its epoch a Table knows the worker, and may choose another one by the same rule.
+//     attempt belongs to the first worker that reports it, and is lost when all workers with a row have
+//     reported without it. In its epoch a Table knows the worker, and may choose another one by the same rule.
 //  3. An order that comes back is believed in the first report of a later session: the order itself may be
 //     repeated by the network, and the later session refuses it (NewestSession).
 //  4. A worker is silent after a full wait since its last heartbeat, or since the Table began
@@ -43,13 +43,13 @@
 //     heard as begun counts as not begun if its workers have forgotten it, as after a power failure.
 //
 // Workers on machines without a node come and go, and each connects by itself (joined.go). To a Table such a worker
-// is one more. So that RegisterWorkers holds for it, too, its Table is connected only when the worker has a row in
-// the partition, which the log replicates.
+// is one more. A Table is connected to a worker, that of a node or one without, only when the worker has a row in the
+// partition, which the log replicates (RegisterWorkers, register.go). What a node knows of the members of the cluster
+// decides only whom it dials.
 //
 // A Fleet keeps the others: it orders what is committed (CommitBeforeOrder), renews after a check that it
 // leads which began after the heartbeat came (RenewWhileLeading), and acknowledges what is committed
-// (AcknowledgeAfterCommit). The members of the cluster are the workers that may have attempts
-// (RegisterWorkers), and a node that takes the place of another has an ID of its own.
+// (AcknowledgeAfterCommit). A node that takes the place of another has an ID of its own.
 //
 // An agent tells leaders of attempts, and little of its machine: whether it drains, as it does while its workers cannot
 // start attempts. Postponed starts, slots in use and the cause reach the server of that machine alone.
@@ -65,5 +65,5 @@
 // a panic ends its call alone (recover.go), except in Attach.
 //
 // Reading order: fleet.go, link.go, agent.go, drain.go; table.go, session.go, report.go, placement.go; output.go,
-// copies.go; joined.go.
+// copies.go; joined.go, register.go.
 package fleet

@@ -55,7 +55,8 @@ type Cluster interface {
 // of this one. It implements executor.Partitioned: a Table for each partition that is led here decides.
 //
 // A new attempt goes to the node that chooseNode says. An attempt of a former leader goes on at the node that has
-// it. If no node has it, it is lost, once all nodes have said so or the leases of the others are over.
+// it. If no worker has it, it is lost, once all workers with a row (register.go) have said so or the leases of the
+// others are over.
 //
 // Goroutines: one that connects to each node, with a sender while it is connected; the agent's; the ticks; and
 // for each partition that is led here one that renews leases, since it may wait for Cluster.Leads.

@@ -182,7 +182,8 @@ type testNode struct {
 	outputDir string
 	port      atomic.Pointer[localListener] // nil while the node is down
 	replaces  bool
-	dialed    func(id string) // if set, called by Dial
+	unknown   atomic.Pointer[string] // if set, the ID of a node that is missing in its list
+	dialed    func(id string)        // if set, called by Dial
 
 	mu      sync.Mutex
 	reports []executor.Report
@@ -194,6 +195,7 @@ type testCluster struct {
 	nodes []*testNode
 	epoch atomic.Uint64            // of the leadership that others confirm
 	leads atomic.Pointer[testNode] // nil: no leader is known
+	rows  *testRows                // of testPartition
 }
 
 // testRun is a run of partition 1.
@@ -213,7 +215,7 @@ func testKey(task uint32) messages.AttemptKey {
 
 // newTestCluster starts nodes with these IDs.
 func newTestCluster(t *testing.T, ids ...string) *testCluster {
-	c := &testCluster{t: t}
+	c := &testCluster{t: t, rows: &testRows{}}
 	for _, id := range ids {
 		n := &testNode{c: c, id: id, workers: &fakeWorkers{attempts: map[messages.AttemptKey]*Known{}, starts: map[messages.AttemptKey]int{}, leases: map[uint32]int64{}}}
 		var err error
@@ -272,8 +274,11 @@ func (n *testNode) Self() string   { return n.id }
 func (n *testNode) Replaces() bool { return n.replaces }
 
 func (n *testNode) Nodes() (ids []string) {
+	unknown := n.unknown.Load()
 	for _, other := range n.c.nodes {
-		ids = append(ids, other.id)
+		if unknown == nil || *unknown != other.id {
+			ids = append(ids, other.id)
+		}
 	}
 	return ids
 }
@@ -311,6 +316,7 @@ func (n *testNode) lead(epoch uint64, resumed ...messages.AttemptKey) {
 
 // takeOver is lead, without the consent of the others.
 func (n *testNode) takeOver(epoch uint64, resumed ...messages.AttemptKey) {
+	n.SetRows(int(testPartition.Partition), epoch, n.c.rows.all(), n.c.rows)
 	n.TakeOver(testPartition, epoch, testRun)
 	for _, key := range resumed {
 		n.Start(executor.Order{Key: key, GrantedAt: 5, Resume: true})

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,182 +15,28 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/caravan-dag/caravan/executor/lease"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 )
 
 // A joined worker is one on a machine without a node. It has connected to this node, and its agent serves on that
-// connection as the agent of a node does. The members of the cluster are known to every leader; joined workers come
-// and go. So that the next leader knows which of them may have attempts, each partition has a list of them, which
-// its log replicates (Rows):
-//
-//  1. A leader connects its Table to a worker only when the worker's row is committed. Without a connection the
-//     Table gives no order.
-//  2. A leader takes unplaced attempts for lost only when all workers that were listed at its takeover have
-//     reported, or are silent for longer than their leases (Table.ConcludeUnplaced).
-//  3. A row is removed only while the Table is disconnected from the worker and has forgotten all its attempts, and
-//     only after the worker was silent for longer than its lease, or has left when it was done. From the moment when
-//     the removal begins, rule 1 asks for a new row.
-//
-// After an error it is not known whether a row is there. Then the leadership ends, and until it does the Table is
-// not connected.
+// connection as the agent of a node does. It comes and goes as it likes, and a leader learns of it only when it
+// connects here, or by its row (register.go).
 
-// Rows is the list of a partition, for one leadership. A call returns when the change is durable.
-type Rows interface {
-	AddWorker(id string) error
-	RemoveWorker(id string) error
-}
-
-// rowState is what a leader knows of a worker's row.
-type rowState uint8
-
-const (
-	rowAbsent rowState = iota
-	rowAdding          // its commit is under way
-	rowPresent
-	rowRemoving // the commit of its removal is under way
-)
-
-// register is the list of a partition in an epoch. Fleet.mu guards it.
-type register struct {
-	epoch  uint64
-	rows   Rows // nil: no joined worker gets orders
-	states map[string]rowState
-	former map[string]bool // listed at the takeover, and not removed since
-	dead   map[string]bool // declared dead in this epoch
-}
-
-func newRegister(epoch uint64, listed []string, rows Rows) *register {
-	r := &register{epoch: epoch, rows: rows, states: map[string]rowState{}, former: map[string]bool{}, dead: map[string]bool{}}
-	for _, id := range listed {
-		r.states[id], r.former[id] = rowPresent, true
-	}
-	return r
-}
-
-// SetRows gives the list of a partition to the engine of an epoch. It is called before TakeOver.
-func (f *Fleet) SetRows(partition int, epoch uint64, listed []string, rows Rows) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.registers[partition] = newRegister(epoch, listed, rows)
-}
-
-// registerOf returns the list for a leadership that begins. mu is held.
-func (f *Fleet) registerOf(partition, epoch uint64) *register {
-	if r := f.registers[partition]; r != nil && r.epoch == epoch {
-		return r
-	}
-	return newRegister(epoch, nil, nil)
-}
-
-// connectLead connects the Table of a partition to a worker that has said hello. A joined worker has its row
-// first. mu is held.
-func (f *Fleet) connectLead(lead *lead, l *leaderLink) {
-	r := lead.register
-	switch {
-	case !l.isJoined:
-		lead.table.Connect(l.node, nil, l)
-	case r.rows == nil || r.dead[l.node]:
-	case r.states[l.node] == rowPresent:
-		lead.table.Connect(l.node, nil, l)
-	case r.states[l.node] == rowAbsent:
-		f.changeRow(lead, l.node, rowAdding)
-	}
-}
-
-// changeRow commits the row of a worker, or its removal, and returns a channel with the outcome. mu is held.
-func (f *Fleet) changeRow(lead *lead, id string, change rowState) <-chan error {
-	r, done := lead.register, make(chan error, 1)
-	r.states[id] = change
-	f.wait.Go(func() {
-		commit, next := r.rows.AddWorker, rowPresent
-		if change == rowRemoving {
-			commit, next = r.rows.RemoveWorker, rowAbsent
-		}
-		err := commit(id)
-		defer func() { done <- err }()
-		f.mu.Lock()
-		defer f.unlockAndDeliver()
-		if err != nil {
-			f.log.Info("the list of workers was not changed", "partition", lead.partition.Partition, "worker", id, "err", err)
-			return
-		}
-		if r.states[id] = next; next == rowAbsent {
-			delete(r.states, id)
-			delete(r.former, id)
-		}
-		if l := f.links[id]; l != nil && f.leads[lead.partition.Partition] == lead {
-			f.connectLead(lead, l) // it has come in the meantime
-		}
-	})
-	return done
-}
-
-// removeRows removes the rows of silent workers whose attempts are all forgotten. It forgets the slots of workers
-// without a row after the time of a lease: for as long an order that was made for their size waits for them, or for
-// another one like them, before a node refuses it. mu is held.
-func (f *Fleet) removeRows() {
-	listed := map[string]bool{}
-	for _, lead := range f.leads {
-		if lead == nil {
-			continue
-		}
-		for _, id := range slices.Sorted(maps.Keys(lead.register.states)) {
-			listed[id] = true
-			if lead.register.states[id] != rowPresent || !lead.table.IsSilent(id) || !lead.table.IsIdle(id) {
-				continue
-			}
-			if l := f.links[id]; l != nil {
-				l.cancel() // the next tick finds it disconnected
-				continue
-			}
-			f.changeRow(lead, id, rowRemoving)
-		}
-	}
-	for id := range f.joined {
-		if f.links[id] == nil && !listed[id] && time.Since(f.heard[id]) >= lease.Silence(f.config.Lease) {
-			delete(f.joined, id)
-			delete(f.heard, id)
-			f.slots.RemoveNode(id)
-		}
-	}
-}
-
-// leaveLead disconnects the Table of a partition from a worker. It removes the row of a joined worker that drains
-// and is done. mu is held.
-func (f *Fleet) leaveLead(lead *lead, l *leaderLink) {
-	id := l.node
-	isDone := l.isJoined && lead.register.states[id] == rowPresent && lead.table.HasHeardSession(id) &&
-		lead.table.IsIdle(id) && f.slots.Node(id).Draining
-	lead.table.Disconnect(id, l)
-	if isDone {
-		f.changeRow(lead, id, rowRemoving)
-	}
-}
-
-// hasUnknownWorker reports whether a worker is listed whose slots are not known here: it may be larger than all
-// that are. mu is held.
-func (f *Fleet) hasUnknownWorker(r *register) bool {
-	for id := range r.states {
-		if !f.slots.isKnown(id) {
-			return true
-		}
-	}
-	return false
-}
+// isJoinedWorker reports whether an ID is that of a joined worker: it has a dot, and the ID of a node has none
+// (cluster.WorkerID).
+func isJoinedWorker(id string) bool { return strings.Contains(id, ".") }
 
 // WorkerDead takes a joined worker for dead, because a person says so: what it has of a partition is lost. isKnown
 // reports whether it may have had attempts. It returns when the row is removed; after an error the leadership
 // ends.
 func (f *Fleet) WorkerDead(partition int, epoch uint64, id string) (isKnown bool, err error) {
 	f.mu.Lock()
-	lead, c := f.leads[partition], f.cluster
+	lead := f.leads[partition]
 	f.mu.Unlock()
-	if lead == nil || lead.epoch != epoch || c == nil {
+	if lead == nil || lead.epoch != epoch {
 		return false, errNotLed
 	}
-	nodes := c.Nodes()
-	removed, err := f.declareDead(lead, nodes, id)
+	removed, err := f.declareDead(lead, id)
 	if removed == nil || err != nil {
 		return false, err
 	}
@@ -198,15 +45,16 @@ func (f *Fleet) WorkerDead(partition int, epoch uint64, id string) (isKnown bool
 
 var errNotLed = errors.New("the partition is not led here")
 
-// declareDead is WorkerDead up to the removal of the row. The result is nil for a worker without a row.
-func (f *Fleet) declareDead(lead *lead, nodes []string, id string) (removed <-chan error, err error) {
+// declareDead is WorkerDead up to the removal of the row. The result is nil for a worker without a row, and for a
+// node: that one is removed from the cluster or replaced.
+func (f *Fleet) declareDead(lead *lead, id string) (removed <-chan error, err error) {
 	f.mu.Lock()
 	defer f.unlockAndDeliver()
 	r := lead.register
 	switch {
 	case f.leads[lead.partition.Partition] != lead:
 		return nil, errNotLed
-	case r.states[id] == rowAbsent:
+	case !isJoinedWorker(id), r.states[id] == rowAbsent:
 		return nil, nil
 	case r.states[id] != rowPresent:
 		return nil, fmt.Errorf("the row of worker %s is being changed", id)
@@ -214,7 +62,7 @@ func (f *Fleet) declareDead(lead *lead, nodes []string, id string) (removed <-ch
 	r.dead[id] = true
 	lead.table.Died(id, false, nil, nil, time.Now().UnixNano())
 	delete(r.former, id)
-	f.concludeUnplaced(lead, nodes, time.Now().UnixNano())
+	f.concludeUnplaced(lead, time.Now().UnixNano())
 	return f.changeRow(lead, id, rowRemoving), nil
 }
 
@@ -270,7 +118,9 @@ func (f *Fleet) JoinedWorkers() (all []Joined) {
 	for _, lead := range f.leads {
 		if lead != nil {
 			for id := range lead.register.states {
-				ids[id] = true
+				if isJoinedWorker(id) {
+					ids[id] = true
+				}
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -24,7 +25,7 @@ import (
 type testRows struct {
 	mu      sync.Mutex
 	listed  []string
-	changes []string      // "+ID" or "-ID", as they began
+	changes []string      // "+ID", of several with spaces in between, or "-ID", as they began
 	gate    chan struct{} // if set, a change is made when it is closed
 	err     error         // of changes
 }
@@ -45,24 +46,34 @@ func (r *testRows) change(text string, do func()) error {
 	return r.err
 }
 
-func (r *testRows) AddWorker(id string) error {
-	return r.change("+"+id, func() { r.listed = append(r.listed, id) })
+func (r *testRows) AddWorkers(ids ...string) error {
+	return r.change("+"+strings.Join(ids, " "), func() { r.listed = append(r.listed, ids...) })
 }
 
 func (r *testRows) RemoveWorker(id string) error {
 	return r.change("-"+id, func() { r.listed = slices.DeleteFunc(r.listed, func(x string) bool { return x == id }) })
 }
 
-func (r *testRows) ids() []string {
+func (r *testRows) all() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.listed)
 }
 
-func (r *testRows) begun() []string {
+// ids returns the joined workers that are listed.
+func (r *testRows) ids() []string {
+	return slices.DeleteFunc(r.all(), func(id string) bool { return !isJoinedWorker(id) })
+}
+
+func (r *testRows) allBegun() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.changes)
+}
+
+// begun returns the changes of joined workers.
+func (r *testRows) begun() []string {
+	return slices.DeleteFunc(r.allBegun(), func(change string) bool { return !isJoinedWorker(change) })
 }
 
 // close lets changes wait until open is called, or the test ends.
@@ -139,7 +150,7 @@ func (w *testJoined) connect(n *testNode) (cut func()) {
 
 // leadWith makes a node lead with a list of workers.
 func (n *testNode) leadWith(epoch uint64, rows *testRows, resumed ...messages.AttemptKey) {
-	n.SetRows(int(testPartition.Partition), epoch, rows.ids(), rows)
+	n.c.rows = rows
 	n.lead(epoch, resumed...)
 }
 
@@ -190,7 +201,8 @@ func TestNoOrderBeforeTheRowOfAWorker(t *testing.T) {
 		t.Error("the worker has an order although its row was not committed")
 	}
 	a.HandOver(testPartition)
-	a.lead(6) // without a list
+	a.SetRows(int(testPartition.Partition), 6, nil, nil)
+	a.TakeOver(testPartition, 6)
 	a.orderLarge(testKey(3))
 	w.settle(a)
 	if n := w.workers.startsOf(testKey(3)); n != 0 {

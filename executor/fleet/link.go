@@ -190,16 +190,6 @@ func (f *Fleet) complain(text, node string, err error) {
 func (f *Fleet) handleFrame(l *leaderLink, frame *workerpb.WorkerFrame) error {
 	at := time.Now().UnixNano()
 	f.mu.Lock()
-	nodes := []string(nil)
-	for _, report := range frame.Partitions {
-		if report.Synced { // it may be the last one that a leader has waited for
-			c := f.cluster
-			f.mu.Unlock()
-			nodes = c.Nodes()
-			f.mu.Lock()
-			break
-		}
-	}
 	defer f.unlockAndDeliver()
 	f.heard[l.node] = time.Now()
 	if h := frame.Hello; h != nil {
@@ -226,7 +216,7 @@ func (f *Fleet) handleFrame(l *leaderLink, frame *workerpb.WorkerFrame) error {
 			return err
 		}
 		if report.Synced {
-			f.concludeUnplaced(lead, nodes, at)
+			f.concludeUnplaced(lead, at)
 		}
 	}
 	if frame.Node != nil {
@@ -247,23 +237,6 @@ func (f *Fleet) handleFrame(l *leaderLink, frame *workerpb.WorkerFrame) error {
 		}
 	}
 	return nil
-}
-
-// concludeUnplaced concludes that no node has the attempts that are unplaced, once all have reported, and all joined
-// workers that were listed at the takeover. The agent
-// of a node that has just taken the place of a former one does not speak for that one. mu is held.
-func (f *Fleet) concludeUnplaced(lead *lead, nodes []string, at int64) {
-	for _, node := range nodes {
-		if l := f.links[node]; !lead.table.HasHeard(node) || l == nil || l.replaces {
-			return
-		}
-	}
-	for id := range lead.register.former {
-		if !lead.table.HasHeard(id) {
-			return
-		}
-	}
-	lead.table.ConcludeUnplaced(at)
 }
 
 // renewLeases answers the heartbeats of all nodes, until the partition is handed over. It makes sure that this

@@ -293,7 +293,7 @@ func checkDamagedBackups(t *testing.T, dir, file string) {
 // the runs that it had, and goes on with them. The report says what may be missing, and the survivor does not start.
 func TestClusterIsRecoveredFromOneSurvivor(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, "--partitions", "3")
+	c := startCluster(t, "--partitions", "3", "--worker-lease", "10s") // the new cluster waits for the leases of the former one
 	dir := t.TempDir()
 	flag := filepath.Join(dir, "flag")
 	api := c.client(c.nodes[0])
