@@ -10,6 +10,10 @@ SOAK        ?= 1h
 SEED        ?= 0
 ROUNDS      ?= 3
 
+# The folder for the files of tests (see there), and that for the files of the compiler while it works.
+TEST_DIR    ?= $(shell sh internal/testenv/folder.sh)
+IN_TEST_DIR  = GOTMPDIR=$${GOTMPDIR:-$${TMPDIR:-/tmp}} TMPDIR=$(TEST_DIR)
+
 # Versions of the tools that `make tools` installs into .tools.
 STATICCHECK_VERSION = v0.8.2
 
@@ -53,10 +57,10 @@ test: test-unit test-e2e ## all tests; no C compiler needed
 # package needs half of the ten minutes that go test allows by default, on a machine that does nothing else.
 # go test would run a part of go vet on each package; make vet, which make check runs, has all of it.
 test-unit: ## all tests except the end-to-end tests
-	CGO_ENABLED=0 $(GO) test -vet=off -timeout 40m -p $$((2 * $$(nproc))) -parallel 4 -shuffle=$(SHUFFLE) $$($(GO) list $(LONGEST) ./... | grep -v /internal/e2e)
+	CGO_ENABLED=0 $(IN_TEST_DIR) $(GO) test -vet=off -timeout 40m -p $$((2 * $$(nproc))) -parallel 4 -shuffle=$(SHUFFLE) $$($(GO) list $(LONGEST) ./... | grep -v /internal/e2e)
 
 test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
-	CGO_ENABLED=0 $(GO) test -vet=off -shuffle=$(SHUFFLE) -parallel 4 -timeout 40m ./internal/e2e/...
+	CGO_ENABLED=0 $(IN_TEST_DIR) $(GO) test -vet=off -shuffle=$(SHUFFLE) -parallel 4 -timeout 40m ./internal/e2e/...
 
 # One package at a time: they share the cluster.
 test-slurm: ## attempts as jobs of a real Slurm, started for it; root on Debian has it installed (about a minute)
@@ -76,8 +80,8 @@ test-browser: ## what web pages can make Chromium send; root on Debian has it in
 # the processors busy, so fewer packages are tested at a time than without it. It has nothing to see in
 # internal/archtest, which reads source files one after the other, and which make rules runs.
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
-	CGO_ENABLED=1 $(GO) test -vet=off -p $$(($$(nproc) + 1)) -shuffle=$(SHUFFLE) -race -short -timeout 40m $$($(GO) list $(LONGEST) ./... | grep -v -e /internal/e2e -e /internal/archtest)
-	CGO_ENABLED=1 $(GO) test -vet=off -shuffle=$(SHUFFLE) -race -parallel 4 -timeout 40m ./internal/e2e/...
+	CGO_ENABLED=1 $(IN_TEST_DIR) $(GO) test -vet=off -p $$(($$(nproc) + 1)) -shuffle=$(SHUFFLE) -race -short -timeout 40m $$($(GO) list $(LONGEST) ./... | grep -v -e /internal/e2e -e /internal/archtest)
+	CGO_ENABLED=1 $(IN_TEST_DIR) $(GO) test -vet=off -shuffle=$(SHUFFLE) -race -parallel 4 -timeout 40m ./internal/e2e/...
 
 check: fmt vet lint tidy generated rules race ## everything that must hold before a change lands
 

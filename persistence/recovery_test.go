@@ -461,8 +461,13 @@ func BenchmarkOpenAfterKill(b *testing.B) {
 // the commit log waits to be written to the device. What a power failure leaves is
 // TestPowerFailure's subject, which needs no device.
 func TestAcknowledgedIsOnTheDevice(t *testing.T) {
-	dir, err := filepath.EvalSymlinks(t.TempDir()) // as the kernel tells it
+	// The folder of other tests may be in memory.
+	dir, err := os.MkdirTemp("/var/tmp", "caravan-test-")
 	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if dir, err = filepath.EvalSymlinks(dir); err != nil { // as the kernel tells it
 		t.Fatal(err)
 	}
 	var fs unix.Statfs_t
