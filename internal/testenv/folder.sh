@@ -4,7 +4,7 @@
 # up to some milliseconds, which is half of the time of the tests. What a power failure leaves of files is tested
 # on models of a disk (internal/faults) and on file systems of the tests' own, in any folder.
 memory=/dev/shm
-need=$((6 * 1024 * 1024)) # KiB; all tests at once take less than half of that
+need=$((4 * 1024 * 1024)) # KiB
 
 default=${TMPDIR:-/tmp}
 use_default() {
