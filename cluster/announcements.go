@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,8 @@ import (
 // The nodes of a cluster tell each other what they lead. Each node sends lines of JSON
 // to each other one, over one connection for each direction:
 //
-//	{"node":"n1-…","partitions":[{"partition":0,"next":17,"queued":3},{"partition":3,"next":17}]}
+//	{"node":"n1-…","members":["n1-…","n2-…","n4-…"],
+//	 "partitions":[{"partition":0,"next":17,"queued":3,"term":5,"members":[0,1,2]}]}    in one line
 //
 // A line leaves within announcePause of a change, and without a change after longestAnnouncePause. What the
 // others do with it:
@@ -28,6 +30,9 @@ import (
 //	next   the number of the partition's next run. A partition with a lower one goes on from there. So the
 //	       IDs of all partitions ascend with the time of submission, except within some announcePauses
 //	queued the tasks that wait for a slot. Submissions without a key go to short queues (Member.QueuedTasks)
+//	term   is that of the leadership. Nodes without a replica of the partition take the one with the highest term
+//	       for the leader, until its lines stop or do not have the partition any more (Member.Leader)
+//	members are those of the group, for nodes without a replica: positions in the members of the line
 //	node   is steady while its lines come, and may be given partitions (balance.go); with "stopping":true, as
 //	       it stops or was drained (transfer.go), not
 //	table  is the version of its table of the nodes. A node with a lower one fetches it (table_keeper.go)
@@ -44,6 +49,8 @@ const (
 	// longestAnnouncePause is the longest one. A connection without a line for announcementLimit is closed.
 	longestAnnouncePause = time.Second
 	announcementLimit    = 5 * time.Second
+	// silentAfter is how long a node that is heard may be between two lines.
+	silentAfter = 2 * longestAnnouncePause
 	// maxAnnouncement bounds a line: it has room for messages.MaxPartitions.
 	maxAnnouncement = 1 << 20
 )
@@ -54,6 +61,32 @@ type announcement struct {
 	IsStopping bool                    `json:"stopping,omitempty"`
 	Table      uint64                  `json:"table,omitempty"` // the version of the table of the nodes that the node has
 	Partitions []partitionAnnouncement `json:"partitions"`      // those that the node leads, in ascending order
+	// Members are those of the groups of all Partitions: with IDs in each of them, a line would be ten times as long.
+	Members []raftlog.NodeID `json:"members,omitempty"`
+}
+
+// addMembers adds the members of a group, and returns their positions.
+func (a *announcement) addMembers(ids []raftlog.NodeID) (positions []int) {
+	for _, id := range ids {
+		at := slices.Index(a.Members, id)
+		if at < 0 {
+			at = len(a.Members)
+			a.Members = append(a.Members, id)
+		}
+		positions = append(positions, at)
+	}
+	return positions
+}
+
+// membersAt returns the members of given positions; nil if the line lacks one of them.
+func (a *announcement) membersAt(positions []int) (ids []raftlog.NodeID) {
+	for _, at := range positions {
+		if at < 0 || at >= len(a.Members) {
+			return nil
+		}
+		ids = append(ids, a.Members[at])
+	}
+	return ids
 }
 
 // announcedQueue is how many tasks of a partition wait for a slot, and the node that has said so.
@@ -70,7 +103,22 @@ type partitionAnnouncement struct {
 	Partition int    `json:"partition"`
 	Next      uint64 `json:"next"`             // the number of the next run
 	Queued    int    `json:"queued,omitempty"` // tasks that wait for a slot
+	// Term is that of the leadership; 0 from a program that does not say it. Members are those of the group, by their
+	// positions in announcement.Members.
+	Term    uint64 `json:"term,omitempty"`
+	Members []int  `json:"members,omitempty"`
 }
+
+// announcedLead is the leadership of a partition without a replica here, as its leader has announced it.
+type announcedLead struct {
+	node    raftlog.NodeID
+	term    uint64
+	members []raftlog.NodeID // never changed
+	heard   time.Time        // when the leader said it last
+}
+
+// isSilent reports whether the leader has not been heard for so long that it may have lost the partition.
+func (l *announcedLead) isSilent() bool { return time.Since(l.heard) > silentAfter }
 
 // announcer sends the announcements of a node, and takes those of the others.
 type announcer struct {
@@ -87,18 +135,25 @@ type announcer struct {
 	mu      sync.Mutex // a leaf, of what follows
 	heard   map[raftlog.NodeID]heardNode
 	queues  map[int]announcedQueue // by partition: the last announcement
+	leads   map[int]announcedLead  // by partition: those without a replica here
 	highest uint64                 // the highest next number of all partitions that was ever heard
 	line    []byte                 // what this node announces; nil at first; never changed in place
 	changed chan struct{}          // closed when line is replaced
 }
 
-func startAnnouncer(m *Member) (*announcer, error) {
-	listener, err := m.port.openListener(announcementProtocol)
-	if err != nil {
-		return nil, err
-	}
-	a := &announcer{member: m, listener: listener, changed: make(chan struct{}), heard: map[raftlog.NodeID]heardNode{}, queues: map[int]announcedQueue{}}
+// newAnnouncer makes an announcer. Hosts ask it for leaders, so it exists before they run.
+func newAnnouncer(m *Member) *announcer {
+	a := &announcer{member: m, changed: make(chan struct{}), heard: map[raftlog.NodeID]heardNode{}, queues: map[int]announcedQueue{}, leads: map[int]announcedLead{}}
 	a.ctx, a.stop = context.WithCancel(context.Background())
+	return a
+}
+
+// start begins to announce and to listen.
+func (a *announcer) start() (err error) {
+	m := a.member
+	if a.listener, err = m.port.openListener(announcementProtocol); err != nil {
+		return err
+	}
 	a.wait.Go(a.keepComposing)
 	a.wait.Go(a.acceptAll)
 	for _, node := range m.config.Nodes {
@@ -106,13 +161,15 @@ func startAnnouncer(m *Member) (*announcer, error) {
 			a.wait.Go(func() { a.sendTo(node.Name) })
 		}
 	}
-	return a, nil
+	return nil
 }
 
 // close ends all goroutines and connections.
 func (a *announcer) close() {
 	a.stop()
-	a.listener.Close()
+	if a.listener != nil {
+		a.listener.Close()
+	}
 	a.wait.Wait()
 }
 
@@ -124,6 +181,7 @@ func (a *announcer) keepComposing() {
 	for {
 		engines := a.member.Changed()
 		a.compose()
+		a.forgetSilentLeads()
 		select {
 		case <-ticker.C:
 		case <-engines:
@@ -138,19 +196,19 @@ func (a *announcer) keepComposing() {
 func (a *announcer) compose() {
 	m := a.member
 	now := announcement{Node: m.Self(), IsStopping: a.isStopping.Load() || a.isDrained(), Table: m.tables.version(), Partitions: []partitionAnnouncement{}}
-	engines := map[int]Engine{}
-	for p := range m.Partitions() {
-		if engine, _, ok := m.Engine(p); ok {
-			engines[p] = engine
-			a.noteNumber(engine.NextNumber())
+	var leads []*leadership
+	for h := range m.ownHosts() {
+		if l := h.published.Load(); l != nil {
+			leads = append(leads, l)
+			a.noteNumber(l.engine.NextNumber())
 		}
 	}
 	highest := a.highestNumber()
-	for p := range m.Partitions() {
-		if engine, ok := engines[p]; ok {
-			engine.RaiseNextNumber(highest)
-			now.Partitions = append(now.Partitions, partitionAnnouncement{Partition: p, Next: engine.NextNumber(), Queued: engine.Load().Queued})
-		}
+	for _, l := range leads {
+		p := l.host.partition
+		l.engine.RaiseNextNumber(highest)
+		now.Partitions = append(now.Partitions, partitionAnnouncement{Partition: p, Next: l.engine.NextNumber(), Queued: l.engine.Load().Queued,
+			Term: l.epoch, Members: now.addMembers(m.groupMembers(p))})
 	}
 	line, err := json.Marshal(&now)
 	if err != nil {
@@ -312,11 +370,72 @@ func (a *announcer) noteAnnouncement(told *announcement, since time.Time) {
 			a.queues[p.Partition] = announcedQueue{told.Node, p.Queued}
 		}
 	}
+	isChanged := a.noteLeads(told)
 	a.mu.Unlock()
+	if isChanged {
+		a.member.announceChange()
+	}
 	a.member.tables.noteVersion(told.Node, told.Table)
 	for _, p := range told.Partitions {
 		a.noteNumber(p.Next)
 	}
+}
+
+// noteLeads notes which partitions without a replica here a node leads, and which ones it leads no longer. It reports
+// whether a leader has changed. The caller holds mu.
+func (a *announcer) noteLeads(told *announcement) (isChanged bool) {
+	for p, lead := range a.leads {
+		if lead.node == told.Node && !slices.ContainsFunc(told.Partitions, func(t partitionAnnouncement) bool { return t.Partition == p }) {
+			delete(a.leads, p)
+			isChanged = true
+		}
+	}
+	for _, t := range told.Partitions {
+		if t.Partition < 0 || t.Partition >= a.member.Partitions() || t.Term == 0 || a.member.host(t.Partition) != nil {
+			continue
+		}
+		former := a.leads[t.Partition]
+		if t.Term < former.term {
+			continue // of a former leader, which does not know it yet
+		}
+		a.leads[t.Partition] = announcedLead{node: told.Node, term: t.Term, members: told.membersAt(t.Members), heard: time.Now()}
+		isChanged = isChanged || former.node != told.Node || former.term != t.Term
+	}
+	return isChanged
+}
+
+// forgetSilentLeads forgets the leaders that are not heard any more.
+func (a *announcer) forgetSilentLeads() {
+	isChanged := false
+	a.mu.Lock()
+	for p, lead := range a.leads {
+		if lead.isSilent() {
+			delete(a.leads, p)
+			isChanged = true
+		}
+	}
+	a.mu.Unlock()
+	if isChanged {
+		a.member.announceChange()
+	}
+}
+
+// leaderOf returns the leader of a partition without a replica here, while it is heard.
+func (a *announcer) leaderOf(partition int) (node raftlog.NodeID, term uint64, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	lead, ok := a.leads[partition]
+	if !ok || lead.isSilent() {
+		return "", 0, false
+	}
+	return lead.node, lead.term, true
+}
+
+// membersOf returns the members of a partition's group without a replica here, while its leader is heard.
+func (a *announcer) membersOf(partition int) []raftlog.NodeID {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.leads[partition].members
 }
 
 // isSteady reports whether lines of a node have come without a break for some time.
@@ -324,7 +443,7 @@ func (a *announcer) isSteady(node raftlog.NodeID, steady time.Duration) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	heard, ok := a.heard[node]
-	return ok && time.Since(heard.last) <= 2*longestAnnouncePause && time.Since(heard.since) >= steady
+	return ok && time.Since(heard.last) <= silentAfter && time.Since(heard.since) >= steady
 }
 
 // queuedAt returns what a node has said last about a partition, if it was the last to speak of it.
@@ -338,11 +457,8 @@ func (a *announcer) queuedAt(node raftlog.NodeID, partition int) int {
 }
 
 // QueuedTasks returns how many tasks of a partition wait for a slot, as far as this node knows. It is 0 while
-// the leader is unknown or has not announced itself, and in a cluster of one partition.
+// the leader is unknown or has not announced itself.
 func (m *Member) QueuedTasks(partition int) int {
-	if m.announcer == nil {
-		return 0
-	}
 	if engine, _, ok := m.Engine(partition); ok {
 		return engine.Load().Queued
 	}

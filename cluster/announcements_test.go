@@ -138,7 +138,8 @@ func TestQueuesAreKnownEverywhere(t *testing.T) {
 func TestLongestAnnouncement(t *testing.T) {
 	told := announcement{Node: raftlog.NodeID(make([]byte, 255))}
 	for p := range messages.MaxPartitions {
-		told.Partitions = append(told.Partitions, partitionAnnouncement{Partition: p, Next: messages.MaxNumber, Queued: math.MaxInt32})
+		told.Partitions = append(told.Partitions, partitionAnnouncement{Partition: p, Next: messages.MaxNumber, Queued: math.MaxInt32,
+			Term: math.MaxUint64, Members: []int{996, 997, 998, 999}})
 	}
 	line, err := json.Marshal(&told)
 	if err != nil || len(line) > maxAnnouncement/2 {

@@ -13,12 +13,15 @@ import (
 )
 
 // In a cluster of several partitions each partition prefers some nodes to others as its leader. The order
-// follows from the sorted names of the nodes alone, so all nodes agree on it:
+// follows from the sorted names of the nodes that have replicas, so all nodes agree on it:
 //
 //	partition   0   1   2   3   4   5
 //	first       n1  n2  n3  n1  n2  n3
 //	second      n2  n3  n1  n3  n1  n2    each node gets the same share of a lost one's partitions
 //	third       n3  n1  n2  n2  n3  n1
+//
+// A partition passes over the nodes without a replica of it. The table of the nodes says which nodes have any;
+// while it changes, two nodes may disagree for a moment, and a partition may move once more than it has to.
 //
 // The leader of a partition gives it to the first node of the order that is steady: it has announced itself
 // without a break for steadyTime, and has nearly all of the log. Each move goes up the order, so the nodes
@@ -54,6 +57,28 @@ func preferredLeaders(partition int, names []string) []string {
 		others = slices.Concat(others[turn:], others[:turn])
 	}
 	return append([]string{all[first]}, others...)
+}
+
+// leaderOrder returns the names of a group's members, in the partition's order of preference.
+func (m *Member) leaderOrder(h *host) []string {
+	var members []string
+	for _, id := range m.groupMembers(h.partition) {
+		members = append(members, nameOfID(id))
+	}
+	// A node without any replica must not change the order of the others.
+	names := slices.Clone(members)
+	if t := m.table(); t != nil {
+		for _, n := range t.Nodes {
+			if t.isHost(n.ID) {
+				names = append(names, nameOfID(n.ID))
+			}
+		}
+	} else {
+		names = append(names, m.nodeNames()...)
+	}
+	slices.Sort(names)
+	order := preferredLeaders(h.partition, slices.Compact(names))
+	return slices.DeleteFunc(order, func(name string) bool { return !slices.Contains(members, name) })
 }
 
 // isAtRest reports whether a partition may move without harm to a task or a pause.
@@ -109,8 +134,9 @@ func (b *balancer) close() {
 
 // moveOne moves one partition, if there is one to move. It reports whether it has tried.
 func (b *balancer) moveOne() bool {
-	for p, h := range b.member.hosts {
-		to := b.destination(p)
+	for h := range b.member.ownHosts() {
+		p := h.partition
+		to := b.destination(h)
 		if to == "" {
 			continue
 		}
@@ -131,9 +157,8 @@ func (b *balancer) moveOne() bool {
 }
 
 // destination returns the node that shall lead a partition instead of this one; "" = it stays.
-func (b *balancer) destination(partition int) raftlog.NodeID {
-	m, now := b.member, time.Now()
-	h := m.hosts[partition]
+func (b *balancer) destination(h *host) raftlog.NodeID {
+	m, now, partition := b.member, time.Now(), h.partition
 	l := h.published.Load()
 	if l == nil || m.announcer.isStopping.Load() || m.isLeadHeld(partition) {
 		delete(b.lead, partition)
@@ -146,7 +171,7 @@ func (b *balancer) destination(partition int) raftlog.NodeID {
 	if pause := b.steady << min(len(b.moves[partition]), 10); now.Sub(b.lead[partition].since) < pause {
 		return ""
 	}
-	for _, name := range preferredLeaders(partition, m.nodeNames()) {
+	for _, name := range m.leaderOrder(h) {
 		if name == m.config.Name {
 			return ""
 		}

@@ -134,14 +134,14 @@ func stayProblems(t *testing.T, m *Member, engine Engine, home raftlog.NodeID, a
 	note := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	eager := newBalancer(m, time.Millisecond)
 	defer eager.close()
-	moves := func() bool { return eager.destination(0) == home }
+	moves := func() bool { return eager.destination(m.hosts[0]) == home }
 	if !testenv.Poll(testenv.Patience, moves) {
 		note("the partition does not move")
 	}
 	if err := engine.SetPaused(t.Context(), "a reason"); err != nil {
 		note("%v", err)
 	}
-	if to := eager.destination(0); to != "" {
+	if to := eager.destination(m.hosts[0]); to != "" {
 		note("it moves to %s while it is paused", to)
 	}
 	if err := engine.SetPaused(t.Context(), ""); err != nil {
@@ -152,16 +152,16 @@ func stayProblems(t *testing.T, m *Member, engine Engine, home raftlog.NodeID, a
 	}
 	patient := newBalancer(m, time.Hour)
 	defer patient.close()
-	if to := patient.destination(0); to != "" {
+	if to := patient.destination(m.hosts[0]); to != "" {
 		note("it moves to %s at once", to)
 	}
 	patient.lead[0] = steadyLead{patient.lead[0].epoch, time.Now().Add(-90 * time.Minute)}
-	if to := patient.destination(0); to != "" {
+	if to := patient.destination(m.hosts[0]); to != "" {
 		note("it moves to %s, which is not steady", to)
 	}
 	isSteady := func() bool { // the next line of the node says that its connection is young
 		m.announcer.pretendSteady(home, 2*time.Hour)
-		return patient.destination(0) == home
+		return patient.destination(m.hosts[0]) == home
 	}
 	if !testenv.Poll(testenv.Patience, isSteady) {
 		note("the partition does not move after one and a half of its time")
@@ -171,12 +171,12 @@ func stayProblems(t *testing.T, m *Member, engine Engine, home raftlog.NodeID, a
 		note("it moves to %s, and has moved before", home)
 	}
 	m.announcer.isStopping.Store(true)
-	if to := eager.destination(0); to != "" {
+	if to := eager.destination(m.hosts[0]); to != "" {
 		note("it moves to %s while this node stops", to)
 	}
 	m.announcer.isStopping.Store(false)
 	atHome.isStopping.Store(true)
-	if !testenv.Poll(testenv.Patience, func() bool { return eager.destination(0) == "" }) {
+	if !testenv.Poll(testenv.Patience, func() bool { return eager.destination(m.hosts[0]) == "" }) {
 		note("a node that stops gets the partition")
 	}
 	atHome.isStopping.Store(false)

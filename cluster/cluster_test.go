@@ -466,7 +466,7 @@ func (c *testCluster) disturb(rng *rand.Rand) {
 		n.start()
 	case 3:
 		c.t.Logf("transfer what %s leads", n.name)
-		for _, h := range n.running().hosts {
+		for h := range n.running().ownHosts() {
 			_ = h.group.Transfer(c.t.Context(), "")
 		}
 	case 4:

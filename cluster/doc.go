@@ -1,5 +1,5 @@
-// Package cluster makes several processes one service: each has a replica of every partition, and the
-// engine of a partition runs where its replicated log is led. Nothing of it runs on a single node.
+// Package cluster makes several processes one service: each has replicas of partitions, and the engine of a
+// partition runs where its replicated log is led. Nothing of it runs on a single node.
 //
 // A partition is the whole engine of a single node (package actors over a persistence.RunStore). In place
 // of a synced file its commits go to a group of package raftlog: the leader decides what to write, the log
@@ -66,7 +66,7 @@
 //
 // directory.go is what the rest of the program sees. host.go decides when an engine begins and ends,
 // leadership.go is one engine for one term, and machine.go the rows below it. member.go puts a node
-// together; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
+// together, and replicas.go is what it knows of a partition with a replica and without one; folder.go, formation.go, replacement.go and port.go are its files, its first start, the place
 // of a lost node, and its connections. announcements.go is what the nodes tell each other about their
 // partitions, and balance.go which node shall lead which. node_table.go, table_keeper.go and levels.go are the table
 // of the nodes and the feature level of the cluster. clock_skew.go compares clocks. inquiry.go, verify.go and views.go are what nodes ask

@@ -77,8 +77,11 @@ type identity struct {
 	// Level is a feature level that the cluster has, or is about to have. That of formation is the one that the cluster
 	// begins with. See setLevel.
 	Level int `json:"level,omitempty"`
-	// Opened says that all replicas were opened once. From then on a missing one was lost. No replica was
-	// opened before all nodes had formed the cluster.
+	// Replicas lists the partitions of which the node has a replica, in ascending order. Missing (nil): of all. It is
+	// written before a replica is made, so a folder of a partition that it lacks is not in use.
+	Replicas []int `json:"replicas,omitzero"`
+	// Opened says that all of these replicas were opened once. From then on a missing one was lost. No replica
+	// was opened before all nodes had formed the cluster.
 	Opened bool `json:"opened,omitempty"`
 	// IsReplacement says that Members are not those that formed the cluster: this node, or the one that it
 	// has the list from, is in place of a former one. Groups then begin without a list of voters: two first
@@ -306,6 +309,9 @@ func (f *folder) replicaFolder(partition int) string {
 // second time in a term, and would not have the entries that it has confirmed.
 func (f *folder) checkReplicas(id *identity) error {
 	for p := range id.Partitions {
+		if !id.hasReplica(p) {
+			continue
+		}
 		for _, name := range []string{replicaFile, groupDir} {
 			path := filepath.Join(f.replicaFolder(p), name)
 			if _, err := f.fsys.Stat(path); errors.Is(err, fs.ErrNotExist) {

@@ -138,8 +138,8 @@ func (m *Member) answerInquiry(conn net.Conn) error {
 
 // answerOf answers a question, of another node or of this one.
 func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
-	if q.Partition < 0 || q.Partition >= len(m.hosts) {
-		return inquiryAnswer{Error: fmt.Sprintf("partition %d: there are %d", q.Partition, len(m.hosts))}
+	if q.Partition < 0 || q.Partition >= m.Partitions() {
+		return inquiryAnswer{Error: fmt.Sprintf("partition %d: there are %d", q.Partition, m.Partitions())}
 	}
 	var err error
 	switch q.Kind {
@@ -152,7 +152,7 @@ func (m *Member) answerOf(ctx context.Context, q *inquiry) (a inquiryAnswer) {
 	case positionInquiry:
 		a.Index, err = m.positionHere(q.Partition)
 	case digestInquiry:
-		a.Digest = m.digestHere(q.Partition, q.Index)
+		a.Digest, err = m.digestHere(q.Partition, q.Index)
 	case verdictInquiry:
 		if q.Verdict == nil || q.Verdict.Partition != q.Partition {
 			err = errors.New("a verdict on another partition")
@@ -226,7 +226,7 @@ func (m *Member) deletedRunsHere(ctx context.Context, partition int, runs []mess
 		return nil, errNotLeader
 	}
 	for _, run := range runs {
-		if uint64(run)%uint64(len(m.hosts)) != uint64(partition) {
+		if uint64(run)%uint64(m.Partitions()) != uint64(partition) {
 			return nil, fmt.Errorf("run %d is not of partition %d", run, partition)
 		}
 		_, err := engine.Summary(ctx, run)
@@ -306,7 +306,7 @@ func (m *Member) askLeader(ctx context.Context, q *inquiry) (inquiryAnswer, erro
 
 // HasRun reports whether a run exists, whichever node leads its partition. It waits for a leader for a while.
 func (m *Member) HasRun(ctx context.Context, run messages.RunID) (bool, error) {
-	a, err := m.askLeader(ctx, &inquiry{Kind: runInquiry, Partition: int(uint64(run) % uint64(len(m.hosts))), Run: run})
+	a, err := m.askLeader(ctx, &inquiry{Kind: runInquiry, Partition: int(uint64(run) % uint64(m.Partitions())), Run: run})
 	if err != nil {
 		return false, &messages.Error{Code: messages.Unavailable, Text: fmt.Sprintf("cannot ask for run %d: %v", run, err)}
 	}

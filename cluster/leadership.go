@@ -23,6 +23,7 @@ type leadership struct {
 	engine     *actors.Node
 	served     *leadingEngine // the engine for the callers of Directory
 	row        clusterRow     // of partition 0
+	began      time.Time
 
 	proposed, committed atomic.Uint64 // see Engine.Proposals
 
@@ -55,7 +56,7 @@ const detachLimit = 10 * time.Second
 const endLimits = 2
 
 func newLeadership(h *host) *leadership {
-	return &leadership{host: h, registerer: newOwnedRegisterer(h.registerer),
+	return &leadership{host: h, registerer: newOwnedRegisterer(h.registerer), began: time.Now(),
 		retired: make(chan struct{}), abandoned: make(chan struct{}), ended: make(chan struct{})}
 }
 

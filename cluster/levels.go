@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 
-	"github.com/caravan-dag/caravan/cluster/raftlog"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -89,7 +87,7 @@ func (m *Member) upgradeHere(ctx context.Context) (from, to int, err error) {
 	if !m.servesHere(0) {
 		return 0, 0, errNotLeader
 	}
-	l := m.hosts[0].published.Load()
+	l := m.leadership(0)
 	if l == nil {
 		return 0, 0, errNotLeader
 	}
@@ -162,10 +160,4 @@ func (m *Member) askNodes(ctx context.Context, t *nodeTable, q *inquiry) (answer
 	}
 	wait.Wait()
 	return answers, errs
-}
-
-// groupMembers returns the members of a partition's group, as the replica here knows them.
-func (m *Member) groupMembers(partition int) []raftlog.NodeID {
-	members := m.hosts[partition].group.Members()
-	return slices.Concat(members.Voters, members.Learners)
 }

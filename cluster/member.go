@@ -83,7 +83,10 @@ type Config struct {
 	afterRestoreStep func(partition, step int) error
 	findDamage       func() error
 	testLevel        *int // supportedLevel of an older program; nil but in tests
-	loseEntry        func(index uint64) bool
+	// placement returns the names of the first nodes that get a replica of a partition, the same ones on each node.
+	// Nil but in tests: all of them.
+	placement func(partition int) []string
+	loseEntry func(index uint64) bool
 }
 
 // EngineTerm is what an engine is for: a partition, for one term.
@@ -97,8 +100,7 @@ type EngineTerm struct {
 	Rows    WorkerRows
 }
 
-// Member is a node of a cluster: it has a replica of each partition, and runs the engine of those that it
-// leads.
+// Member is a node of a cluster: it has replicas of partitions, and runs the engine of those that it leads.
 type Member struct {
 	config     Config
 	identity   *identity // constant once the first group is open
@@ -107,7 +109,7 @@ type Member struct {
 	port       *port
 	introducer *introducer
 	mux        *raftlog.Mux
-	hosts      []*host
+	hosts      []*host // by partition; nil without a replica (replicas.go)
 	copySpace  copySpace
 	admitter   *admitter
 	announcer  *announcer
@@ -162,6 +164,7 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		return nil, err
 	}
 	m.tables = openTableKeeper(m)
+	m.announcer = newAnnouncer(m)
 	if m.port, err = openPort(c); err != nil {
 		return nil, err
 	}
@@ -181,7 +184,7 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 			return nil, fmt.Errorf("metrics of the partitions: %w", err)
 		}
 	}
-	for _, h := range m.hosts {
+	for h := range m.ownHosts() {
 		h.isRunning = true
 		go h.run()
 	}
@@ -189,7 +192,7 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 		return nil, err
 	}
 	m.clocks = startClockComparer(m)
-	if m.announcer, err = startAnnouncer(m); err != nil {
+	if err := m.announcer.start(); err != nil {
 		return nil, err
 	}
 	m.background.Go(func() { m.tables.keep(m.port.ctx) })
@@ -279,6 +282,9 @@ func (m *Member) joinCluster(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if !formed.IsReplacement {
+			formed.Replicas = c.firstReplicas(c.Name)
+		}
 		if err := m.folder.writeIdentity(formed); err != nil {
 			return err
 		}
@@ -326,8 +332,8 @@ func (i *identity) compareList(nodes []NodeAddress) error {
 	return nil
 }
 
-// openReplicas opens the replicas of all partitions. The first time they are new, and their groups get the
-// list of voters.
+// openReplicas opens the replicas of this node. The first time they are new, and their groups get the list of
+// voters.
 func (m *Member) openReplicas() error {
 	c := &m.config
 	isNew := !m.identity.Opened
@@ -350,7 +356,11 @@ func (m *Member) openReplicas() error {
 	if err != nil {
 		return err
 	}
+	m.hosts = make([]*host, c.Partitions)
 	for p := range c.Partitions {
+		if !m.identity.hasReplica(p) {
+			continue
+		}
 		if err := m.openReplica(p, isNew); err != nil {
 			return fmt.Errorf("partition %d: %w", p, err)
 		}
@@ -389,7 +399,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 	group := raftlog.Config{Group: groupNumber(partition), Node: m.identity.ID, Dir: filepath.Join(h.machine.dir, groupDir),
 		Machine: h.machine, Mux: m.mux, FS: c.FS, CheckSpace: h.machine.checkSpace, ReleaseSpace: h.machine.releaseSpace, Settings: c.Log, Logger: h.logger}
 	if isNew && !m.identity.IsReplacement {
-		group.Bootstrap = m.identity.ids()
+		group.Bootstrap = m.firstHosts(partition)
 		if m.identity.Seed != "" {
 			group.Seed = &raftlog.Seed{Term: m.identity.SeedTerm}
 		}
@@ -400,7 +410,7 @@ func (m *Member) openReplica(partition int, isNew bool) error {
 		return errors.Join(err, h.machine.close())
 	}
 	h.machine.comparableFrom.Store(h.group.Status().Last)
-	m.hosts = append(m.hosts, h)
+	m.hosts[partition] = h
 	if s := h.group.Status(); m.identity.mustHaveEntries(partition) && s.Last == 0 && s.Snapshot == 0 {
 		return fmt.Errorf("the log in %s is empty, and it had entries: they were lost. Start with an empty folder as a new node", group.Dir)
 	}
@@ -417,9 +427,10 @@ func (m *Member) HandOver(ctx context.Context) error {
 	if m.announcer != nil {
 		m.announcer.isStopping.Store(true)
 	}
-	errs := make([]error, len(m.hosts))
+	hosts := slices.Collect(m.ownHosts())
+	errs := make([]error, len(hosts))
 	var wait sync.WaitGroup
-	for i, h := range m.hosts {
+	for i, h := range hosts {
 		wait.Go(func() { errs[i] = h.handOver(ctx) })
 	}
 	wait.Wait()
@@ -452,13 +463,14 @@ func (m *Member) closeParts() error {
 	if m.announcer != nil {
 		m.announcer.close()
 	}
-	errs := make([]error, len(m.hosts))
+	hosts := slices.Collect(m.ownHosts())
+	errs := make([]error, len(hosts))
 	var wait sync.WaitGroup
-	for i, h := range m.hosts {
+	for i, h := range hosts {
 		wait.Go(func() { errs[i] = h.group.Close() })
 	}
 	wait.Wait()
-	for i, h := range m.hosts {
+	for i, h := range hosts {
 		wait.Go(func() {
 			h.stop()
 			if errs[i] == nil { // else the log may still use the rows
@@ -510,77 +522,5 @@ func (m *Member) Self() raftlog.NodeID { return m.identity.ID }
 // Cluster returns the ID of the cluster.
 func (m *Member) Cluster() ID { return m.cluster }
 
-// Partitions returns the number of partitions.
-func (m *Member) Partitions() int { return len(m.hosts) }
-
-// Leader returns the leader of a partition as far as this node knows.
-func (m *Member) Leader(partition int) (Leadership, bool) {
-	node, term, ok := m.hosts[partition].group.Leader()
-	if !ok {
-		return Leadership{}, false
-	}
-	place, _ := m.placeOf(node)
-	return Leadership{Node: node, Address: place.Address, Term: term}, true
-}
-
-// Engine returns the engine of a partition, if this node leads it.
-func (m *Member) Engine(partition int) (Engine, uint64, bool) {
-	l := m.hosts[partition].published.Load()
-	if l == nil {
-		return nil, 0, false
-	}
-	return l.served, l.epoch, true
-}
-
-// HasLease reports whether an answer of the engine of an epoch may be sent.
-func (m *Member) HasLease(partition int, epoch uint64) bool {
-	return m.hosts[partition].group.Lease(epoch)
-}
-
 // Listen returns the listener of a protocol on this member's port.
 func (m *Member) Listen(protocol string) (net.Listener, error) { return m.port.openListener(protocol) }
-
-// Status is the state of one replica, for operators and for tests.
-type Status struct {
-	raftlog.Status
-	Epoch     uint64 // of the engine that runs here; 0 without one
-	Takeovers int64  // engines that were started here
-	Synced    uint64 // the entry up to which the rows are durable
-}
-
-// lag returns the number of entries that the slowest replica lacks. It is 0 unless this node leads.
-func (s *Status) lag() (entries uint64) {
-	for _, match := range s.Match {
-		if match < s.Last {
-			entries = max(entries, s.Last-match)
-		}
-	}
-	return entries
-}
-
-// Status returns the state of this node's replica of a partition.
-func (m *Member) Status(partition int) Status {
-	h := m.hosts[partition]
-	s := Status{Status: h.group.Status(), Takeovers: h.takeovers.Load()}
-	if l := h.published.Load(); l != nil {
-		s.Epoch = l.epoch
-	}
-	s.Synced = h.machine.currentRecord().Index
-	return s
-}
-
-// Verify makes all replicas of a partition compute their digests as of one entry of the log, and returns the
-// entry. This node must lead the partition. Verification returns the result of a replica.
-func (m *Member) Verify(partition int) (index uint64, err error) {
-	h := m.hosts[partition]
-	l := h.published.Load()
-	if l == nil {
-		return 0, fmt.Errorf("partition %d is not led here", partition)
-	}
-	return h.group.Verify(l.epoch)
-}
-
-// Verification returns the digest of this node's replica as of an entry, once it is computed.
-func (m *Member) Verification(partition int, index uint64) (Verification, bool) {
-	return m.hosts[partition].machine.verification(index)
-}

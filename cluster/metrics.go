@@ -39,8 +39,8 @@ func (c *partitionCollector) Describe(to chan<- *prometheus.Desc) {
 
 // Collect is part of prometheus.Collector.
 func (c *partitionCollector) Collect(to chan<- prometheus.Metric) {
-	for p := range c.member.Partitions() {
-		s, label := c.member.Status(p), strconv.Itoa(p)
+	for h := range c.member.ownHosts() {
+		s, label := c.member.Status(h.partition), strconv.Itoa(h.partition)
 		gauge := func(d *prometheus.Desc, value float64) {
 			to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, label)
 		}

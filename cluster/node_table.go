@@ -194,6 +194,13 @@ func (t *nodeTable) isHost(id nodeID) bool {
 	return slices.ContainsFunc(t.Hosts, func(hosts []nodeID) bool { return slices.Contains(hosts, id) })
 }
 
+// isListedWithout reports whether a node is one of the cluster without a replica of partition 0. It may be called on
+// nil.
+func (t *nodeTable) isListedWithout(id nodeID) bool {
+	n := t.node(id)
+	return n != nil && n.State != nodeLeaving && !slices.Contains(t.Hosts[0], id)
+}
+
 // clone returns a copy that can be changed.
 func (t *nodeTable) clone() *nodeTable {
 	c := *t
@@ -220,13 +227,19 @@ func (t *nodeTable) equals(o *nodeTable) bool {
 func (t *nodeTable) setHosts(partition int, members []nodeID) {
 	t.Hosts[partition] = slices.Compact(slices.Sorted(slices.Values(members)))
 	for _, id := range t.Hosts[partition] {
-		i, ok := slices.BinarySearchFunc(t.Nodes, id, func(n tableNode, id nodeID) int { return cmp.Compare(n.ID, id) })
-		if !ok {
-			t.Nodes = slices.Insert(t.Nodes, i, tableNode{ID: id, State: nodeActive})
-		} else if t.Nodes[i].State == nodeJoining {
-			t.Nodes[i].State = nodeActive
+		if n := t.addNode(id); n.State == nodeJoining {
+			n.State = nodeActive
 		}
 	}
+}
+
+// addNode returns a node of the table, which it adds as an active one if the table lacks it.
+func (t *nodeTable) addNode(id nodeID) *tableNode {
+	i, ok := slices.BinarySearchFunc(t.Nodes, id, func(n tableNode, id nodeID) int { return cmp.Compare(n.ID, id) })
+	if !ok {
+		t.Nodes = slices.Insert(t.Nodes, i, tableNode{ID: id, State: nodeActive})
+	}
+	return &t.Nodes[i]
 }
 
 // setAddresses notes where nodes are, as an operator lists them.

@@ -17,9 +17,9 @@ type Node struct {
 }
 
 // Nodes returns all nodes of the cluster, by name: the members of its first partition, as this node knows
-// them, or those that formed it; and those of the table of the nodes that have no replica of this partition.
+// them (knownHosts), or those that formed it; and those of the table of the nodes that have no replica of this partition.
 func (m *Member) Nodes() (nodes []Node) {
-	ids := m.groupMembers(0)
+	ids := slices.Clone(m.knownHosts(0))
 	if len(ids) == 0 {
 		ids = m.identity.ids()
 	}

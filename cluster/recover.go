@@ -179,6 +179,9 @@ func (r *Recovery) Recover(ctx context.Context, dir, scratch string) error {
 	for p := range id.Partitions {
 		found := &r.Partitions[p]
 		for _, s := range r.survivors {
+			if !s.identity.hasReplica(p) {
+				continue
+			}
 			end, err := s.readEnd(p, filepath.Join(scratch, "group"))
 			if err != nil {
 				return fmt.Errorf("node %s: partition %d: %w", s.identity.Name, p, err)
@@ -203,6 +206,9 @@ func (r *Recovery) Recover(ctx context.Context, dir, scratch string) error {
 				}
 			}
 			found.IsComplete = 2*here > len(end.Voters)
+		}
+		if best[p] == nil {
+			return fmt.Errorf("partition %d: no folder has a replica of it: add that of a node that has one", p)
 		}
 	}
 	seed := NewRestoredSeed(dir, "what survived of cluster "+r.Cluster, id.Base+newest)

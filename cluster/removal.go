@@ -20,7 +20,7 @@ import (
 //   - a node that answers at its address: its tasks may run. The operator stops it first;
 //   - a node that was heard within Config.RemovalSilence, in this term or perhaps just before it, by the log or by
 //     the link to its workers: until then its tasks may go on, and the next leader would not know that there is a
-//     node to wait for;
+//     node to wait for. The log does not hear a node without a replica, so its time begins with the leadership;
 //   - a removal that leaves fewer than minReplicas replicas that are heard and have nearly all of the log.
 //
 // All leaders are asked before the first one acts. A removal that breaks off is safe, because each partition is
@@ -58,7 +58,7 @@ func (m *Member) RemoveNode(ctx context.Context, node string) (raftlog.NodeID, e
 	}
 	for _, kind := range []inquiryKind{removableInquiry, removeInquiry} {
 		// The first partition comes last: Nodes has the members of it, and an interrupted removal is repeated.
-		for p := range slices.Backward(m.hosts) {
+		for p := m.Partitions() - 1; p >= 0; p-- {
 			if _, err := m.askLeader(ctx, &inquiry{Kind: kind, Partition: p, Name: name}); err != nil {
 				return "", asUnavailable(err)
 			}
@@ -70,21 +70,25 @@ func (m *Member) RemoveNode(ctx context.Context, node string) (raftlog.NodeID, e
 // checkRemoval says why a node cannot be removed from a partition, which this node leads. It returns the members that
 // it looked at, and the IDs under which the node is one of them.
 func (m *Member) checkRemoval(ctx context.Context, partition int, name string) (members raftlog.Membership, ids []raftlog.NodeID, err error) {
-	if !m.servesHere(partition) {
+	l := m.leadership(partition)
+	if l == nil || !m.servesHere(partition) {
 		return members, nil, errNotLeader
 	}
-	group := m.hosts[partition].group
+	group := l.host.group
 	members = group.Members()
 	for _, id := range slices.Concat(members.Voters, members.Learners) {
 		if nameOfID(id) == name {
 			ids = append(ids, id)
 		}
 	}
-	for _, id := range ids {
+	for _, id := range m.idsOf(name, ids) {
 		if m.isReachable(ctx, id) {
 			return members, nil, refuse(messages.Conflict, "node %s runs: stop it first", name)
 		}
 		silent := group.Status().Silent[id]
+		if !slices.Contains(ids, id) { // it lacks a replica of this partition, and may run tasks of it
+			silent = time.Since(l.began)
+		}
 		if m.config.WorkersHeard != nil {
 			if at := m.config.WorkersHeard(id); !at.IsZero() {
 				silent = min(silent, time.Since(at))
@@ -111,6 +115,17 @@ func (m *Member) checkRemoval(ctx context.Context, partition int, name string) (
 	return members, ids, nil
 }
 
+// idsOf returns the IDs that a node of a name has: those given, and those without a replica of their partition.
+func (m *Member) idsOf(name string, ids []raftlog.NodeID) []raftlog.NodeID {
+	all := slices.Clone(ids)
+	for _, n := range m.Nodes() {
+		if n.Name == name && !slices.Contains(all, n.ID) {
+			all = append(all, n.ID)
+		}
+	}
+	return all
+}
+
 // removeHere removes a node from a partition, if this node leads it: one change for each of its IDs. Without any it
 // waits until that is committed, because an earlier call may not have ended yet.
 func (m *Member) removeHere(ctx context.Context, partition int, name string) error {
@@ -118,7 +133,7 @@ func (m *Member) removeHere(ctx context.Context, partition int, name string) err
 	if err != nil {
 		return err
 	}
-	h := m.hosts[partition]
+	h := m.host(partition) // not nil: it was checked
 	if len(ids) == 0 {
 		want := h.group.Members()
 		if slices.ContainsFunc(slices.Concat(want.Voters, want.Learners), func(id raftlog.NodeID) bool { return nameOfID(id) == name }) {
@@ -162,19 +177,19 @@ func (h *host) removeMembers(checked raftlog.Membership, ids []raftlog.NodeID) e
 // groups know.
 func (m *Member) checkList() error {
 	names := m.nodeNames()
-	for p, h := range m.hosts {
-		members := h.group.Members()
-		for _, id := range slices.Concat(members.Voters, members.Learners) {
+	for h := range m.ownHosts() {
+		for _, id := range m.groupMembers(h.partition) {
 			if !slices.Contains(names, nameOfID(id)) {
 				return fmt.Errorf("the list of nodes lacks %s, which is a member of partition %d as far as this node knows: add it, and if it was removed start once with the former list",
-					nameOfID(id), p)
+					nameOfID(id), h.partition)
 			}
 		}
 	}
 	return nil
 }
 
-// membershipAnswer says whether a node is a member of a partition.
+// membershipAnswer says whether a node is a member of a partition, or for partition 0 a node of the cluster without
+// a replica of it.
 type membershipAnswer struct {
 	Leads    bool `json:"leads"` // the node that answers leads the partition, and is sure to
 	IsMember bool `json:"isMember"`
@@ -220,8 +235,8 @@ func (m *Member) answerMembership(conn net.Conn) error {
 	if err := m.checkPartition(request.Partition); err != nil {
 		return err
 	}
-	members := m.hosts[request.Partition].group.Members()
-	a := membershipAnswer{IsMember: slices.Contains(slices.Concat(members.Voters, members.Learners), request.ID)}
+	a := membershipAnswer{IsMember: slices.Contains(m.groupMembers(request.Partition), request.ID) ||
+		request.Partition == 0 && m.table().isListedWithout(request.ID)}
 	a.Leads = m.servesHere(request.Partition) // after the look at the members
 	return writeJSONLine(conn, a)
 }
@@ -232,7 +247,7 @@ func (m *Member) answerMembership(conn net.Conn) error {
 func (m *Member) watchMembership() {
 	removed := map[int]bool{}
 	for m.pauseMembership() {
-		for p := range m.hosts {
+		for _, p := range m.watchedPartitions() {
 			switch isMember, err := m.isMemberOf(p); {
 			case err != nil: // it is not known
 			case isMember:
@@ -247,6 +262,18 @@ func (m *Member) watchMembership() {
 	}
 }
 
+// watchedPartitions returns the partitions whose leaders know whether this node is a member: those that it has
+// replicas of, or without any partition 0, whose leader has the table of the nodes.
+func (m *Member) watchedPartitions() (partitions []int) {
+	for h := range m.ownHosts() {
+		partitions = append(partitions, h.partition)
+	}
+	if len(partitions) == 0 {
+		return []int{0}
+	}
+	return partitions
+}
+
 // confirmMembership waits until the leader of a partition that has admitted this node says whether the node is still
 // a member. It reports whether the node goes on. To hear the leader is not enough: when a member that does not answer is
 // removed, the library's pause between two requests to it, of up to 10 s, goes on, and so do heartbeats. The node would
@@ -254,7 +281,7 @@ func (m *Member) watchMembership() {
 func (m *Member) confirmMembership(partition int) bool {
 	for removed := false; ; {
 		isMember, err := m.askMembership(partition)
-		if node, _, ok := m.hosts[partition].group.Leader(); ok && node == m.Self() {
+		if m.leadsGroup(partition) {
 			isMember, err = true, nil
 		}
 		switch {
@@ -289,7 +316,7 @@ func (m *Member) failAsRemoved() {
 
 // isMemberOf reports whether this node is a member of a partition: it hears a leader, or one says so.
 func (m *Member) isMemberOf(partition int) (isMember bool, err error) {
-	if _, _, ok := m.hosts[partition].group.Leader(); ok {
+	if _, ok := m.Leader(partition); ok {
 		return true, nil
 	}
 	return m.askMembership(partition)

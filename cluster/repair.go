@@ -193,6 +193,10 @@ func (m *Member) awaitRepair(ctx context.Context, partition int, r *Repair) erro
 
 // beginRepair answers a repairInquiry.
 func (m *Member) beginRepair(partition int, source raftlog.NodeID) error {
+	h, err := m.replica(partition)
+	if err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p := m.repairs[partition]; p != nil && p.IsRunning {
@@ -200,7 +204,7 @@ func (m *Member) beginRepair(partition int, source raftlog.NodeID) error {
 	}
 	m.repairs[partition] = &repairProgress{IsRunning: true}
 	m.background.Go(func() {
-		err := m.repairHere(partition, source)
+		err := m.repairHere(h, source)
 		p := &repairProgress{}
 		if err != nil {
 			p.Error = err.Error()
@@ -223,8 +227,7 @@ func (m *Member) progressOfRepair(partition int) *repairProgress {
 }
 
 // repairHere replaces the rows of this node's replica by those of another node.
-func (m *Member) repairHere(partition int, source raftlog.NodeID) (err error) {
-	h := m.hosts[partition]
+func (m *Member) repairHere(h *host, source raftlog.NodeID) (err error) {
 	for range repairAttempts {
 		if err = m.copyRows(h, source); !errors.Is(err, raftlog.ErrNotReplayable) {
 			break
@@ -337,7 +340,10 @@ func (m *Member) viewForCopy(r *copyRequest) (view *persistence.ReadView, index 
 	if err := m.checkPartition(r.Partition); err != nil {
 		return nil, 0, err
 	}
-	h := m.hosts[r.Partition]
+	h := m.host(r.Partition)
+	if h == nil {
+		return nil, 0, errNotLeader
+	}
 	if err := h.machine.damage(); err != nil {
 		return nil, 0, fmt.Errorf("its rows are damaged: %w", err)
 	}

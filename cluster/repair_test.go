@@ -154,7 +154,7 @@ func TestRepairIsRefused(t *testing.T) {
 	if a, err := m.ask(t.Context(), m.Self(), &inquiry{Kind: progressInquiry}); err != nil || !strings.Contains(a.Repair.Error, "started again") {
 		t.Errorf("a repair that was never begun: %+v, %v", a.Repair, err)
 	}
-	if err := m.repairHere(0, m.Self()); !errors.Is(err, errNotLeader) && (err == nil || !strings.Contains(err.Error(), errNotLeader.Error())) && !strings.Contains(fmt.Sprint(err), "answers there") {
+	if err := m.repairHere(m.hosts[0], m.Self()); !errors.Is(err, errNotLeader) && (err == nil || !strings.Contains(err.Error(), errNotLeader.Error())) && !strings.Contains(fmt.Sprint(err), "answers there") {
 		t.Errorf("a copy of its own rows: %v", err)
 	}
 }

@@ -162,13 +162,13 @@ func (a *admitter) answer(conn net.Conn) error {
 
 // admit does the next step of an admission, if this node leads the partition.
 func (m *Member) admit(ctx context.Context, r *admissionRequest) (answer admissionAnswer) {
-	if _, err := m.placeOf(r.ID); err != nil || r.Partition < 0 || r.Partition >= len(m.hosts) || nameOfID(r.ID) != r.Name {
+	if _, err := m.placeOf(r.ID); err != nil || r.Partition < 0 || r.Partition >= m.Partitions() || nameOfID(r.ID) != r.Name {
 		return admissionAnswer{Error: fmt.Sprintf("node %s with the ID %s, partition %d: not of this cluster", r.Name, r.ID, r.Partition)}
 	}
-	group := m.hosts[r.Partition].group
-	if node, _, ok := group.Leader(); !ok || node != m.Self() {
+	if !m.leadsGroup(r.Partition) {
 		return admissionAnswer{}
 	}
+	group := m.host(r.Partition).group
 	answer.Leads = true
 	is := group.Members()
 	want := raftlog.Membership{Voters: slices.Clone(is.Voters), Learners: slices.Clone(is.Learners)}
@@ -228,7 +228,7 @@ func (m *Member) isReachable(ctx context.Context, id raftlog.NodeID) bool {
 	return true
 }
 
-// seekAdmission asks the leaders of all partitions to admit this node, until it is in place of the former
+// seekAdmission asks the leaders of this node's partitions to admit it, until it is in place of the former
 // one everywhere or the member is closed.
 func (m *Member) seekAdmission() {
 	admitted := *m.identity // groups read the one in memory
@@ -241,7 +241,8 @@ func (m *Member) seekAdmission() {
 		return true
 	}
 	pending := map[int]bool{}
-	for p := range m.hosts {
+	for h := range m.ownHosts() {
+		p := h.partition
 		if !slices.Contains(admitted.AdmittedTo, p) {
 			pending[p] = true
 		}
@@ -254,13 +255,14 @@ func (m *Member) seekAdmission() {
 	logged := ""
 	for len(pending) > 0 {
 		problem := ""
-		for p := range m.hosts {
+		for h := range m.ownHosts() {
+			p := h.partition
 			if !pending[p] {
 				continue
 			}
 			switch answer := m.requestAdmission(p); {
 			case answer.IsVoter:
-				if s := m.hosts[p].group.Status(); s.Last == 0 && s.Snapshot == 0 {
+				if s := h.group.Status(); s.Last == 0 && s.Snapshot == 0 {
 					continue // its first entries are on their way
 				}
 				delete(pending, p)
@@ -292,7 +294,7 @@ func (m *Member) seekAdmission() {
 // requestAdmission sends the request for a partition to all other nodes, until its leader answers. A node that
 // leads the partition itself has become a voter of it without an answer.
 func (m *Member) requestAdmission(partition int) (answer admissionAnswer) {
-	if node, _, ok := m.hosts[partition].group.Leader(); ok && node == m.Self() {
+	if m.leadsGroup(partition) {
 		return admissionAnswer{Leads: true, IsVoter: true}
 	}
 	for _, node := range m.config.Nodes {

@@ -132,8 +132,11 @@ type testCluster struct {
 	t          *testing.T
 	network    *raftlogtest.Network
 	partitions int
-	settings   raftlog.Settings
-	steadyTime time.Duration // of the balancers; an hour unless the test is about them
+	placement  func(partition int) []string // see Config
+	// adaptEngine changes the configuration of each engine; nil: it stays.
+	adaptEngine func(*actors.Config)
+	settings    raftlog.Settings
+	steadyTime  time.Duration // of the balancers; an hour unless the test is about them
 	// removalSilence is Config.RemovalSilence of all nodes.
 	removalSilence time.Duration
 	// areWorkersHeard says that the workers of all nodes have been heard a moment ago.
@@ -239,12 +242,16 @@ func (n *testNode) config() Config {
 		Listener: c.network.Listen(raftlog.NodeID(n.name)), Dial: c.network.Dial(raftlog.NodeID(n.name)),
 		Engine: func(term EngineTerm) actors.Config {
 			n.term.Store(&term)
-			return actors.Config{
+			engine := actors.Config{
 				Outputs: n.outputs, CPUMillis: 2000, MemoryBytes: 1 << 30, KillGrace: time.Second, Logger: logger,
 				Executors: map[string]func(executor.Sink) (executor.Executor, error){
 					"noop": func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.Report), nil },
 				},
 			}
+			if c.adaptEngine != nil {
+				c.adaptEngine(&engine)
+			}
+			return engine
 		},
 		Clock:   steppedClock{actors.SystemClock(), &n.clockStep},
 		Storage: smallStorage, Log: log, Logger: logger, Registerer: n.registry, steadyTime: c.steadyTime,
@@ -253,7 +260,7 @@ func (n *testNode) config() Config {
 			defer n.mu.Unlock()
 			n.fatal = append(n.fatal, err)
 		},
-		afterRestoreStep: n.afterRestoreStep, testLevel: n.level,
+		afterRestoreStep: n.afterRestoreStep, testLevel: n.level, placement: c.placement,
 		damagedLeadPause: func() time.Duration { return time.Duration(c.damagedLeadPause.Load()) },
 		loseEntry: func(uint64) bool {
 			m := n.running()
@@ -319,7 +326,7 @@ func (n *testNode) close() {
 func (n *testNode) kill() {
 	n.cluster.t.Helper()
 	m := n.running()
-	for _, h := range m.hosts { // from here on no entry is written or applied
+	for h := range m.ownHosts() { // from here on no entry is written or applied
 		if err := h.group.Close(); err != nil {
 			n.cluster.t.Error(err)
 		}
@@ -651,7 +658,7 @@ func (c *testCluster) verifyReplicas(partition int, limit time.Duration) (all ma
 		problem = ""
 		for _, n := range c.nodes {
 			m := n.running()
-			if m == nil {
+			if m == nil || m.host(partition) == nil {
 				continue
 			}
 			v, ok := m.Verification(partition, index)

@@ -188,8 +188,11 @@ func (l *leadership) openTable(k *tableKeeper) error {
 	if l.row.table == nil || l.row.table.Cluster != m.cluster.String() {
 		l.row.table = nil
 		first := &nodeTable{Cluster: m.cluster.String(), Level: m.identity.Level, Hosts: make([][]raftlog.NodeID, m.config.Partitions)}
+		for _, id := range m.identity.ids() {
+			first.addNode(id)
+		}
 		for p := range first.Hosts {
-			first.setHosts(p, m.identity.ids())
+			first.setHosts(p, m.firstHosts(p))
 		}
 		m.updateTable(first)
 		return l.writeTable(k, first)
@@ -203,7 +206,8 @@ func (l *leadership) openTable(k *tableKeeper) error {
 }
 
 // updateTable makes a table say what this node knows of groups and addresses. What it knows of a partition that it
-// does not lead may be old; a later look puts that right.
+// does not lead may be old; a later look puts that right. The members of a partition without a replica here come from
+// the announcements of its leader.
 func (m *Member) updateTable(t *nodeTable) {
 	for p := range t.Hosts {
 		if members := m.groupMembers(p); len(members) > 0 {
@@ -236,7 +240,7 @@ func (l *leadership) writeTable(k *tableKeeper, next *nodeTable) error {
 // here, or at once if there is nothing to change. An error of change is returned as it is. After errNotLeader the
 // change may be committed or not.
 func (k *tableKeeper) changeTable(change func(*nodeTable) error) error {
-	l := k.member.hosts[0].published.Load()
+	l := k.member.leadership(0)
 	if l == nil {
 		return errNotLeader
 	}

@@ -54,17 +54,30 @@ func refuse(code messages.ErrorCode, format string, args ...any) error {
 	return &messages.Error{Code: code, Text: fmt.Sprintf(format, args...)}
 }
 
-// memberNode returns the ID under which a node is a member of a partition, or else of another one. The node is given
+// memberNode returns the ID under which a node is a member of a partition, or else of another one or of none. The node is given
 // by its name or its ID. A node that takes the place of another one has two IDs in the cluster for a while.
 func (m *Member) memberNode(node string, partition int) (raftlog.NodeID, error) {
 	names := map[string]bool{}
-	for _, h := range append([]*host{m.hosts[partition]}, m.hosts...) {
-		members := h.group.Members()
-		for _, id := range slices.Concat(members.Voters, members.Learners) {
+	find := func(ids []raftlog.NodeID) raftlog.NodeID {
+		for _, id := range ids {
 			if nameOfID(id) == node || string(id) == node {
-				return id, nil
+				return id
 			}
 			names[nameOfID(id)] = true
+		}
+		return ""
+	}
+	if id := find(m.knownHosts(partition)); id != "" {
+		return id, nil
+	}
+	for p := range m.Partitions() {
+		if id := find(m.knownHosts(p)); id != "" {
+			return id, nil
+		}
+	}
+	for _, n := range m.Nodes() { // those without any replica
+		if id := find([]raftlog.NodeID{n.ID}); id != "" {
+			return id, nil
 		}
 	}
 	return "", refuse(messages.NotFound, "unknown node %q: the cluster has %s", node, slices.Sorted(maps.Keys(names)))
@@ -72,8 +85,8 @@ func (m *Member) memberNode(node string, partition int) (raftlog.NodeID, error) 
 
 // checkPartition refuses a partition that the cluster does not have.
 func (m *Member) checkPartition(partition int) error {
-	if partition < 0 || partition >= len(m.hosts) {
-		return refuse(messages.NotFound, "unknown partition %d: there are 0 to %d", partition, len(m.hosts)-1)
+	if partition < 0 || partition >= m.Partitions() {
+		return refuse(messages.NotFound, "unknown partition %d: there are 0 to %d", partition, m.Partitions()-1)
 	}
 	return nil
 }
@@ -142,7 +155,7 @@ func (m *Member) TransferAllLeads(ctx context.Context, node string) (all []Trans
 		return nil, asUnavailable(err)
 	}
 	for _, p := range a.Partitions {
-		if p < 0 || p >= len(m.hosts) {
+		if p < 0 || p >= m.Partitions() {
 			continue
 		}
 		// The node itself is asked: another leader keeps its partition.
@@ -167,7 +180,10 @@ func (m *Member) TransferAllLeads(ctx context.Context, node string) (all []Trans
 
 // transferHere gives the leadership of a partition to a node, if this node leads it. It returns the node.
 func (m *Member) transferHere(ctx context.Context, partition int, to raftlog.NodeID) (raftlog.NodeID, error) {
-	h := m.hosts[partition]
+	h := m.host(partition)
+	if h == nil {
+		return "", errNotLeader
+	}
 	ctx, cancel := context.WithTimeout(ctx, moveLimit)
 	defer cancel()
 	if err := m.awaitEngine(ctx, partition); err != nil {
@@ -178,10 +194,10 @@ func (m *Member) transferHere(ctx context.Context, partition int, to raftlog.Nod
 		return "", refuse(messages.Conflict, "node %s leads partition %d already", nameOfID(to), partition)
 	}
 	if to == "" {
-		if to = m.nextLeader(partition); to == "" {
+		if to = m.nextLeader(h); to == "" {
 			return "", refuse(messages.Conflict, "partition %d: no other node is heard, has nearly all of the log and does not differ", partition)
 		}
-	} else if err := m.checkNextLeader(ctx, partition, to); err != nil {
+	} else if err := m.checkNextLeader(ctx, h, to); err != nil {
 		return "", err
 	}
 	if _, err := m.ask(ctx, to, &inquiry{Kind: readyInquiry, Partition: partition}); err != nil {
@@ -207,7 +223,7 @@ func (m *Member) awaitEngine(ctx context.Context, partition int) error {
 		if _, _, ok := m.Engine(partition); ok {
 			return nil
 		}
-		if node, _, ok := m.hosts[partition].group.Leader(); !ok || node != m.Self() {
+		if !m.leadsGroup(partition) {
 			return errNotLeader
 		}
 		select {
@@ -227,7 +243,11 @@ func (m *Member) differs(partition int, node raftlog.NodeID) bool {
 
 // readyHere answers a readyInquiry.
 func (m *Member) readyHere(partition int) error {
-	if err := m.hosts[partition].machine.damage(); err != nil {
+	h, err := m.replica(partition)
+	if err != nil {
+		return err
+	}
+	if err := h.machine.damage(); err != nil {
 		return fmt.Errorf("its rows are damaged: %w", err)
 	}
 	if !m.isLeadHeld(partition) {
@@ -238,8 +258,8 @@ func (m *Member) readyHere(partition int) error {
 
 // checkNextLeader says why a node cannot lead a partition, which this one leads. It waits a moment for one of
 // which the leader has not heard in this term yet.
-func (m *Member) checkNextLeader(ctx context.Context, partition int, to raftlog.NodeID) error {
-	group := m.hosts[partition].group
+func (m *Member) checkNextLeader(ctx context.Context, h *host, to raftlog.NodeID) error {
+	group, partition := h.group, h.partition
 	if !slices.Contains(group.Members().Voters, to) {
 		return refuse(messages.Conflict, "node %s has no replica of partition %d that may lead", nameOfID(to), partition)
 	}
@@ -273,8 +293,8 @@ func lagProblem(match, last uint64) string {
 
 // nextLeader returns the node that shall lead a partition in place of this one: of those that can, the one that
 // the partition prefers. "" = no other node can.
-func (m *Member) nextLeader(partition int) (next raftlog.NodeID) {
-	voters := slices.DeleteFunc(m.hosts[partition].group.CaughtUpVoters(), func(id raftlog.NodeID) bool { return m.differs(partition, id) })
+func (m *Member) nextLeader(h *host) (next raftlog.NodeID) {
+	voters := slices.DeleteFunc(h.group.CaughtUpVoters(), func(id raftlog.NodeID) bool { return m.differs(h.partition, id) })
 	var names []string
 	for _, id := range voters {
 		names = append(names, nameOfID(id))
@@ -282,8 +302,7 @@ func (m *Member) nextLeader(partition int) (next raftlog.NodeID) {
 	if len(names) == 0 {
 		return ""
 	}
-	order := preferredLeaders(partition, m.nodeNames())
-	order = slices.DeleteFunc(order, func(name string) bool { return !slices.Contains(names, name) })
+	order := slices.DeleteFunc(m.leaderOrder(h), func(name string) bool { return !slices.Contains(names, name) })
 	for _, name := range order {
 		id := voters[slices.Index(names, name)]
 		// One that stops comes last.
@@ -332,9 +351,9 @@ func (m *Member) drainHere() (leads []int) {
 	if m.announcer != nil {
 		m.announcer.drain(holdTime)
 	}
-	for p := range m.hosts {
+	for p := range m.Partitions() {
 		m.holdLead(p, 0)
-		if node, _, ok := m.hosts[p].group.Leader(); ok && node == m.Self() { // its engine may be starting
+		if m.leadsGroup(p) { // its engine may be starting
 			leads = append(leads, p)
 		}
 	}

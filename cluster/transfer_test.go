@@ -75,12 +75,12 @@ func TestLeadershipIsTransferred(t *testing.T) {
 			return true // an election was faster
 		}
 		b.lead[0] = steadyLead{epoch, time.Now().Add(-time.Hour)} // long ago
-		if to := b.destination(0); to != "" {
+		if to := b.destination(moved.hosts[0]); to != "" {
 			t.Errorf("balance moves the partition to %s", to)
 		}
 		moved.holdLead(0, 0)
 		defer moved.holdLead(0, time.Hour)
-		return testenv.Poll(time.Second, func() bool { return b.destination(0) != "" })
+		return testenv.Poll(time.Second, func() bool { return b.destination(moved.hosts[0]) != "" })
 	})
 	c.transfer(third, 0, c.nodes[0])
 	c.checkRuns(load.stop())
@@ -154,7 +154,7 @@ func TestTransferIsRefused(t *testing.T) {
 	check(1, asked.name, messages.NotFound, "unknown partition 1: there are 0 to 0")
 	check(-1, asked.name, messages.NotFound, "unknown partition -1")
 	check(0, "n9", messages.NotFound, `unknown node "n9": the cluster has [n1 n2 n3]`)
-	if err := leader.running().checkNextLeader(t.Context(), 0, raftlog.NodeID("n9-0123456789abcdef")); err == nil || !strings.Contains(err.Error(), "no replica") {
+	if err := leader.running().checkNextLeader(t.Context(), leader.running().hosts[0], raftlog.NodeID("n9-0123456789abcdef")); err == nil || !strings.Contains(err.Error(), "no replica") {
 		t.Error(err)
 	}
 	check(0, leader.name, messages.Conflict, "node "+leader.name+" leads partition 0 already")
@@ -172,7 +172,7 @@ func TestTransferIsRefused(t *testing.T) {
 	}
 	check(0, down.name, messages.Conflict, "node "+down.name+" cannot lead partition 0: its rows differ")
 	if leader, _ := c.leaderOf(0); leader != down {
-		if next := leader.running().nextLeader(0); next == down.running().Self() {
+		if next := leader.running().nextLeader(leader.running().hosts[0]); next == down.running().Self() {
 			t.Error("a replica that differs shall lead next")
 		}
 	}

@@ -91,11 +91,11 @@ const (
 
 // verifyHere begins a verification, if this node leads the partition, and returns its entry and the replicas.
 func (m *Member) verifyHere(partition int) (index uint64, replicas []raftlog.NodeID, err error) {
-	group := m.hosts[partition].group
-	members := group.Members()
-	if _, _, ok := m.Engine(partition); !ok {
+	l := m.leadership(partition)
+	if l == nil {
 		return 0, nil, errNotLeader
 	}
+	members := l.host.group.Members()
 	index, err = m.Verify(partition)
 	if _, isLost := errors.AsType[*raftlog.LostError](err); isLost {
 		err = fmt.Errorf("%w: %w", errNotLeader, err)
@@ -115,25 +115,28 @@ type digestAnswer struct {
 }
 
 // digestHere answers a digestInquiry.
-func (m *Member) digestHere(partition int, index uint64) *digestAnswer {
-	h := m.hosts[partition]
+func (m *Member) digestHere(partition int, index uint64) (*digestAnswer, error) {
+	h, err := m.replica(partition)
+	if err != nil {
+		return nil, err
+	}
 	// In this order: a digest is being computed when its entry is applied, and known when that is over.
 	isApplied, isComputing := h.group.Status().Applied >= index, h.machine.isComputing(index)
 	v, ok := m.Verification(partition, index)
 	if !ok {
-		return &digestAnswer{HasPassed: isApplied && !isComputing}
+		return &digestAnswer{HasPassed: isApplied && !isComputing}, nil
 	}
 	a := &digestAnswer{IsKnown: true, IsIncomparable: v.IsIncomparable, Digest: hex.EncodeToString(v.Digest[:]), Rows: v.Rows}
 	if v.Err != nil {
 		a.Error = v.Err.Error()
 	}
-	return a
+	return a, nil
 }
 
 // VerifyReplicas compares the replicas of all partitions, one partition after the other: each replica reads all
 // its rows. It may be called on any node. All nodes that can be reached learn of the verdicts.
 func (m *Member) VerifyReplicas(ctx context.Context) (verdicts []PartitionVerdict, err error) {
-	for p := range m.hosts {
+	for p := range m.Partitions() {
 		v := m.verifyPartition(ctx, p)
 		if err := context.Cause(ctx); err != nil {
 			return verdicts, err

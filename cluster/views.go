@@ -36,11 +36,11 @@ type PartitionView struct {
 // OpenViews returns views of all partitions, by number, each with all that was acknowledged before the call.
 // The caller closes them; until then the replicas keep old versions of rows, and the member cannot be closed.
 // An error is a *messages.Error with the code Unavailable when a partition has no leader, or when the replica
-// here does not get its entries; or the end of ctx.
+// here does not get its entries, or is missing; or the end of ctx.
 func (m *Member) OpenViews(ctx context.Context) ([]*PartitionView, error) {
-	views, errs := make([]*PartitionView, len(m.hosts)), make([]error, len(m.hosts))
+	views, errs := make([]*PartitionView, m.Partitions()), make([]error, m.Partitions())
 	var wait sync.WaitGroup
-	for p := range m.hosts {
+	for p := range m.Partitions() {
 		wait.Go(func() { views[p], errs[p] = m.openView(ctx, p) })
 	}
 	wait.Wait()
@@ -59,14 +59,17 @@ func (m *Member) OpenViews(ctx context.Context) ([]*PartitionView, error) {
 }
 
 func (m *Member) openView(ctx context.Context, partition int) (*PartitionView, error) {
-	if err := m.checkReplica(partition); err != nil {
+	h := m.host(partition)
+	if h == nil {
+		return nil, fmt.Errorf("partition %d: this node has no replica: ask %s", partition, m.otherHosts(partition))
+	}
+	if err := m.checkReplica(h); err != nil {
 		return nil, fmt.Errorf("partition %d: %w: ask another node", partition, err)
 	}
 	a, err := m.askLeader(ctx, &inquiry{Kind: positionInquiry, Partition: partition})
 	if err != nil {
 		return nil, err
 	}
-	h := m.hosts[partition]
 	if err := h.awaitApplied(ctx, a.Index); err != nil {
 		return nil, fmt.Errorf("partition %d: %w", partition, err)
 	}
@@ -89,11 +92,11 @@ func (m *Member) openView(ctx context.Context, partition int) (*PartitionView, e
 
 // checkReplica refuses a replica that is known to be damaged, or to differ from the others: its backup would be whole,
 // and its rows wrong.
-func (m *Member) checkReplica(partition int) error {
-	if err := m.hosts[partition].machine.damage(); err != nil {
+func (m *Member) checkReplica(h *host) error {
+	if err := h.machine.damage(); err != nil {
 		return fmt.Errorf("the replica of this node is damaged: %w", err)
 	}
-	v, _ := m.Verdict(partition)
+	v, _ := m.Verdict(h.partition)
 	for _, r := range v.Replicas {
 		if r.Node == m.Self() && r.Differs {
 			return fmt.Errorf("the replica of this node differed from the others at entry %d", v.Index)
@@ -105,12 +108,12 @@ func (m *Member) checkReplica(partition int) error {
 // positionHere returns the newest entry that is applied here, if this node leads the partition: all that was
 // acknowledged is in it, and in the entries before it.
 func (m *Member) positionHere(partition int) (index uint64, err error) {
-	_, epoch, ok := m.Engine(partition)
-	if !ok {
+	l := m.leadership(partition)
+	if l == nil {
 		return 0, errNotLeader
 	}
-	index = m.hosts[partition].group.Status().Applied
-	if !m.HasLease(partition, epoch) { // asked afterwards: see Directory
+	index = l.host.group.Status().Applied
+	if !m.HasLease(partition, l.epoch) { // asked afterwards: see Directory
 		return 0, errNotLeader
 	}
 	return index, nil

@@ -227,7 +227,7 @@ func (m *Member) answerWorker(conn net.Conn) error {
 	}
 	var a inquiryAnswer
 	var err error
-	if q.Kind != deletedInquiry || q.Partition < 0 || q.Partition >= len(m.hosts) || len(q.Runs) > MaxDeletedRuns {
+	if q.Kind != deletedInquiry || q.Partition < 0 || q.Partition >= m.Partitions() || len(q.Runs) > MaxDeletedRuns {
 		err = fmt.Errorf("a worker may not ask %q of partition %d", q.Kind, q.Partition)
 	} else {
 		a.Deleted, err = m.DeletedRuns(m.port.ctx, q.Partition, q.Runs)
@@ -246,7 +246,7 @@ const deadWorkerInquiry inquiryKind = "dead-worker"
 // of them is lost at once. The error is a *messages.Error; NotFound if no partition knows the worker.
 func (m *Member) DeclareWorkerDead(ctx context.Context, id string) error {
 	isKnown := false
-	for p := range m.hosts {
+	for p := range m.Partitions() {
 		a, err := m.askLeader(ctx, &inquiry{Kind: deadWorkerInquiry, Partition: p, Name: id})
 		if err != nil {
 			return &messages.Error{Code: messages.Unavailable, Text: fmt.Sprintf("partition %d does not know yet that worker %s is dead, call again: %v", p, id, err)}
