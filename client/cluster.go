@@ -53,9 +53,10 @@ type ClusterSlots struct {
 	MemoryMB int64   `json:"memoryMB"`
 }
 
-// ClusterPartition is a partition of the runs, as the replica of the answering node knows it.
+// ClusterPartition is a partition of the runs, as the answering node knows it.
 type ClusterPartition struct {
 	Partition uint64 `json:"partition"`
+	Replica   bool   `json:"replica"` // the node has a replica; Applied and Lag are 0 without one
 	Leader    string `json:"leader"`  // the ID of a node; "" = unknown
 	Term      uint64 `json:"term"`    // of that leader
 	Applied   uint64 `json:"applied"` // the log entry up to which the replica has the rows

@@ -128,8 +128,9 @@ func appendSlots(dst []byte, s Slots) []byte {
 	return append(strconv.AppendInt(append(dst, `,"memoryMB":`...), s.MemoryBytes>>20, 10), '}')
 }
 
-// PartitionStatus is a partition, as the replica of the answering node knows it.
+// PartitionStatus is a partition, as the answering node knows it.
 type PartitionStatus struct {
+	Replica bool   // the node has a replica; Applied and Lag are 0 without one
 	Leader  string // node ID; "" = unknown
 	Term    uint64 // of that leader
 	Applied uint64 // the log entry up to which this replica has the rows
@@ -171,6 +172,7 @@ func (s *Server) clusterStatus(ctx *fasthttp.RequestCtx) error {
 			dst = append(dst, ',')
 		}
 		dst = strconv.AppendInt(append(dst, `{"partition":`...), int64(i), 10)
+		dst = strconv.AppendBool(append(dst, `,"replica":`...), p.Replica)
 		dst = appendString(append(dst, `,"leader":`...), p.Leader)
 		dst = strconv.AppendUint(append(dst, `,"term":`...), p.Term, 10)
 		dst = strconv.AppendUint(append(dst, `,"applied":`...), p.Applied, 10)

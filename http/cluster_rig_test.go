@@ -209,7 +209,7 @@ func (n *clusterNode) Status(context.Context) ClusterStatus {
 		n.rig.onStatus()
 	}
 	leader, isHere := n.Leader(0)
-	s := ClusterStatus{ID: "c", Node: n.id, Partitions: []PartitionStatus{{Leader: leader, Term: 3, Applied: 17, Lag: 2, Lease: isHere}},
+	s := ClusterStatus{ID: "c", Node: n.id, Partitions: []PartitionStatus{{Replica: true, Leader: leader, Term: 3, Applied: 17, Lag: 2, Lease: isHere}},
 		Workers: []WorkerStatus{{ID: "big.1", Name: "big", Address: "w:1", State: "connected", Slots: Slots{CPUMillis: 8000, MemoryBytes: 1000 << 20},
 			Taken: Slots{CPUMillis: 4000, MemoryBytes: 100 << 20}, Running: 1, Waiting: 2}}}
 	for _, id := range n.Nodes() {

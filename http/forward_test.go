@@ -549,7 +549,7 @@ func TestClusterStatus(t *testing.T) {
 	sameJSON(t, rig.node("n2").get(clusterPath).body, `{"id":"c","node":"n2","nodes":[{"id":"n1","name":"n1","address":"127.0.0.1:2504",
 			"slots":{"cores":2,"memoryMB":1000},"taken":{"cores":1.5,"memoryMB":100},"running":1,"waiting":4,"draining":true,"clockSkewSeconds":3600.25},`+
 		empty("n2")+`,`+empty("n3")+`],
-		"partitions":[{"partition":0,"leader":"","term":3,"applied":17,"lag":2,"lease":false,"verified":0,"differing":[]}],
+		"partitions":[{"partition":0,"replica":true,"leader":"","term":3,"applied":17,"lag":2,"lease":false,"verified":0,"differing":[]}],
 		"workers":[{"id":"big.1","name":"big","address":"w:1","state":"connected","slots":{"cores":8,"memoryMB":1000},"taken":{"cores":4,"memoryMB":100},"running":1,"waiting":2}],"level":0}`)
 }
 

@@ -128,7 +128,7 @@ func (d *directory) verdict() cluster.PartitionVerdict {
 	return cluster.PartitionVerdict{Index: 12, Replicas: []cluster.ReplicaDigest{{Node: "n1", Digest: "aa", Rows: 3}, {Node: "n2", Digest: "ab", Rows: 3, Differs: true}}}
 }
 func (d *directory) Status(int) (s cluster.Status) {
-	s.Applied, s.Last, s.Match = 17, 20, map[raftlog.NodeID]uint64{"n2": 18, "n3": 20}
+	s.HasReplica, s.Applied, s.Last, s.Match = true, 17, 20, map[raftlog.NodeID]uint64{"n2": 18, "n3": 20}
 	return s
 }
 
@@ -429,7 +429,7 @@ func TestRouter(t *testing.T) {
 		t.Errorf("led here: %q %v", node, isHere)
 	}
 	want := http.ClusterStatus{ID: d.Cluster().String(), Node: "n1", Workers: []http.WorkerStatus{{ID: "gpu.1"}}, Nodes: []http.NodeStatus{{ID: "n1", Name: "one", Address: "10.0.0.1:1"}, {ID: "n2", Name: "two", Running: 3, ClockSkew: time.Hour}},
-		Partitions: []http.PartitionStatus{{Leader: "n1", Term: 1, Applied: 17, Lag: 2, Lease: true, Verified: 12, Differing: []string{"n2"}}}}
+		Partitions: []http.PartitionStatus{{Replica: true, Leader: "n1", Term: 1, Applied: 17, Lag: 2, Lease: true, Verified: 12, Differing: []string{"n2"}}}}
 	if got := r.Status(t.Context()); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
 	}

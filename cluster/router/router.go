@@ -112,7 +112,7 @@ func (r *Router) Status(context.Context) http.ClusterStatus {
 	}
 	for p := range r.member.Partitions() {
 		replica := r.member.Status(p)
-		status := http.PartitionStatus{Applied: replica.Applied}
+		status := http.PartitionStatus{Replica: replica.HasReplica, Applied: replica.Applied}
 		if l, ok := r.member.Leader(p); ok {
 			status.Leader, status.Term = string(l.Node), l.Term
 		}

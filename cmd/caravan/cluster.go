@@ -103,8 +103,12 @@ func (m *Main) printCluster(c *client.Cluster) error {
 	fmt.Fprintln(m.Stdout)
 	partitions := newTable(m.Stdout, plain, "PARTITION", "LEADER", "TERM", "APPLIED", "LAG", "DIFFERS")
 	for _, p := range c.Partitions {
+		applied, lag := "-", "-" // the node has no replica
+		if p.Replica {
+			applied, lag = strconv.FormatUint(p.Applied, 10), strconv.FormatUint(p.Lag, 10)
+		}
 		err := partitions.add(strconv.FormatUint(p.Partition, 10), orDash(c.NameOf(p.Leader)), strconv.FormatUint(p.Term, 10),
-			strconv.FormatUint(p.Applied, 10), strconv.FormatUint(p.Lag, 10), namesOf(c, p.Differing))
+			applied, lag, namesOf(c, p.Differing))
 		if err != nil {
 			return err
 		}

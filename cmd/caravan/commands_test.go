@@ -63,7 +63,7 @@ func TestCommands(t *testing.T) {
 		"POST /v1/cluster/remove?node=n2":             `{"removed":"n2-1"}`,
 		"POST /v1/cluster/remove?node=n1":             `409 {"error":"node n1 runs: stop it first"}`,
 		"POST /v1/cluster/transfer?partition=0&to=n1": `409 {"error":"node n1 leads partition 0 already"}`,
-		"GET /v1/cluster":                             `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1","slots":{"cores":2,"memoryMB":1000},"taken":{"cores":1.5,"memoryMB":100},"running":1,"waiting":4,"draining":true,"clockSkewSeconds":-3600.0004},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":5,"lag":0,"lease":false}],"workers":[{"id":"big.1","name":"big","address":"w:1","state":"connected","slots":{"cores":8,"memoryMB":1000},"taken":{"cores":4,"memoryMB":10},"running":1,"waiting":0},{"id":"big.2","name":"big","address":"","state":"silent"}]}`,
+		"GET /v1/cluster":                             `{"id":"ab","node":"n2-1","nodes":[{"id":"n1-7","name":"n1","address":"h:1","slots":{"cores":2,"memoryMB":1000},"taken":{"cores":1.5,"memoryMB":100},"running":1,"waiting":4,"draining":true,"clockSkewSeconds":-3600.0004},{"id":"n2-1","name":"n2","address":""}],"partitions":[{"partition":0,"replica":true,"leader":"n1-7","term":3,"applied":12,"lag":0,"lease":false,"verified":9,"differing":["n1-7"]},{"partition":1,"leader":"","term":0,"applied":0,"lag":0,"lease":false}],"workers":[{"id":"big.1","name":"big","address":"w:1","state":"connected","slots":{"cores":8,"memoryMB":1000},"taken":{"cores":4,"memoryMB":10},"running":1,"waiting":0},{"id":"big.2","name":"big","address":"","state":"silent"}]}`,
 		"POST /v1/cluster/worker/dead?worker=big.2":   `{"dead":"big.2"}`,
 		"POST /v1/cluster/worker/dead?worker=big.3":   `404 {"error":"no partition has attempts of a worker big.3"}`,
 	}
@@ -119,7 +119,7 @@ func TestCommands(t *testing.T) {
 		{"cluster status", "cluster status --server $", 0, "cluster ab, seen by n2\n\n" +
 			"NODE  ADDRESS  LEADS  CORES             MEMORY    RUNNING  WAITING  CLOCK\nn1    h:1      0      1.5/2 (draining)  100/1000  1        4        1h0m0s behind\nn2    -        -      -                 -         0        0        -\n\n" +
 			"WORKER  ADDRESS  STATE      CORES  MEMORY   RUNNING  WAITING\nbig.1   w:1      connected  4/8    10/1000  1        0\nbig.2   -        silent     -      -        0        0\n\n" +
-			"PARTITION  LEADER  TERM  APPLIED  LAG  DIFFERS\n0          n1      3     12       0    n1\n1          -       0     5        0    -\n", "", "GET /v1/cluster"},
+			"PARTITION  LEADER  TERM  APPLIED  LAG  DIFFERS\n0          n1      3     12       0    n1\n1          -       0     -        -    -\n", "", "GET /v1/cluster"},
 		{"cluster status as json", "cluster status -o json --server $", 0, "~\"leader\": \"n1-7\",", "", ""},
 		{"cluster verify", "cluster verify --server $", 1, "" +
 			"partition 0: entry 9: 2 replicas are equal (5 rows)\n" +
