@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -44,6 +45,9 @@ type introduction struct {
 	Nodes []NodeAddress `json:"nodes"`
 	// Supports is the highest feature level that the node supports.
 	Supports int `json:"supports,omitempty"`
+	// Hosts says which partitions have replicas on the nodes of a name, if some nodes lack some and this node knows
+	// the hosts of all partitions. A node that takes the place of a former one gets the same ones.
+	Hosts map[string][]int `json:"hosts,omitempty"`
 }
 
 // RefusedError says why a node cannot be part of the cluster that its configuration lists. It does not
@@ -199,6 +203,9 @@ type introducer struct {
 	listener net.Listener
 	wait     sync.WaitGroup
 
+	// hosts returns introduction.Hosts. Nil before the replicas are open.
+	hosts atomic.Pointer[func() map[string][]int]
+
 	mu   sync.Mutex // a leaf
 	self introduction
 }
@@ -221,8 +228,12 @@ func (i *introducer) close() {
 
 func (i *introducer) currentIntroduction() introduction {
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.self
+	self := i.self
+	i.mu.Unlock()
+	if hosts := i.hosts.Load(); hosts != nil {
+		self.Hosts = (*hosts)()
+	}
+	return self
 }
 
 // setIdentity says from now on how far the node is.
@@ -266,7 +277,7 @@ func (i *introducer) exchangeOver(conn net.Conn) (*introduction, error) {
 		written <- writeJSONLine(conn, &self)
 	}()
 	var other introduction
-	err := readJSONLine(conn, &other)
+	err := readJSONLineUpTo(conn, maxJSONLine+maxTableBytes, &other)
 	if err != nil {
 		conn.Close()
 	}

@@ -174,6 +174,8 @@ func Open(ctx context.Context, config Config) (_ *Member, err error) {
 	if err := m.openReplicas(); err != nil {
 		return nil, err
 	}
+	hosts := m.hostsByName
+	m.introducer.hosts.Store(&hosts)
 	if err := m.checkList(); err != nil {
 		return nil, err
 	}

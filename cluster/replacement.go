@@ -20,8 +20,8 @@ import (
 // A node that lost its folder is replaced by a new node of the same name (Config.Replace). The new one has
 // an ID of its own, so nobody takes it for the former one:
 //
-//	new node        learns from another member which cluster it is to join, and opens empty replicas
-//	                without a list of voters. Such a replica waits for a leader, and has no vote
+//	new node        learns from another member which cluster it is to join, and which replicas the former
+//	                node had, and opens empty ones without a list of voters. Such a replica waits for a leader, and has no vote
 //	                asks the leader of each partition again and again to admit it
 //	leader          makes one change of members for each request:
 //	                  unknown                     becomes a learner: it gets the log, or a copy of all rows
@@ -65,6 +65,7 @@ func decideReplacement(self *introduction, others map[string]*introduction) (*id
 		return nil, refusedBecause("it begins with %s: start a replacement with an empty folder, it gets all rows from the other nodes", describeSeed(self.Seed))
 	}
 	var known *introduction
+	var members []*introduction
 	for _, node := range self.Nodes {
 		other := others[node.Name]
 		if other == nil || !other.isFormed() {
@@ -79,6 +80,7 @@ func decideReplacement(self *introduction, others map[string]*introduction) (*id
 			return nil, refusedBecause("node %s is in cluster %s, and node %s in cluster %s", known.Name, known.Cluster, other.Name, other.Cluster)
 		}
 		known = other
+		members = append(members, other)
 	}
 	if known != nil && known.Level > self.Supports {
 		return nil, refusedBecause("the cluster has feature level %d, and this program supports levels up to %d", known.Level, self.Supports)
@@ -93,7 +95,12 @@ func decideReplacement(self *introduction, others map[string]*introduction) (*id
 	if !known.coversList(self.Nodes) { // it may lack nodes that were removed
 		return nil, refusedBecause("%v", known.compareList(self.Nodes))
 	}
+	replicas, isKnown, err := replicasOfFormer(self.Name, members)
+	if err != nil || !isKnown {
+		return nil, err
+	}
 	formed := self.identity
+	formed.Replicas = replicas
 	formed.Cluster, formed.Partitions, formed.Members = known.Cluster, known.Partitions, slices.Clone(known.Members)
 	formed.Base, formed.Seed, formed.SeedTerm = known.Base, known.Seed, known.SeedTerm
 	formed.Level = known.Level

@@ -128,6 +128,49 @@ func (m *Member) knownHosts(partition int) []raftlog.NodeID {
 	return members
 }
 
+// hostsByName returns the partitions that have replicas on the nodes of a name; nil if all nodes have all, or while the
+// hosts of a partition are unknown.
+func (m *Member) hostsByName() map[string][]int {
+	hosts := map[string][]int{}
+	for _, n := range m.Nodes() {
+		hosts[n.Name] = []int{}
+	}
+	for p := range m.Partitions() {
+		known := m.knownHosts(p)
+		if len(known) == 0 {
+			return nil
+		}
+		for _, id := range known {
+			if name := nameOfID(id); !slices.Contains(hosts[name], p) { // two nodes may share it for a while
+				hosts[name] = append(hosts[name], p)
+			}
+		}
+	}
+	for _, partitions := range hosts {
+		if len(partitions) < m.Partitions() {
+			return hosts
+		}
+	}
+	return nil
+}
+
+// replicasOfFormer returns the replicas that a node gets which takes the place of the former one of its name: nil =
+// of all partitions. known are introductions of members. isKnown is false while they do not say it.
+func replicasOfFormer(name string, known []*introduction) (replicas []int, isKnown bool, err error) {
+	isPartial := false
+	for _, other := range known {
+		isPartial = isPartial || other.Replicas != nil
+		if other.Hosts == nil {
+			continue
+		}
+		if replicas = other.Hosts[name]; len(replicas) == 0 {
+			return nil, false, refusedBecause("node %s of the cluster had no replica, or was removed: it has no place that another node can take", name)
+		}
+		return replicas, true, nil
+	}
+	return nil, !isPartial, nil
+}
+
 // otherHosts names the nodes to ask about a partition without a replica here.
 func (m *Member) otherHosts(partition int) string {
 	var names []string

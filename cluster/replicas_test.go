@@ -497,3 +497,67 @@ func TestTableOfOtherGroups(t *testing.T) {
 	change(false)
 	c.awaitTable("the table has the former members", hosts(3))
 }
+
+// TestReplacementGetsTheSameReplicas: a node in place of a former one gets the replicas that the former one had.
+func TestReplacementGetsTheSameReplicas(t *testing.T) {
+	t.Parallel()
+	c := startPlaced(t, 4, onThreeOfFour)
+	var accepted [][]messages.RunID
+	for p := range 4 {
+		accepted = append(accepted, c.mustSubmit(p, 2))
+		c.awaitLeaderKnown(p)
+	}
+	lost := c.nodes[1]
+	former, id := lost.replicaFolders(), lost.running().Self()
+	lost.wipe()
+	lost.replace = true
+	lost.start()
+	m := lost.running()
+	if m == nil {
+		t.FailNow()
+	}
+	if now := lost.replicaFolders(); !slices.Equal(now, former) {
+		t.Errorf("it has the replicas %v, and the former node had %v", now, former)
+	}
+	c.awaitTable("the new node is in place of the former one", func(table *nodeTable) bool {
+		for p, hosts := range table.Hosts {
+			if len(hosts) != 3 || slices.Contains(hosts, m.Self()) != slices.Contains(onThreeOfFour(p), lost.name) {
+				return false
+			}
+		}
+		return table.node(id) == nil
+	})
+	for p := range 4 {
+		c.awaitLeaderKnown(p)
+		accepted[p] = append(accepted[p], c.mustSubmit(p, 1)...)
+	}
+	c.checkRuns(accepted)
+	c.checkReplicas()
+}
+
+// TestReplacementOfNoReplica: a node that hosted nothing has no place to take, and members that cannot tell the
+// replicas of the former node are asked again.
+func TestReplacementOfNoReplica(t *testing.T) {
+	t.Parallel()
+	c := startPlaced(t, 1, onTheFirstThree)
+	c.awaitLeaderKnown(0)
+	n := c.nodes[3]
+	n.wipe()
+	n.replace = true
+	m, err := Open(t.Context(), n.config())
+	if _, ok := errors.AsType[*RefusedError](err); !ok || !strings.Contains(err.Error(), "node n4 of the cluster had no replica, or was removed") {
+		t.Errorf("it starts: %v", err)
+	}
+	if m != nil {
+		n.setRunning(m)
+	}
+	silent, whole := &introduction{identity: identity{Replicas: []int{0}}}, &introduction{}
+	for what, test := range map[string]struct {
+		known   []*introduction
+		isKnown bool
+	}{"all have all": {[]*introduction{whole, whole}, true}, "one has not all, and says nothing": {[]*introduction{whole, silent}, false}} {
+		if replicas, isKnown, err := replicasOfFormer("n4", test.known); replicas != nil || isKnown != test.isKnown || err != nil {
+			t.Errorf("%s: %v, %v, %v", what, replicas, isKnown, err)
+		}
+	}
+}
