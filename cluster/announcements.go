@@ -156,11 +156,6 @@ func (a *announcer) start() (err error) {
 	}
 	a.wait.Go(a.keepComposing)
 	a.wait.Go(a.acceptAll)
-	for _, node := range m.config.Nodes {
-		if node.Name != m.config.Name {
-			a.wait.Go(func() { a.sendTo(node.Name) })
-		}
-	}
 	return nil
 }
 
@@ -174,14 +169,26 @@ func (a *announcer) close() {
 }
 
 // keepComposing keeps the announcement and the engines of this node up to date. An engine that begins is
-// raised at once, before it numbers many runs.
+// raised at once, before it numbers many runs. A node that joins later hears this one, too.
 func (a *announcer) keepComposing() {
+	names := a.member.nodeNames()
+	a.sendToAll(names)
+	var table *nodeTable // the one whose nodes are among names
 	ticker := time.NewTicker(announcePause)
 	defer ticker.Stop()
 	for {
 		engines := a.member.Changed()
 		a.compose()
 		a.forgetSilentLeads()
+		if now := a.member.table(); now != table {
+			table = now
+			for _, n := range table.Nodes {
+				if name := nameOfID(n.ID); !slices.Contains(names, name) {
+					names = append(names, name)
+					a.sendToAll([]string{name})
+				}
+			}
+		}
 		select {
 		case <-ticker.C:
 		case <-engines:
@@ -257,6 +264,15 @@ func (a *announcer) current() (line []byte, changed <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.line, a.changed
+}
+
+// sendToAll begins to send announcements to the nodes of some names, but for this one.
+func (a *announcer) sendToAll(names []string) {
+	for _, name := range names {
+		if name != a.member.config.Name {
+			a.wait.Go(func() { a.sendTo(name) })
+		}
+	}
 }
 
 // sendTo sends announcements to the node of a name, until close. A node that is down is dialled again and

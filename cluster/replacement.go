@@ -21,7 +21,8 @@ import (
 // an ID of its own, so nobody takes it for the former one:
 //
 //	new node        learns from another member which cluster it is to join, and which replicas the former
-//	                node had, and opens empty ones without a list of voters. Such a replica waits for a leader, and has no vote
+//	                node had, and opens empty ones without a list of voters. Such a replica waits for a
+//	                leader, and has no vote
 //	                asks the leader of each partition again and again to admit it
 //	leader          makes one change of members for each request:
 //	                  unknown                     becomes a learner: it gets the log, or a copy of all rows

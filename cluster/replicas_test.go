@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/cluster/raftlog"
+	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -559,5 +561,57 @@ func TestReplacementOfNoReplica(t *testing.T) {
 		if replicas, isKnown, err := replicasOfFormer("n4", test.known); replicas != nil || isKnown != test.isKnown || err != nil {
 			t.Errorf("%s: %v, %v, %v", what, replicas, isKnown, err)
 		}
+	}
+}
+
+// join makes a further node of a cluster that runs: it is in the table of the nodes, has no replica, and is not in the
+// list of any other node.
+func (c *testCluster) join(name string) *testNode {
+	c.t.Helper()
+	first := c.nodes[0].running()
+	n := &testNode{cluster: c, name: name, hasJoined: true, dir: filepath.Join(c.t.TempDir(), "data")}
+	var err error
+	if n.outputs, err = outputs.Open(c.t.TempDir()); err != nil {
+		c.t.Fatal(err)
+	}
+	f, id, err := openFolder(vfs.OS{}, n.dir, name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	id.Cluster, id.Partitions, id.Base, id.Opened, id.Replicas = first.identity.Cluster, c.partitions, first.identity.Base, true, []int{}
+	id.Members = append(slices.Clone(first.identity.Members), memberName{name, id.ID})
+	id.setLevel(first.Level())
+	if err := errors.Join(f.writeIdentity(id), f.close()); err != nil {
+		c.t.Fatal(err)
+	}
+	c.changeTable(func(t *nodeTable) {
+		joined := t.addNode(id.ID)
+		joined.Address, joined.State = name, nodeJoining
+	})
+	c.nodes = append(c.nodes, n)
+	n.start()
+	return n
+}
+
+// TestNodeThatNoListHas: a node of the table alone hears the leaders, and is told of the next ones.
+func TestNodeThatNoListHas(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, 3, 2)
+	c.each((*testNode).start)
+	c.mustSubmit(0, 1)
+	n := c.join("n4")
+	for p := range 2 {
+		lost, _ := c.awaitLeaderKnown(p)
+		lost.close()
+		c.awaitLeaderKnown(p)
+		lost.start()
+	}
+	n.close()
+	n.start()
+	for p := range 2 {
+		c.awaitLeaderKnown(p)
+	}
+	for _, other := range c.nodes {
+		testenv.EventuallyWithin(t, patience, other.name+" knows four nodes", func() bool { return len(other.running().Nodes()) == 4 })
 	}
 }

@@ -70,6 +70,7 @@ type testNode struct {
 	credentials *clustertls.Credentials
 
 	replace          bool // see Config
+	hasJoined        bool // after the others, whose lists lack it
 	level            *int // the highest level of an older program; nil for this one
 	afterRestoreStep func(partition, step int) error
 
@@ -231,8 +232,11 @@ func (n *testNode) config() Config {
 	if slices.Index(c.nodes, n) >= len(c.nodes)-c.reluctant {
 		log.Heartbeat, log.Election, log.TransferStall = 5*log.Heartbeat, 5*log.Election, 5*log.TransferStall
 	}
+	list := slices.DeleteFunc(c.list(), func(node NodeAddress) bool {
+		return node.Name != n.name && slices.ContainsFunc(c.nodes, func(other *testNode) bool { return other.name == node.Name && other.hasJoined })
+	})
 	config := Config{
-		Name: n.name, Nodes: c.list(), Partitions: c.partitions, Dir: n.dir, Replace: n.replace, RemovalSilence: c.removalSilence,
+		Name: n.name, Nodes: list, Partitions: c.partitions, Dir: n.dir, Replace: n.replace, RemovalSilence: c.removalSilence,
 		WorkersHeard: func(raftlog.NodeID) (at time.Time) {
 			if c.areWorkersHeard.Load() {
 				at = time.Now()
